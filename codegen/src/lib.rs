@@ -1,0 +1,1 @@
+//! Code generation: a Program in, an executable out.

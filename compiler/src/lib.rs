@@ -1,0 +1,1 @@
+//! The mlc compiler: a spec in, a Program out.
