@@ -1,1 +1,3 @@
 //! The runtime of a training binary.
+
+pub mod abi;

@@ -1,0 +1,377 @@
+//! What a training binary's generated part and its runtime agree on.
+//!
+//! Three things cross this border:
+//! * [`ProgramTable`], a static C struct that the linked objects define and the generated `main` hands to
+//!   [`mlc_runtime_main`](crate::mlc_runtime_main). It points at the entries' step functions and at the JSON text of
+//!   [`ProgramInfo`].
+//! * [`ProgramInfo`], everything the runtime must know about the model as data: memory spaces, persistent tensors,
+//!   inputs, outputs, run-time scalars, the op table, and the defaults of the run.
+//! * the calling conventions [`EntryFn`], [`KernelFn`] and [`LaunchFn`].
+//!
+//! `mlc-codegen` uses this module and nothing else of this package.
+
+use serde::{Deserialize, Serialize};
+
+/// Bumped whenever a layout or convention in this module changes.
+pub const ABI_VERSION: u32 = 1;
+
+/// One kernel: computes tiles `tile_begin..tile_end` of its launch.
+///
+/// `buffers[i]` is the base address of the i-th buffer of the launch, already moved by loop variables. `scalars[i]` is
+/// the i-th scalar argument. `scratch` is this thread's scratch memory, [`ProgramInfo::scratch_bytes`] long and aligned
+/// to 64 bytes; its contents are undefined at entry. Tiles are independent: any partition of `0..tiles` gives the same
+/// bits.
+pub type KernelFn = unsafe extern "C" fn(
+    buffers: *const *mut u8,
+    scalars: *const i64,
+    tile_begin: i64,
+    tile_end: i64,
+    scratch: *mut u8,
+);
+
+/// Runs one kernel launch to completion over `0..tiles`, on all threads of the rank.
+///
+/// `op` indexes [`ProgramInfo::ops`]; watchdog, profile and errors read it.
+pub type LaunchFn = unsafe extern "C" fn(
+    ctx: *const StepContext,
+    op: u32,
+    kernel: KernelFn,
+    buffers: *const *mut u8,
+    scalars: *const i64,
+    tiles: i64,
+);
+
+/// One entry (`train`, `eval`, `logits`): launches its kernels in order and returns.
+pub type EntryFn = unsafe extern "C" fn(ctx: *const StepContext);
+
+/// What a step function sees of its rank. The runtime owns it; one per rank, so that several ranks can live in one
+/// process.
+#[repr(C)]
+pub struct StepContext {
+    /// Base address of each memory space, in the order of [`ProgramInfo::spaces`].
+    pub spaces: *const *mut u8,
+    /// Called for every kernel launch.
+    pub launch: LaunchFn,
+    /// The runtime's own state; generated code passes it through untouched.
+    pub runtime: *mut core::ffi::c_void,
+}
+
+/// The root of a training binary, emitted as a constant by codegen.
+#[repr(C)]
+pub struct ProgramTable {
+    /// Must equal [`ABI_VERSION`].
+    pub abi_version: u32,
+    /// Number of `entries`, equal to the length of [`ProgramInfo::entries`] and in its order.
+    pub n_entries: u32,
+    /// The step functions.
+    pub entries: *const EntryFn,
+    /// UTF-8 JSON of [`ProgramInfo`], not zero-terminated.
+    pub info: *const u8,
+    /// Length of `info` in bytes.
+    pub info_len: u64,
+}
+
+// SAFETY: the table and everything it points at is constant data of the executable.
+unsafe impl Sync for ProgramTable {}
+
+/// Element type of a buffer in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DType {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary64; used for run-time scalars and schedules.
+    F64,
+    /// bfloat16.
+    Bf16,
+    /// Signed 32-bit integer: token ids and positions.
+    I32,
+    /// Signed 64-bit integer: step counters.
+    I64,
+    /// One byte, 0 or 1.
+    Bool,
+}
+
+impl DType {
+    /// Size of one element in bytes.
+    pub const fn bytes(self) -> u64 {
+        match self {
+            DType::Bool => 1,
+            DType::Bf16 => 2,
+            DType::F32 | DType::I32 => 4,
+            DType::F64 | DType::I64 => 8,
+        }
+    }
+}
+
+/// A memory space: one allocation per class at start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SpaceInfo {
+    /// `device` or `host`.
+    pub name: String,
+    /// Exact size of the arena.
+    pub bytes: u64,
+}
+
+/// Where a buffer lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Index into [`ProgramInfo::spaces`].
+    pub space: u32,
+    /// Byte offset in the space.
+    pub offset: u64,
+}
+
+/// One executable entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EntryInfo {
+    /// `train`, `eval` or `logits`.
+    pub name: String,
+    /// Sequences per call. For `train` this is the whole batch of a step (all microbatches).
+    pub batch: u64,
+    /// Tokens per sequence.
+    pub seq: u64,
+    /// Buffers the runtime fills before the call.
+    pub inputs: Vec<InputInfo>,
+    /// Buffers the runtime reads after the call.
+    pub outputs: Vec<OutputInfo>,
+    /// Floating point operations of one call, counted from the matrix products of the emitted program.
+    pub flops: u64,
+}
+
+/// An input of an entry. Tensors are row-major in `shape`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InputInfo {
+    /// Name in the spec (`tokens`, `targets`), or `position` for the entry `logits`.
+    pub name: String,
+    /// Where it comes from.
+    pub source: InputSource,
+    /// Element type; ids are [`DType::I32`].
+    pub dtype: DType,
+    /// Size of each axis.
+    pub shape: Vec<u64>,
+    /// Ids must lie in `0..bound`; 0 when unbounded.
+    pub bound: u64,
+    /// The buffer.
+    pub place: Place,
+}
+
+/// What the runtime puts into an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InputSource {
+    /// Token `i` of each window, shape `[batch, seq]`.
+    Tokens,
+    /// Token `i + 1` of each window, shape `[batch, seq]`.
+    Targets,
+    /// The position whose logits are wanted, shape `[]`; entry `logits` only.
+    Position,
+}
+
+/// An output of an entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutputInfo {
+    /// `loss` (mean over the weight), `loss_sum`, `loss_weight`, `grad_norm`, `lr`, `logits`, or an auxiliary loss's name.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Size of each axis; empty for a scalar.
+    pub shape: Vec<u64>,
+    /// The buffer.
+    pub place: Place,
+}
+
+/// A run-time scalar the step reads from memory: a key that changes without a rebuild, or the step counter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScalarInfo {
+    /// The spec key (`train.optimizer.lr`, `train.schedule.warmup`, …), or `step` (0-based index of the step about to
+    /// run, written by the runtime before each call).
+    pub key: String,
+    /// Always [`DType::F64`].
+    pub dtype: DType,
+    /// Value in the spec.
+    pub default: f64,
+    /// The 8-byte slot.
+    pub place: Place,
+}
+
+/// A tensor that lives from start to end: a parameter or one of its optimizer states.
+///
+/// A parameter inside a `repeat` is one buffer with the repeat's axis outermost; each layer's slice is its own logical
+/// tensor. The buffer is row-major in `[layers] + shape`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorInfo {
+    /// Logical path: `embed`, or `layer.{i}.attn.wq` where `{i}` runs over `layers`. Optimizer states append `.m`, `.v`.
+    pub path: String,
+    /// What it is.
+    pub role: TensorRole,
+    /// Trip count of the enclosing repeat, or `None` outside one.
+    pub layers: Option<u64>,
+    /// Axis names of one logical tensor.
+    pub axes: Vec<String>,
+    /// Axis sizes of one logical tensor.
+    pub shape: Vec<u64>,
+    /// Element type at rest.
+    pub dtype: DType,
+    /// First value of every element.
+    pub init: Init,
+    /// The buffer.
+    pub place: Place,
+    /// Spec line that declares it, `file:line`.
+    pub line: String,
+}
+
+/// Role of a persistent tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TensorRole {
+    /// A model parameter.
+    Param,
+    /// Optimizer state of the named kind (`m`, `v`, `momentum`).
+    State(String),
+}
+
+/// How a tensor's elements are first set: a pure function of (seed, logical path per layer, logical index), hence the
+/// same on any mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// Every element is this value.
+    Constant(f64),
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
+    /// Uniform on `[low, high)`.
+    Uniform {
+        /// Lower bound.
+        low: f64,
+        /// Upper bound.
+        high: f64,
+    },
+}
+
+/// A line of the op table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OpInfo {
+    /// Block path, `layer.attn` or `layer.attn.grad`.
+    pub path: String,
+    /// Kernel name.
+    pub kernel: String,
+    /// Spec line, `file:line`.
+    pub line: String,
+    /// Bytes read and written by one launch.
+    pub bytes: u64,
+    /// Floating point operations of one launch.
+    pub flops: u64,
+    /// Stream index.
+    pub stream: u32,
+}
+
+/// One two-way table of external weight names, in the order of the spec.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NameTable {
+    /// Name of the table (`hf`).
+    pub name: String,
+    /// One entry per logical tensor (repeats expanded).
+    pub rows: Vec<NameRow>,
+}
+
+/// One weight's external name and layout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NameRow {
+    /// Logical name with the layer index filled in.
+    pub logical: String,
+    /// External tensor name.
+    pub external: String,
+    /// For every external axis, the logical axes (by position) it is made of, major first; axes of size 1 apart, the
+    /// concatenation is a permutation of the logical axes. Empty means the same layout.
+    pub axes: Vec<Vec<usize>>,
+}
+
+/// What the run does unless a run-time key says otherwise; from the spec's `train` section.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// Steps of the whole training, also the schedule's horizon.
+    pub steps: u64,
+    /// Seed of initialisation and sampling.
+    pub seed: u64,
+    /// Training data, `None` when the command line must give it.
+    pub data: Option<DataInfo>,
+    /// Held-out data.
+    pub eval_data: Option<DataInfo>,
+    /// Evaluate every this many steps; 0 = never.
+    pub eval_every: u64,
+    /// Batches per evaluation.
+    pub eval_batches: u64,
+    /// Save every this many steps; 0 = only at the end.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept besides those of `checkpoint_keep_every`; 0 = all.
+    pub checkpoint_keep: u64,
+    /// Checkpoints at multiples of this step are kept for good; 0 = none.
+    pub checkpoint_keep_every: u64,
+    /// Checkpoint folder.
+    pub checkpoint_dir: String,
+    /// Print a step line every this many steps.
+    pub log_every: u64,
+}
+
+/// A data source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum DataInfo {
+    /// Any file read as bytes, one token a byte (vocab ≥ 256).
+    Bytes {
+        /// File path or glob.
+        path: String,
+    },
+    /// Token shards: u16 or u32 little-endian, with an llm.c header (256 × i32; magic 20240520 = u16, 20240801 = u32)
+    /// or headerless.
+    Tokens {
+        /// File path or glob.
+        path: String,
+        /// Bytes per token for headerless files: 2 or 4.
+        width: u32,
+        /// `true`: the file is fixed records of seq + 1 tokens, replayed in order; `false`: one stream, windows drawn
+        /// by (seed, step).
+        records: bool,
+    },
+    /// Pseudo-random ids from (seed, step).
+    Synthetic,
+}
+
+/// Everything the runtime knows about a model. Stored in the binary as JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProgramInfo {
+    /// Model name.
+    pub model: String,
+    /// blake3 of the program, in hex: ranks compare it, checkpoints record it.
+    pub fingerprint: String,
+    /// The canonical expanded spec.
+    pub spec: String,
+    /// CPU features the kernels need, by their /proc/cpuinfo names (`avx2`, `fma`, `avx512f`, …).
+    pub cpu_features: Vec<String>,
+    /// Memory spaces.
+    pub spaces: Vec<SpaceInfo>,
+    /// Scratch per thread in bytes, the largest any kernel asks for.
+    pub scratch_bytes: u64,
+    /// Entries, in the order of [`ProgramTable::entries`].
+    pub entries: Vec<EntryInfo>,
+    /// Run-time scalars.
+    pub scalars: Vec<ScalarInfo>,
+    /// Parameters and optimizer states.
+    pub tensors: Vec<TensorInfo>,
+    /// Op table.
+    pub ops: Vec<OpInfo>,
+    /// External weight names.
+    pub names: Vec<NameTable>,
+    /// Vocabulary size when `tokens` is an id input; 0 otherwise.
+    pub vocab: u64,
+    /// Defaults of the run.
+    pub run: RunInfo,
+    /// Keys fixed at build time with their values, to answer who tries to change one.
+    pub baked: Vec<(String, String)>,
+    /// Command that builds this binary, to which `--set key=value` is appended in such an answer.
+    pub rebuild: String,
+}
