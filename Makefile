@@ -1,0 +1,33 @@
+# The whole project in six words. `make demo` and `make test` do all set-up themselves on a Debian or Ubuntu machine with Rust.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench fuzz dist
+
+help:
+	@echo "make setup   install what building needs: LLVM 22 and friends from the distribution (done by the others too)"
+	@echo "make demo    compile a small Llama into one binary, train it on real text, generate from it"
+	@echo "make test    formatting, lints and every test: what CI runs"
+	@echo "make bench   time a training step beside PyTorch"
+	@echo "make fuzz    random graphs through every backend, until interrupted"
+	@echo "make dist    one tarball that builds specs on a machine without Rust or LLVM"
+
+setup:
+	@.ci/setup
+
+demo: setup
+	@examples/demo/run.sh
+
+test: setup
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@.ci/test
+
+bench: setup
+	@tests/bench/run.sh
+
+fuzz: setup
+	@tests/fuzz/run.sh
+
+dist: setup
+	@.ci/dist
