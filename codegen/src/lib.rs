@@ -1,1 +1,3 @@
-//! Code generation: a Program in, an executable out.
+//! Code generation: a [`Program`](program::Program) in, one executable out.
+
+pub mod program;
