@@ -1,0 +1,124 @@
+"""The weights and tokens that mlc and PyTorch both start from, made without PyTorch.
+
+usage: inputs.py DIR [t2] [gqa]      writes DIR/MODEL.safetensors (f32) and DIR/MODEL.bin (u16 tokens)
+
+Weights carry mlc's logical names and lie in declared axis order: `wq[d -> kv, group, hd]` is stored [d, kv, group, hd], the
+transpose of a PyTorch Linear. Tokens are fixed records of seq + 1 ids, little-endian u16, no header; a step of `batch` sequences
+takes the next `batch` records, and starts over at the end of the file.
+"""
+import math
+import sys
+
+import numpy as np
+
+MODELS = {
+    # Llama with 15 M parameters: interleaved rotary pairs, tied head, every parameter decayed, one batch trained again and again.
+    "t2": dict(
+        layers=6, d=288, kv=6, group=1, hd=48, ff=768, vocab=32000, seq=256, batch=8, records=8,
+        pairs="interleaved", tied=True, theta=1e4, eps=1e-5, steps=10,
+        lr=1e-3, betas=(0.9, 0.95), adam_eps=1e-8, decay=0.1, decay_norms=True, clip=None, warmup=0, lr_end=1e-3,
+    ),
+    # Grouped-query Llama: half pairs, own head, norms not decayed, clipping, warmup and cosine; every step sees new tokens.
+    "gqa": dict(
+        layers=2, d=64, kv=2, group=2, hd=16, ff=160, vocab=256, seq=32, batch=4, records=400,
+        pairs="half", tied=False, theta=1e4, eps=1e-5, steps=100,
+        lr=3e-3, betas=(0.9, 0.95), adam_eps=1e-8, decay=0.1, decay_norms=False, clip=1.0, warmup=10, lr_end=3e-4,
+    ),
+}
+
+
+def parameters(c):
+    """[(logical name, shape)] in the order in which the weights are drawn."""
+    d, ff, heads = c["d"], c["ff"], [c["kv"], c["group"], c["hd"]]
+    if c["group"] == 1:
+        heads = [c["kv"], c["hd"]]
+    kv_heads = [c["kv"], c["hd"]]
+    table = [("embed", [c["vocab"], d])]
+    for i in range(c["layers"]):
+        p = f"layer.{i}."
+        table += [
+            (p + "norm1.w", [d]), (p + "attn.wq", [d, *heads]), (p + "attn.wk", [d, *kv_heads]),
+            (p + "attn.wv", [d, *kv_heads]), (p + "attn.wo", [*heads, d]), (p + "norm2.w", [d]),
+            (p + "mlp.gate", [d, ff]), (p + "mlp.down", [ff, d]), (p + "mlp.up", [d, ff]),
+        ]
+    table += [("norm.w", [d])]
+    if not c["tied"]:
+        table += [("head", [d, c["vocab"]])]
+    return table
+
+
+def t2(c):
+    """Normal weights and uniform tokens from one PCG64 stream, each matrix drawn as [out, in] and then transposed.
+
+    These are the weights behind published ten-step losses of this workload, hence the layout they are drawn in.
+    """
+    rng = np.random.Generator(np.random.PCG64(2))
+    weights = {}
+    for name, shape in parameters(c):
+        if name.endswith(".w"):
+            weights[name] = np.ones(shape, np.float32)
+            continue
+        is_output = name.endswith((".wo", ".down"))
+        std = np.float32(0.02 / math.sqrt(2 * c["layers"]) if is_output else 0.02)
+        if name == "embed":
+            weights[name] = rng.standard_normal(shape, dtype=np.float32) * std
+        else:
+            inputs = c["ff"] if name.endswith(".down") else c["d"]
+            out_in = rng.standard_normal((math.prod(shape) // inputs, inputs), dtype=np.float32) * std
+            weights[name] = np.ascontiguousarray(out_in.T).reshape(shape)
+    tokens = rng.integers(0, c["vocab"], size=(c["records"], c["seq"] + 1), dtype=np.int64)
+    return weights, tokens
+
+
+def splitmix64(seed, n):
+    """The first n outputs of SplitMix64 (Steele, Lea, Flood 2014) started at `seed`, as u64."""
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def gqa(c):
+    """Uniform weights on a dyadic grid, so that any language makes the same f32 bits, and tokens with two bits of surprise each.
+
+    A weight is (u - 2^23) * 2^-23 * 2^-5 with u the top 24 bits of its own SplitMix64 output (standard deviation 0.018); output
+    projections are halved, norm gains are 1 plus that, rounded once. A token is 5 * previous + 17 + (0..3) modulo 256.
+    """
+    table = parameters(c)
+    total = sum(math.prod(shape) for _, shape in table)
+    draws = splitmix64(20, total) >> np.uint64(40)
+    uniform = ((draws.astype(np.int64) - 2**23).astype(np.float64) * 2.0**-28).astype(np.float32)
+    weights, at = {}, 0
+    for name, shape in table:
+        n = math.prod(shape)
+        w = uniform[at : at + n].reshape(shape)
+        at += n
+        if name.endswith(".w"):
+            w = np.float32(1) + w
+        elif name.endswith((".wo", ".down")):
+            w = w * np.float32(0.5)
+        weights[name] = np.ascontiguousarray(w)
+    draws = splitmix64(21, c["records"] * (c["seq"] + 1)).reshape(c["records"], c["seq"] + 1)
+    tokens = np.zeros(draws.shape, np.int64)
+    tokens[:, 0] = draws[:, 0] & np.uint64(255)
+    for j in range(c["seq"]):
+        tokens[:, j + 1] = (5 * tokens[:, j] + 17 + (draws[:, j + 1] & np.uint64(3)).astype(np.int64)) % c["vocab"]
+    return weights, tokens
+
+
+MAKERS = {"t2": t2, "gqa": gqa}
+
+
+def write(name, directory):
+    from safetensors.numpy import save_file
+
+    weights, tokens = MAKERS[name](MODELS[name])
+    save_file(weights, f"{directory}/{name}.safetensors")
+    tokens.astype("<u2").tofile(f"{directory}/{name}.bin")
+    print(name, sum(w.size for w in weights.values()), "parameters,", tokens.size, "tokens")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[2:] or MODELS:
+        write(name, sys.argv[1])

@@ -1,0 +1,75 @@
+"""Records what PyTorch computes, with the versions that computed it.
+
+usage: record.py [t2] [gqa]      writes recorded/MODEL.json beside this file
+
+Losses are means in nats before each update, gradient norms are before clipping; both to full precision. Each run is a process of
+its own, because the number of threads is fixed when the libraries load.
+"""
+import json
+import os
+import platform
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+# (dtype, threads, attention, instruction set). The f32 runs of one model differ in nothing but the order and fusing of their
+# roundings, so their distance from f64 is what a correct f32 training step may be off by.
+RUNS = {
+    "t2": [("f64", 2, "fused", "native"), ("f32", 1, "fused", "native"), ("f32", 2, "fused", "native")],
+    "gqa": [
+        ("f64", 1, "fused", "native"), ("f64", 2, "fused", "native"),
+        ("f32", 1, "fused", "native"), ("f32", 2, "fused", "native"),
+        ("f32", 2, "math", "native"), ("f32", 2, "fused", "avx2"), ("f32", 2, "math", "avx2"),
+    ],
+}
+
+
+def train(name, dtype, threads, attention, isa):
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    import torch_llama
+
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    backends = [SDPBackend.MATH] if attention == "math" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(backends):
+        model = torch_llama.Llama(name, dict(f32=torch.float32, f64=torch.float64)[dtype])
+        pairs = [model.step() for _ in range(model.c["steps"])]
+    run = dict(dtype=dtype, threads=threads, attention=attention, isa=isa)
+    print(json.dumps(dict(**run, loss=[p[0] for p in pairs], grad_norm=[p[1] for p in pairs])))
+
+
+def versions():
+    import numpy
+    import torch
+
+    return dict(
+        torch=torch.__version__, numpy=numpy.__version__, python=platform.python_version(),
+        cpu=torch.backends.cpu.get_cpu_capability(), platform=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def record(name):
+    runs = []
+    for dtype, threads, attention, isa in RUNS[name]:
+        env = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), CUDA_VISIBLE_DEVICES="")
+        if isa == "avx2":
+            env.update(ATEN_CPU_CAPABILITY="avx2", MKL_ENABLE_INSTRUCTIONS="AVX2", ONEDNN_MAX_CPU_ISA="AVX2")
+        command = [sys.executable, __file__, "--train", name, dtype, str(threads), attention, isa]
+        runs.append(json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout))
+        print(name, dtype, threads, "threads", attention, isa, "loss", runs[-1]["loss"][0], "...", runs[-1]["loss"][-1])
+    import inputs
+
+    path = f"{HERE}/recorded/{name}.json"
+    with open(path, "w") as out:
+        json.dump(dict(model=name, versions=versions(), settings=inputs.MODELS[name], runs=runs), out, indent=1)
+        out.write("\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--train"]:
+        train(sys.argv[2], sys.argv[3], int(sys.argv[4]), *sys.argv[5:7])
+    else:
+        for name in sys.argv[1:] or RUNS:
+            record(name)
