@@ -1,1 +1,3 @@
 //! The mlc compiler: a spec in, a Program out.
+
+pub mod graph;
