@@ -5,3 +5,4 @@ pub use mlc_runtime::abi;
 
 pub mod kir;
 pub mod program;
+pub mod target;

@@ -32,6 +32,7 @@
 //! ```
 
 mod builder;
+mod print;
 mod renumber;
 
 use std::fmt;
@@ -39,6 +40,7 @@ use std::fmt;
 use mlc_runtime::abi::DType;
 
 pub use builder::Builder;
+pub use print::dtype_name;
 
 /// Most lanes a vector may have.
 pub const MAX_LANES: u32 = 128;
