@@ -1,3 +1,4 @@
 //! The mlc compiler: a spec in, a Program out.
 
 pub mod graph;
+pub mod spec;

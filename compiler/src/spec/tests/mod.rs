@@ -1,0 +1,4 @@
+//! Tests of the front end, grouped by file.
+
+mod parse;
+mod samples;
