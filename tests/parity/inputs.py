@@ -1,6 +1,7 @@
 """The weights and tokens that mlc and PyTorch both start from, made without PyTorch.
 
-usage: inputs.py DIR [t2] [gqa]      writes DIR/MODEL.safetensors (f32) and DIR/MODEL.bin (u16 tokens)
+usage: inputs.py DIR [t2] [gqa]           writes DIR/MODEL.safetensors (f32) and DIR/MODEL.bin (u16 tokens)
+       inputs.py --checksum [t2] [gqa]    prints blake3 over names, values and tokens (needs the package blake3)
 
 Weights carry mlc's logical names and lie in declared axis order: `wq[d -> kv, group, hd]` is stored [d, kv, group, hd], the
 transpose of a PyTorch Linear. Tokens are fixed records of seq + 1 ids, little-endian u16, no header; a step of `batch` sequences
@@ -119,6 +120,18 @@ def write(name, directory):
     print(name, sum(w.size for w in weights.values()), "parameters,", tokens.size, "tokens")
 
 
+def checksum(name):
+    import blake3
+
+    weights, tokens = MAKERS[name](MODELS[name])
+    hasher = blake3.blake3()
+    for key in sorted(weights):
+        hasher.update(key.encode())
+        hasher.update(weights[key].astype("<f4").tobytes())
+    hasher.update(tokens.astype("<u2").tobytes())
+    print(name, hasher.hexdigest())
+
+
 if __name__ == "__main__":
     for name in sys.argv[2:] or MODELS:
-        write(name, sys.argv[1])
+        checksum(name) if sys.argv[1] == "--checksum" else write(name, sys.argv[1])
