@@ -1,6 +1,7 @@
 //! The spec language: text in, a checked [`checked::Spec`] or a list of [`Diagnostic`]s out.
 
 pub mod ast;
+pub mod checked;
 pub mod codes;
 pub mod diagnostic;
 pub mod parse;

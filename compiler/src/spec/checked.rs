@@ -1,0 +1,896 @@
+//! The checked spec: what the graph is built from. Every name is resolved, every expression has a type, every default is
+//! filled in, every size is a number.
+//!
+//! How to walk it: [`Model::body`] is a list of statements in order; a `let` defines a [`ValueId`], later expressions
+//! refer to it by [`ExprKind::Value`]. A call of a block is [`ExprKind::Call`] and carries its own instance of the body
+//! with axes and constants put in, so generic blocks need no further work; a `repeat` is one [`ExprKind::Repeat`] with
+//! one instance for all iterations. Value ids are unique in the model, across all instances, so one table suffices.
+//! Bodies are closed: inside an instance only its own arguments, its own parameters and constants occur.
+
+use super::source::Span;
+
+/// Everything known about a run.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// The model to train.
+    pub model: Model,
+    /// How to train it; `None` if a model was checked alone.
+    pub train: Option<Train>,
+    /// The machine.
+    pub target: Target,
+}
+
+// ---- types of tensors ----------------------------------------------------------------------------------------------
+
+/// A named tensor axis with its size.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Axis {
+    /// Its name.
+    pub name: String,
+    /// Number of elements, ≥ 1.
+    pub size: u64,
+}
+
+/// What the elements are. Widths are decided later by `precision`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Elem {
+    /// Real numbers.
+    Real,
+    /// Whole numbers: positions, ids.
+    Int,
+    /// Conditions.
+    Bool,
+}
+
+/// The type of an expression. The order of axes is the order of first appearance and carries no meaning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Type {
+    /// What the elements are.
+    pub elem: Elem,
+    /// Axes; empty for a scalar.
+    pub axes: Vec<Axis>,
+}
+
+// ---- the model -----------------------------------------------------------------------------------------------------
+
+/// A model with all sizes known.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Its name.
+    pub name: String,
+    /// Sizes in order of declaration.
+    pub sizes: Vec<Size>,
+    /// Constants in order of declaration.
+    pub consts: Vec<Const>,
+    /// Inputs in order of declaration.
+    pub inputs: Vec<Input>,
+    /// All parameters, in order of first use in the text walked depth first; [`ParamId`] indexes this list. One entry
+    /// stands for all iterations of the repeats around it.
+    pub params: Vec<Param>,
+    /// Statements of the model in order. Nothing is returned; the loss stands apart.
+    pub body: Vec<Statement>,
+    /// The loss. Its expressions follow the last statement of the body.
+    pub loss: Loss,
+    /// Name tables.
+    pub names: Vec<NameTable>,
+    /// Number of values; ids are below it.
+    pub n_values: u32,
+    /// Recognisers turned off by `lower { attention = reference }`, such as `attention`.
+    pub lower_reference: Vec<String>,
+    /// `model Name`.
+    pub span: Span,
+}
+
+/// A size.
+#[derive(Clone, Debug)]
+pub struct Size {
+    /// Its name; also the name of the tensor axis of that size.
+    pub name: String,
+    /// Its value. For a size given by the run, see [`Size::by_run`].
+    pub value: u64,
+    /// True if declared `= run`. `batch` is then the number of sequences processed at once (one microbatch, summed over
+    /// the data shards), `seq` the tokens per sequence; without a run both are placeholders.
+    pub by_run: bool,
+    /// Where its value was written: the declaration, a `with`, or a `--set`.
+    pub origin: Span,
+    /// Its declaration.
+    pub span: Span,
+}
+
+/// A constant.
+#[derive(Clone, Debug)]
+pub struct Const {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: f64,
+    /// Where its value was written.
+    pub origin: Span,
+    /// Its declaration.
+    pub span: Span,
+}
+
+/// An input, filled from data.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Its name: `tokens`, `targets`, `weight`, …
+    pub name: String,
+    /// Its value.
+    pub value: ValueId,
+    /// Its type.
+    pub ty: Type,
+    /// Exclusive upper bound of ids; `None` for other inputs.
+    pub bound: Option<u64>,
+    /// Its declaration.
+    pub span: Span,
+}
+
+/// Index of a value of the model, dense from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ValueId(pub u32);
+
+/// Index into [`Model::params`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ParamId(pub u32);
+
+/// A repeat around a parameter or value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepeatDim {
+    /// The placeholder in paths: `i` for the outermost repeat, then `j`, `k`, …
+    pub variable: String,
+    /// The stacked axis; its name is the size named in the brackets, its size the number of iterations.
+    pub axis: Axis,
+}
+
+/// A parameter.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// Logical path: `embed`, or `layer.{i}.attn.wq` under a repeat.
+    pub path: String,
+    /// Repeats around it, outermost first. The tensor is stacked over these axes.
+    pub repeats: Vec<RepeatDim>,
+    /// Axes before the arrow: what a `dot` with it usually sums over. All axes if there was no arrow.
+    pub inputs: Vec<Axis>,
+    /// Axes after the arrow.
+    pub outputs: Vec<Axis>,
+    /// First value.
+    pub init: Init,
+    /// Its declaration.
+    pub span: Span,
+}
+
+/// First value of a parameter; random ones are keyed by (seed, path per iteration, logical index).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Every element is this value.
+    Constant(f64),
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
+    /// Uniform on [low, high).
+    Uniform {
+        /// Lower bound.
+        low: f64,
+        /// Upper bound.
+        high: f64,
+    },
+}
+
+/// A statement of a body.
+#[derive(Clone, Debug)]
+pub enum Statement {
+    /// Defines a value.
+    Let(Let),
+    /// Adds to the loss.
+    Aux(Aux),
+}
+
+/// `h = x + y role residual`
+#[derive(Clone, Debug)]
+pub struct Let {
+    /// The value it defines.
+    pub value: ValueId,
+    /// Its name as written.
+    pub name: String,
+    /// Its logical path: `layer.{i}.h`.
+    pub path: String,
+    /// What it is. Its type has the annotated axes in the annotated order if there is an annotation.
+    pub expr: Expr,
+    /// Its role.
+    pub role: Option<String>,
+    /// The name.
+    pub span: Span,
+}
+
+/// `aux balance = …`: a scalar that adds to the loss and is logged by name.
+#[derive(Clone, Debug)]
+pub struct Aux {
+    /// Its path: `layer.{i}.mlp.balance`.
+    pub path: String,
+    /// A real scalar.
+    pub expr: Expr,
+    /// The name.
+    pub span: Span,
+}
+
+/// The loss: Σ over `axes` of `value·weight`, divided by Σ over `axes` of `weight` (or by the number of elements).
+#[derive(Clone, Debug)]
+pub struct Loss {
+    /// The axes averaged over; exactly the axes of `value`.
+    pub axes: Vec<Axis>,
+    /// The loss of one element.
+    pub value: Expr,
+    /// Its weight, with a subset of the axes; `None` is 1.
+    pub weight: Option<Expr>,
+    /// The statement.
+    pub span: Span,
+}
+
+/// One use of a block with everything put in.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// The block's name.
+    pub block: String,
+    /// Logical path, `layer.{i}.attn`.
+    pub path: String,
+    /// Its tensor arguments in order of declaration; constants are already in the body.
+    pub args: Vec<InstanceArg>,
+    /// Statements in order.
+    pub body: Vec<Statement>,
+    /// The value of the block.
+    pub result: Expr,
+    /// Role of the result.
+    pub role: Option<String>,
+    /// The block's declaration.
+    pub span: Span,
+}
+
+/// A tensor argument of an instance.
+#[derive(Clone, Debug)]
+pub struct InstanceArg {
+    /// The value it is inside the body.
+    pub value: ValueId,
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub ty: Type,
+    /// Its declaration.
+    pub span: Span,
+}
+
+/// `repeat[layers](Layer@layer, x, …)`: `carry ← body(carry, invariants…)`, `axis.size` times.
+#[derive(Clone, Debug)]
+pub struct Repeat {
+    /// The stacked axis: name and number of iterations.
+    pub dim: RepeatDim,
+    /// One instance for all iterations. `body.args[0]` is the carry; the others are the same in every iteration.
+    pub body: Box<Instance>,
+    /// Initial carry.
+    pub init: Box<Expr>,
+    /// What is passed for `body.args[1..]`.
+    pub invariants: Vec<Expr>,
+    /// Constants that differ per iteration, each with one entry per iteration; [`ExprKind::PerIteration`] refers to them.
+    pub cycled: Vec<Cycled>,
+    /// Iterations to lay out in a row; 1 is a plain loop.
+    pub unroll: u64,
+}
+
+/// A constant with a value for each iteration.
+#[derive(Clone, Debug)]
+pub struct Cycled {
+    /// The scalar it is inside the body.
+    pub value: ValueId,
+    /// The argument's name.
+    pub name: String,
+    /// One value per iteration; `none` is +∞.
+    pub values: Vec<f64>,
+    /// Where the list was written.
+    pub span: Span,
+}
+
+/// A typed expression with its place.
+#[derive(Clone, Debug)]
+pub struct Expr {
+    /// What it computes.
+    pub kind: ExprKind,
+    /// Type of the result.
+    pub ty: Type,
+    /// Where it stands; every op made from it carries this line.
+    pub span: Span,
+}
+
+/// Forms of an expression. Element-wise forms broadcast by name: operands may lack axes of the result, and a union of
+/// axes occurs only where the text annotated it.
+#[derive(Clone, Debug)]
+pub enum ExprKind {
+    /// A scalar constant; of type `Int` only beside integers. Sizes and constants are already folded in. May be ±∞.
+    Const(f64),
+    /// An input, an argument, a `let`, or a per-iteration constant.
+    Value(ValueId),
+    /// A parameter, for the current iteration of the repeats around it.
+    Param(ParamId),
+    /// `index[axis]`: position along the only axis of the type; `Int`.
+    Index,
+    /// Int to Real.
+    ToReal(Box<Expr>),
+    /// An element-wise function.
+    Unary(UnaryOp, Box<Expr>),
+    /// An element-wise function of two operands of one element type.
+    Binary(BinaryOp, Box<Expr>, Box<Expr>),
+    /// A comparison; Bool.
+    Compare(CompareOp, Box<Expr>, Box<Expr>),
+    /// `where(condition, x, y)`
+    Where(Box<Expr>, Box<Expr>, Box<Expr>),
+    /// `x as [from: to]`; sizes stay.
+    Rename(Box<Expr>, Vec<(String, String)>),
+    /// `sum[axes](x)`, `mean[axes](x)`, `max[axes](x)`, `min[axes](x)`
+    Reduce(ReduceOp, Vec<Axis>, Box<Expr>),
+    /// `softmax[axis](x)`; a row of −∞ gives 0.
+    Softmax(Axis, Box<Expr>),
+    /// `dot[axes](x, y)`: axes of both that are not summed are shared.
+    Dot(Vec<Axis>, Box<Expr>, Box<Expr>),
+    /// `gather[axis](table, ids)`
+    Gather {
+        /// The looked-up axis of the table.
+        axis: Axis,
+        /// The table.
+        table: Box<Expr>,
+        /// Int.
+        ids: Box<Expr>,
+    },
+    /// `rope[axis](x, at = positions, theta, pairs = half)`
+    Rope(Box<Rope>),
+    /// `cross_entropy[axis](logits, targets)`: −log softmax at the target.
+    CrossEntropy {
+        /// Class axis.
+        axis: Axis,
+        /// Has the class axis.
+        logits: Box<Expr>,
+        /// Int, without the class axis.
+        targets: Box<Expr>,
+    },
+    /// `rms_norm[axis](x, w, eps = 1e-5)`
+    RmsNorm {
+        /// Normalised axis.
+        axis: Axis,
+        /// What is normalised.
+        x: Box<Expr>,
+        /// Gain over the axis.
+        weight: Option<Box<Expr>>,
+        /// Added to the mean square.
+        eps: f64,
+    },
+    /// `layer_norm[axis](x, w, b, eps = 1e-5)`
+    LayerNorm {
+        /// Normalised axis.
+        axis: Axis,
+        /// What is normalised.
+        x: Box<Expr>,
+        /// Gain over the axis.
+        weight: Option<Box<Expr>>,
+        /// Shift over the axis.
+        bias: Option<Box<Expr>>,
+        /// Added to the variance.
+        eps: f64,
+    },
+    /// `std.Attend[query, key, head](q, k, v, …)`
+    Attend(Box<Attend>),
+    /// A block called; arguments in the order of `instance.args`.
+    Call(Box<Instance>, Vec<Expr>),
+    /// A block repeated.
+    Repeat(Box<Repeat>),
+}
+
+/// Operands and options of `rope`.
+#[derive(Clone, Debug)]
+pub struct Rope {
+    /// Rotated axis, of even size.
+    pub axis: Axis,
+    /// What is rotated.
+    pub x: Expr,
+    /// Positions: Int, over axes that `x` has.
+    pub at: Expr,
+    /// Base of the frequencies θ^(−2j/n).
+    pub theta: f64,
+    /// True: element 2j pairs with 2j + 1. False: element j pairs with j + n/2.
+    pub interleaved: bool,
+}
+
+/// Operands and options of `std.Attend`:
+/// `softmax over key of score(dot[head](q, k) · scale)`, times v, with
+/// `score(s) = soft_cap · tanh(s / soft_cap)` if there is a soft cap, plus `bias`, and −∞ where masked.
+#[derive(Clone, Debug)]
+pub struct Attend {
+    /// Query positions, in q.
+    pub query: Axis,
+    /// Key positions, in k and v.
+    pub key: Axis,
+    /// Summed in q·k.
+    pub head: Axis,
+    /// `[.., query, head]`
+    pub q: Expr,
+    /// `[.., key, head]`
+    pub k: Expr,
+    /// `[.., key, …]`
+    pub v: Expr,
+    /// Multiplies q·k; 1/√head if not given.
+    pub scale: f64,
+    /// Keys after the query are masked.
+    pub causal: bool,
+    /// `soft_cap · tanh(s / soft_cap)`.
+    pub soft_cap: Option<f64>,
+    /// Keys at distance ≥ window before the query are masked: a real scalar, constant or per iteration; +∞ is none.
+    pub window: Option<Expr>,
+    /// Bool over axes of the scores; false masks.
+    pub mask: Option<Expr>,
+    /// Real, added to the scores.
+    pub bias: Option<Expr>,
+}
+
+/// Element-wise functions of one operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnaryOp {
+    /// −x
+    Neg,
+    /// |x|
+    Abs,
+    /// eˣ
+    Exp,
+    /// Natural logarithm.
+    Log,
+    /// √x
+    Sqrt,
+    /// 1/√x
+    Rsqrt,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// 1/(1+e⁻ˣ)
+    Sigmoid,
+    /// x·sigmoid(x)
+    Silu,
+    /// ½x·(1 + erf(x/√2)). Source: Hendrycks, Gimpel 2016 (arXiv:1606.08415), §2.
+    GeluErf,
+    /// ½x·(1 + tanh(√(2/π)·(x + 0.044715x³))). Source: as above.
+    GeluTanh,
+    /// max(x, 0)
+    Relu,
+    /// Sine of radians.
+    Sin,
+    /// Cosine of radians.
+    Cos,
+    /// Error function.
+    Erf,
+    /// Largest whole number ≤ x.
+    Floor,
+    /// Logical not.
+    Not,
+}
+
+/// Element-wise functions of two operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BinaryOp {
+    /// a + b
+    Add,
+    /// a − b
+    Sub,
+    /// a · b
+    Mul,
+    /// a / b; on integers the quotient is truncated.
+    Div,
+    /// The larger.
+    Max,
+    /// The smaller.
+    Min,
+    /// Logical and.
+    And,
+    /// Logical or.
+    Or,
+}
+
+/// Comparisons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompareOp {
+    /// a < b
+    Lt,
+    /// a ≤ b
+    Le,
+    /// a > b
+    Gt,
+    /// a ≥ b
+    Ge,
+    /// a = b
+    Eq,
+    /// a ≠ b
+    Ne,
+}
+
+/// Reductions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReduceOp {
+    /// Σ
+    Sum,
+    /// Σ / count
+    Mean,
+    /// Largest.
+    Max,
+    /// Smallest.
+    Min,
+}
+
+/// A name table.
+#[derive(Clone, Debug)]
+pub struct NameTable {
+    /// `hf`
+    pub name: String,
+    /// One entry per foreign tensor pattern; together they cover every parameter once.
+    pub rules: Vec<NameRule>,
+    /// The table.
+    pub span: Span,
+}
+
+/// One foreign tensor, or one per iteration.
+#[derive(Clone, Debug)]
+pub struct NameRule {
+    /// The parameters it holds: one, or several laid end to end.
+    pub params: Vec<ParamId>,
+    /// The foreign name in parts; holes are filled per iteration.
+    pub foreign: Vec<NamePart>,
+    /// Range of each repeat variable that the rule covers, in order of [`Param::repeats`].
+    pub iterations: Vec<IterationRange>,
+    /// The foreign dimensions, outermost first. Without `as`, the axes of the only parameter in order.
+    pub layout: Vec<LayoutDim>,
+    /// The rule.
+    pub span: Span,
+}
+
+/// Which iterations a rule covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IterationRange {
+    /// All of them; the hole's variable is this repeat's.
+    All,
+    /// One: the path named it.
+    One(u64),
+}
+
+/// A part of a foreign name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamePart {
+    /// Plain characters.
+    Text(String),
+    /// `scale · i + offset`, with `i` the variable of `Param::repeats[repeat]`.
+    Index {
+        /// Which repeat.
+        repeat: usize,
+        /// Multiplies the iteration.
+        scale: i64,
+        /// Added.
+        offset: i64,
+    },
+}
+
+/// One dimension of a foreign tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LayoutDim {
+    /// The product of these axes, outermost first.
+    Axes(Vec<Axis>),
+    /// Parts laid end to end, one for each of [`NameRule::params`].
+    Concat(Vec<Vec<Axis>>),
+}
+
+// ---- the run -------------------------------------------------------------------------------------------------------
+
+/// A training run with all defaults filled in.
+#[derive(Clone, Debug)]
+pub struct Train {
+    /// Number of updates; also the schedule's horizon.
+    pub steps: u64,
+    /// Sequences per update.
+    pub batch: u64,
+    /// Tokens per sequence.
+    pub seq: u64,
+    /// Sequences processed at once per data shard.
+    pub microbatch: u64,
+    /// Microbatches per update: batch / (microbatch · data shards).
+    pub accumulation: u64,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Where training data comes from.
+    pub data: Data,
+    /// Path of a tokenizer file.
+    pub tokenizer: Option<String>,
+    /// The optimizer.
+    pub optimizer: Optimizer,
+    /// The learning rate over time.
+    pub schedule: Schedule,
+    /// Element types.
+    pub precision: Precision,
+    /// Checkpoints; `None` writes none but the last.
+    pub checkpoint: Checkpoint,
+    /// Evaluation.
+    pub eval: Option<Eval>,
+    /// Logging.
+    pub log: Log,
+    /// Each key with what it is and where it comes from, for `--expand` and for the run-time keys of the binary.
+    pub keys: Vec<Key>,
+    /// `train`.
+    pub span: Span,
+}
+
+/// One key of the run with its value as text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Key {
+    /// `train.optimizer.lr`
+    pub path: String,
+    /// Its value in the spelling of the language.
+    pub value: String,
+    /// The span it was written at; [`Span::NONE`] for a default.
+    pub origin: Span,
+    /// True if it can change without a rebuild.
+    pub at_run_time: bool,
+}
+
+/// A source of training examples.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Data {
+    /// `bytes("path", …)`: every byte is an id; files in order of name.
+    Bytes {
+        /// Glob of files.
+        glob: String,
+    },
+    /// `tokens("*.bin", dtype = u16, layout = stream)`
+    Tokens {
+        /// Glob of shards.
+        glob: String,
+        /// Bytes per id: 2 or 4.
+        id_bytes: u64,
+        /// True: fixed records of seq + 1 ids. False: one stream.
+        records: bool,
+    },
+    /// `synthetic(…)`: ids made from the seed; needs no files.
+    Synthetic,
+    /// `text("*.txt")`, tokenized by `tokenizer`.
+    Text {
+        /// Glob of files.
+        glob: String,
+    },
+    /// `parquet("*.parquet", text = "text")`
+    Parquet {
+        /// Glob of files.
+        glob: String,
+        /// The column.
+        column: String,
+    },
+    /// `mix { 0.7 a(…), 0.3 b(…) }`; weights sum to 1.
+    Mix(Vec<(f64, Data)>),
+}
+
+/// An optimizer with its hyper-parameters per parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Optimizer {
+    /// The update rule.
+    pub rule: Rule,
+    /// Peak learning rate; a schedule scales it.
+    pub lr: f64,
+    /// Decoupled weight decay.
+    pub decay: f64,
+    /// Clips the global norm of the gradient.
+    pub clip: Option<f64>,
+    /// Parameter groups in order; a later one wins.
+    pub groups: Vec<Group>,
+    /// One per parameter: `lr` and `decay` with all groups applied.
+    pub per_param: Vec<ParamRate>,
+}
+
+/// An update rule.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// Loshchilov, Hutter 2017 (arXiv:1711.05101), algorithm 2, with bias correction.
+    AdamW {
+        /// Decay of the first moment.
+        beta1: f64,
+        /// Decay of the second moment.
+        beta2: f64,
+        /// Added outside the root.
+        eps: f64,
+    },
+    /// Gradient descent; v ← momentum·v + g, step by v, or by g + momentum·v with Nesterov's form.
+    Sgd {
+        /// 0 keeps no state.
+        momentum: f64,
+        /// Nesterov's form.
+        nesterov: bool,
+    },
+}
+
+/// `params "**.norm*.w" { decay = 0 }`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// The glob.
+    pub glob: String,
+    /// What it hit.
+    pub params: Vec<ParamId>,
+    /// Its learning rate, if given.
+    pub lr: Option<f64>,
+    /// Its decay, if given.
+    pub decay: Option<f64>,
+    /// The group.
+    pub span: Span,
+}
+
+/// Learning rate and decay of one parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ParamRate {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Weight decay.
+    pub decay: f64,
+}
+
+/// The learning rate over time, as pieces that follow each other without gaps from step 0 to `steps`; after the last
+/// piece its end value holds. With s the step (from 0) and p = (s − begin) / (end − begin), the rate is
+/// `Constant`: from; `Linear`: from + (to − from)·p; `Cosine`: to + (from − to)·(1 + cos πp)/2.
+///
+/// A warm-up of n steps is a `Linear` piece evaluated at s + 1, so that the first step is not wasted at rate 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    /// The pieces.
+    pub pieces: Vec<Piece>,
+}
+
+/// A piece of a schedule.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Piece {
+    /// Its shape.
+    pub shape: Shape,
+    /// First step, from 0.
+    pub begin: u64,
+    /// One past the last step.
+    pub end: u64,
+    /// Rate at `begin`.
+    pub from: f64,
+    /// Rate at `end`.
+    pub to: f64,
+}
+
+/// Shapes of a schedule's piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// The rate stays.
+    Constant,
+    /// The rate rises from 0: (s + 1 − begin) / (end − begin) of `to`.
+    Warmup,
+    /// The rate changes in a straight line.
+    Linear,
+    /// The rate falls along half a cosine. Source: Loshchilov, Hutter 2016 (arXiv:1608.03983), eq. 5, without restarts.
+    Cosine,
+}
+
+/// Floating-point widths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Float {
+    /// 32 bits.
+    F32,
+    /// Brain float, 16 bits.
+    Bf16,
+}
+
+/// Element types by role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Precision {
+    /// Parameters at rest.
+    pub params: Float,
+    /// Operands of matrix products.
+    pub matmul: Float,
+    /// What the forward pass keeps for the backward pass.
+    pub stored: Float,
+    /// Sums across devices.
+    pub reduce: Float,
+}
+
+/// When and where the state is saved. Intervals of 0 are never.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// Steps between checkpoints.
+    pub every: u64,
+    /// Newest checkpoints kept.
+    pub keep: u64,
+    /// Checkpoints at multiples of this are kept for good.
+    pub keep_every: u64,
+    /// Directory.
+    pub dir: String,
+}
+
+/// Evaluation on held-out data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Eval {
+    /// Steps between evaluations.
+    pub every: u64,
+    /// Where its data comes from.
+    pub data: Data,
+    /// Microbatches per evaluation.
+    pub batches: u64,
+}
+
+/// Logging.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    /// Steps between lines.
+    pub every: u64,
+}
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// Which kind.
+    pub kind: TargetKind,
+    /// Its name, if it has one.
+    pub label: Option<String>,
+    /// The plan must fit in this many bytes; `None` is unlimited.
+    pub memory_bytes: Option<u64>,
+    /// Instruction set, such as `x86-64-v4` or `sm_90a`; `None` is this machine's.
+    pub arch: Option<String>,
+    /// The item; [`Span::NONE`] if there is none.
+    pub span: Span,
+}
+
+/// Kinds of machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetKind {
+    /// A CPU.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+impl Type {
+    /// A scalar.
+    pub fn scalar(elem: Elem) -> Type {
+        Type { elem, axes: vec![] }
+    }
+
+    /// The size of an axis, if the type has it.
+    pub fn size_of(&self, axis: &str) -> Option<u64> {
+        self.axes.iter().find(|a| a.name == axis).map(|a| a.size)
+    }
+
+    /// True if the type has the axis.
+    pub fn has(&self, axis: &str) -> bool {
+        self.size_of(axis).is_some()
+    }
+
+    /// True if the type has every axis of the other.
+    pub fn has_all(&self, other: &[Axis]) -> bool {
+        other.iter().all(|a| self.has(&a.name))
+    }
+}
+
+impl Param {
+    /// Axes of one iteration: inputs, then outputs.
+    pub fn axes(&self) -> impl Iterator<Item = &Axis> {
+        self.inputs.iter().chain(&self.outputs)
+    }
+
+    /// Elements over all iterations.
+    pub fn elements(&self) -> u64 {
+        self.repeats.iter().map(|r| r.axis.size).chain(self.axes().map(|a| a.size)).product()
+    }
+}
+
+impl Model {
+    /// Number of parameters: elements of all of them.
+    pub fn parameter_count(&self) -> u64 {
+        self.params.iter().map(Param::elements).sum()
+    }
+
+    /// A size by name.
+    pub fn size(&self, name: &str) -> Option<u64> {
+        self.sizes.iter().find(|s| s.name == name).map(|s| s.value)
+    }
+
+    /// A parameter.
+    pub fn param(&self, id: ParamId) -> &Param {
+        &self.params[id.0 as usize]
+    }
+}
