@@ -58,6 +58,17 @@ impl Builder {
         (id, args)
     }
 
+    /// Opens an existing region again; ops are appended to it until [`Builder::leave`].
+    pub fn reopen(&mut self, region: RegionId) {
+        self.stack.push(region);
+    }
+
+    /// Ends what [`Builder::reopen`] began; the region's arguments and results stay as they are.
+    pub fn leave(&mut self) {
+        self.stack.pop();
+        assert!(!self.stack.is_empty(), "the body is closed by `finish`");
+    }
+
     /// Closes the innermost open region with its results.
     pub fn close(&mut self, results: Vec<ValueId>) -> RegionId {
         let id = self.stack.pop().expect("a region is open");

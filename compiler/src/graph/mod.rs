@@ -489,7 +489,8 @@ pub struct Attention {
     pub over: Vec<Name>,
     /// Scores that can exist, for skipping tiles. The score region still decides each one.
     pub bound: Bound,
-    /// Scalar function: (q·k f32[], query index i32[], key index i32[], extras.. scalars) -> f32[]. −inf masks.
+    /// Scalar function: (q·k, query index i32[], key index i32[], extras.. scalars) -> score. −inf masks. In
+    /// `attention_grad` it has a second result, d score / d (q·k), which is 0 where the score is −inf.
     pub score: RegionId,
 }
 
@@ -500,10 +501,9 @@ pub struct LossHead {
     pub over: Vec<Name>,
     /// Class axis.
     pub vocab: Name,
-    /// Token axis that is cut into chunks.
-    pub chunk_axis: Name,
-    /// Tokens of `chunk_axis` per chunk; divides its size.
-    pub chunk: u64,
+    /// How tokens are cut into chunks: (token axis, its elements per chunk, a divisor of its size), one nested loop each,
+    /// outermost first.
+    pub chunks: Vec<(Name, u64)>,
 }
 
 /// `update`: operands [param, grad, states.., scalars..], results [new param, new states..]; the region is element-wise.
