@@ -10,6 +10,7 @@
 //! result types follow from [`shape::infer`], every op has a phase, a block path and a spec line.
 
 pub mod build;
+pub mod composites;
 pub mod shape;
 
 use std::collections::BTreeMap;
