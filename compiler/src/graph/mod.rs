@@ -11,6 +11,7 @@
 
 pub mod build;
 pub mod composites;
+pub mod from_spec;
 pub mod shape;
 
 use std::collections::BTreeMap;

@@ -56,7 +56,9 @@ pub fn parse_set(sources: &SourceMap, id: SourceId) -> Result<(Ident, Value), Ve
     limits(id, text).map_err(|d| vec![d])?;
     let mut build = Build { source: id, base: 0, errors: vec![] };
     match Grammar::parse(Rule::set_line, text) {
-        Err(error) => Err(vec![syntax_error(id, text, 0, &error).help("an override reads `train.steps=100`")]),
+        Err(error) => {
+            Err(vec![syntax_error(id, text, 0, &error).help("an override reads `train.steps=100`")])
+        }
         Ok(pairs) => {
             let mut parts = Parts::of(first(pairs));
             let parsed = (build.ident(parts.take()), build.value(parts.take()));
@@ -217,7 +219,12 @@ fn rule_name(rule: Rule) -> Option<&'static str> {
         Rule::p_both => "`<->`",
         Rule::p_lparen | Rule::args | Rule::formals | Rule::value_args => "`(`",
         Rule::p_rparen => "`)`",
-        Rule::p_lbrack | Rule::dims | Rule::param_dims | Rule::ref_axes | Rule::generics | Rule::axis_list => "`[`",
+        Rule::p_lbrack
+        | Rule::dims
+        | Rule::param_dims
+        | Rule::ref_axes
+        | Rule::generics
+        | Rule::axis_list => "`[`",
         Rule::p_rbrack => "`]`",
         Rule::p_colon | Rule::elem_type => "`:`",
         Rule::bound => "`<`",
@@ -245,20 +252,32 @@ fn rule_name(rule: Rule) -> Option<&'static str> {
         | Rule::sum
         | Rule::yield_stmt
         | Rule::arg => "an expression",
-        Rule::value | Rule::term | Rule::tuple | Rule::list | Rule::tagged | Rule::tagged_head | Rule::value_arg => {
-            "a value"
-        }
+        Rule::value
+        | Rule::term
+        | Rule::tuple
+        | Rule::list
+        | Rule::tagged
+        | Rule::tagged_head
+        | Rule::value_arg => "a value",
         Rule::instance => "`@`",
         Rule::unit => "a unit",
         Rule::range_to => "`..`",
         Rule::dim | Rule::leading => "an axis name",
         Rule::op_le | Rule::op_ge | Rule::op_eq | Rule::op_ne | Rule::op_lt | Rule::op_gt => "an operator",
-        Rule::op_add | Rule::op_sub | Rule::op_mul | Rule::op_div | Rule::op_and | Rule::op_or => "an operator",
+        Rule::op_add | Rule::op_sub | Rule::op_mul | Rule::op_div | Rule::op_and | Rule::op_or => {
+            "an operator"
+        }
         Rule::section => "`{`",
         Rule::body => "`{`",
-        Rule::sizes | Rule::consts | Rule::input | Rule::params | Rule::block | Rule::loss | Rule::aux => "a statement",
-        Rule::names | Rule::manual | Rule::kernel | Rule::lower | Rule::let_stmt | Rule::let_name => "a statement",
-        Rule::k_size | Rule::k_const | Rule::k_input | Rule::k_param | Rule::k_block | Rule::k_loss => "a statement",
+        Rule::sizes | Rule::consts | Rule::input | Rule::params | Rule::block | Rule::loss | Rule::aux => {
+            "a statement"
+        }
+        Rule::names | Rule::manual | Rule::kernel | Rule::lower | Rule::let_stmt | Rule::let_name => {
+            "a statement"
+        }
+        Rule::k_size | Rule::k_const | Rule::k_input | Rule::k_param | Rule::k_block | Rule::k_loss => {
+            "a statement"
+        }
         Rule::k_aux | Rule::k_names | Rule::k_manual | Rule::k_kernel | Rule::k_lower => "a statement",
         Rule::use_item | Rule::model | Rule::shard | Rule::freeze | Rule::adapter | Rule::target => "an item",
         Rule::section_item | Rule::section_kind => "an item",
@@ -457,7 +476,8 @@ impl Build {
     fn use_item(&mut self, pair: Pair<'_, Rule>) -> Use {
         let span = self.span(&pair);
         let mut parts = Parts::of(pair);
-        let dotted = parts.take_if(Rule::path).map(|p| Text { value: p.as_str().to_string(), span: self.span(&p) });
+        let dotted =
+            parts.take_if(Rule::path).map(|p| Text { value: p.as_str().to_string(), span: self.span(&p) });
         let is_dotted = dotted.is_some();
         let path = dotted.unwrap_or_else(|| self.text(parts.take()));
         let alias = parts.take_if(Rule::ident).map(|p| self.ident(p));
@@ -724,9 +744,9 @@ impl Build {
         let name = self.ident(parts.take());
         let mut dims = Parts::of(parts.take());
         let inputs = dims.take_if(Rule::axis_names).map(|p| self.idents(p)).unwrap_or_default();
-        let outputs = dims.take_if(Rule::out_axes).map(|p| {
-            Parts::of(p).take_if(Rule::axis_names).map(|p| self.idents(p)).unwrap_or_default()
-        });
+        let outputs = dims
+            .take_if(Rule::out_axes)
+            .map(|p| Parts::of(p).take_if(Rule::axis_names).map(|p| self.idents(p)).unwrap_or_default());
         Param { name, inputs, outputs, span }
     }
 
@@ -799,7 +819,9 @@ impl Build {
             .map(|p| {
                 let inner = Parts::of(p).take();
                 match inner.as_rule() {
-                    Rule::concat => LayoutDim::Concat(Parts::of(inner).rest.map(|p| self.idents(p)).collect()),
+                    Rule::concat => {
+                        LayoutDim::Concat(Parts::of(inner).rest.map(|p| self.idents(p)).collect())
+                    }
                     Rule::joint_axes => LayoutDim::Axes(self.idents(inner)),
                     _ => LayoutDim::Axes(vec![self.ident(inner)]),
                 }
@@ -1005,9 +1027,8 @@ fn suffix_meaning(suffix: &str) -> Option<(f64, Unit)> {
 /// Reads a number as the grammar lets it through.
 fn read_number(text: &str, negative: bool, span: Span) -> Result<Number, &'static str> {
     // An exponent's `e` is followed by a digit or sign; no suffix starts with `e`, so the split is clear.
-    let is_suffix = |(at, c): (usize, char)| {
-        (c.is_ascii_alphabetic() && !matches!(c, 'e' | 'E')).then_some(at)
-    };
+    let is_suffix =
+        |(at, c): (usize, char)| (c.is_ascii_alphabetic() && !matches!(c, 'e' | 'E')).then_some(at);
     let split = text.char_indices().find_map(is_suffix).unwrap_or(text.len());
     let (digits, suffix) = text.split_at(split);
     let digits = digits.replace('_', "");

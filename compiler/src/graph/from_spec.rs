@@ -1,0 +1,586 @@
+//! Builds the forward graph of one entry from a checked spec.
+//!
+//! The walk follows the text: every statement becomes ops in order, a called block is laid out in place, a `repeat`
+//! becomes one [`Loop`] over its stacked axis. Parameters under a repeat are one source op with the stacked axes first,
+//! and reach the body as stacked operands; bodies are closed, so nothing else crosses.
+
+use super::composites::AttentionParts;
+use super::shape::ShapeError;
+use super::{
+    Axis, BinaryOp, Bound, Builder, CompareOp, DType, Graph, Init, Loop, Name, Op, Origin, Output, Pairs,
+    Phase, ReduceOp, RegionId, SpecLine, Type, UnaryOp, ValueId,
+};
+use crate::spec::checked::{self, Expr, ExprKind, Instance, Model, ParamId, Statement};
+use crate::spec::{Diagnostic, SourceMap, Span, codes};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Which graph is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Reports `loss_sum` and `loss_weight` of one microbatch.
+    Loss,
+    /// Reports `logits` of one sequence at the position given by the input `position`, `[vocab]`.
+    Logits,
+}
+
+/// Builds the graph of an entry.
+///
+/// # Errors
+/// A construct that is checked but has no lowering yet, with its place.
+pub fn from_spec(model: &Model, entry: Entry, sources: &SourceMap) -> Result<Graph, Vec<Diagnostic>> {
+    let mut walk = Walk {
+        model,
+        sources,
+        b: Builder::new(model.name.as_str()),
+        values: BTreeMap::new(),
+        params: BTreeMap::new(),
+        path: "".into(),
+        batch: (entry == Entry::Logits).then_some(1),
+        errors: Vec::new(),
+    };
+    walk.sources_of_model();
+    match entry {
+        Entry::Loss => walk.loss(),
+        Entry::Logits => walk.logits(),
+    }
+    if walk.errors.is_empty() { Ok(walk.b.finish()) } else { Err(walk.errors) }
+}
+
+/// Whether the entry [`Entry::Logits`] can be built: the loss is a cross-entropy of a `dot` whose left side has `seq`.
+pub fn has_logits(model: &Model) -> bool {
+    head(model).is_some()
+}
+
+/// The head product behind the loss: (contracted axes, hidden, weights).
+fn head(model: &Model) -> Option<(&[checked::Axis], &Expr, &Expr)> {
+    let ExprKind::CrossEntropy { logits, .. } = &model.loss.value.kind else { return None };
+    let logits = match &logits.kind {
+        ExprKind::Value(id) => model.body.iter().find_map(|s| match s {
+            Statement::Let(l) if l.value == *id => Some(&l.expr),
+            Statement::Let(_) | Statement::Aux(_) => None,
+        })?,
+        _ => logits,
+    };
+    match &logits.kind {
+        ExprKind::Dot(over, x, w) if x.ty.has("seq") && !w.ty.has("seq") && x.ty.has("batch") => {
+            Some((over, x, w))
+        }
+        _ => None,
+    }
+}
+
+struct Walk<'a> {
+    model: &'a Model,
+    sources: &'a SourceMap,
+    b: Builder,
+    /// Spec values to graph values, of the region being built.
+    values: BTreeMap<checked::ValueId, ValueId>,
+    /// Parameters as seen from the region being built.
+    params: BTreeMap<ParamId, ValueId>,
+    path: Name,
+    /// Replaces the size of the axis `batch`.
+    batch: Option<u64>,
+    errors: Vec<Diagnostic>,
+}
+
+impl Walk<'_> {
+    fn axis(&self, axis: &checked::Axis) -> Axis {
+        match self.batch {
+            Some(size) if axis.name == "batch" => Axis::new("batch", size),
+            _ => Axis::new(axis.name.as_str(), axis.size),
+        }
+    }
+
+    fn ty(&self, ty: &checked::Type) -> Type {
+        let dtype = match ty.elem {
+            checked::Elem::Real => DType::F32,
+            checked::Elem::Int => DType::I32,
+            checked::Elem::Bool => DType::Bool,
+        };
+        Type::new(dtype, ty.axes.iter().map(|a| self.axis(a)).collect())
+    }
+
+    fn names(axes: &[checked::Axis]) -> Vec<Name> {
+        axes.iter().map(|a| a.name.as_str().into()).collect()
+    }
+
+    /// Ops made from here on carry this place.
+    fn at(&mut self, span: Span) {
+        let line = match self.sources.locate(span) {
+            Some(place) => SpecLine { file: place.file.into(), line: place.line },
+            None => SpecLine { file: "".into(), line: 0 },
+        };
+        self.b.origin = Origin { phase: Phase::Forward, path: self.path.clone(), line };
+    }
+
+    fn fail(&mut self, span: Span, title: String) -> ValueId {
+        self.errors.push(Diagnostic::error(codes::NOT_AVAILABLE, title).at(span, ""));
+        // The graph is thrown away once there is an error; any value will do to go on.
+        self.b.constant(DType::F32, 0.0)
+    }
+
+    /// All inputs and parameters, in order of declaration, as ops of the body.
+    fn sources_of_model(&mut self) {
+        for input in &self.model.inputs {
+            self.at(input.span);
+            let ty = self.ty(&input.ty);
+            let value = self.b.input(&input.name, ty, input.bound.unwrap_or(0));
+            self.values.insert(input.value, value);
+        }
+        for (i, param) in self.model.params.iter().enumerate() {
+            self.at(param.span);
+            let axes =
+                param.repeats.iter().map(|r| &r.axis).chain(param.axes()).map(|a| self.axis(a)).collect();
+            let init = match param.init {
+                checked::Init::Constant(value) => Init::Constant(value),
+                checked::Init::Normal { std } => Init::Normal { std },
+                checked::Init::Uniform { low, high } => Init::Uniform { low, high },
+            };
+            let op = Op::Param { path: param.path.as_str().into(), init };
+            let name = param.path.replace(".{", "_").replace('}', "").replace('.', "_");
+            let value = self.b.one(op, &[], Some(Type::new(DType::F32, axes)), &name);
+            self.params.insert(ParamId(i as u32), value);
+        }
+    }
+
+    fn loss(&mut self) {
+        let model = self.model;
+        self.statements(&model.body);
+        let loss = &model.loss;
+        let axes = Self::names(&loss.axes);
+        let value = self.expr(&loss.value);
+        let (sum, weight) = match &loss.weight {
+            None => {
+                self.at(loss.span);
+                let count = loss.axes.iter().map(|a| self.axis(a).size).product::<u64>();
+                let sum = self.b.reduce(ReduceOp::Sum, value, &axes);
+                (sum, self.b.constant(DType::F32, count as f64))
+            }
+            Some(weight) => {
+                let weight = self.expr(weight);
+                self.at(loss.span);
+                let full = self.b.ty(value).clone();
+                let weight = self.b.broadcast(weight, &full);
+                let weighted = self.b.mul(value, weight);
+                (self.b.reduce(ReduceOp::Sum, weighted, &axes), self.b.reduce(ReduceOp::Sum, weight, &axes))
+            }
+        };
+        self.b.set_name(sum, "loss_sum");
+        self.b.set_name(weight, "loss_weight");
+        self.b.output(Output::Report("loss_sum".into()), sum);
+        self.b.output(Output::Report("loss_weight".into()), weight);
+    }
+
+    /// The hidden state at one position, then the head: no logits of other positions are computed.
+    fn logits(&mut self) {
+        let model = self.model;
+        let Some((over, x, w)) = head(model) else {
+            self.fail(model.loss.span, "no logits: the loss is not a cross-entropy of a dot".into());
+            return;
+        };
+        self.statements(&model.body);
+        let x = self.expr(x);
+        let w = self.expr(w);
+        let position = self.b.input("position", Type::scalar(DType::I32), 0);
+        let at = self.b.one(Op::Gather { axis: "seq".into() }, &[x, position], None, "hidden");
+        let logits = self.b.dot(at, w, &Self::names(over));
+        let logits = self.b.reduce(ReduceOp::Sum, logits, &["batch".into()]);
+        self.b.set_name(logits, "logits");
+        self.b.output(Output::Report("logits".into()), logits);
+    }
+
+    fn statements(&mut self, body: &[Statement]) {
+        for statement in body {
+            match statement {
+                Statement::Let(l) => {
+                    let value = self.expr(&l.expr);
+                    if !matches!(l.expr.kind, ExprKind::Value(_) | ExprKind::Param(_)) {
+                        self.b.set_name(value, &l.name);
+                    }
+                    self.values.insert(l.value, value);
+                }
+                Statement::Aux(aux) => {
+                    self.fail(aux.span, format!("the auxiliary loss `{}` can't be built yet", aux.path));
+                }
+            }
+        }
+    }
+
+    fn instance(&mut self, instance: &Instance, args: &[ValueId]) -> ValueId {
+        let outer = std::mem::replace(&mut self.path, instance.path.as_str().into());
+        for (arg, value) in instance.args.iter().zip(args) {
+            self.values.insert(arg.value, *value);
+        }
+        self.statements(&instance.body);
+        let result = self.expr(&instance.result);
+        self.path = outer;
+        result
+    }
+
+    fn expr(&mut self, e: &Expr) -> ValueId {
+        let ty = self.ty(&e.ty);
+        match &e.kind {
+            ExprKind::Const(value) => {
+                self.at(e.span);
+                self.b.constant(ty.dtype, *value)
+            }
+            ExprKind::Value(id) => self.values[id],
+            ExprKind::Param(id) => self.params[id],
+            ExprKind::Index => {
+                self.at(e.span);
+                let axis = ty.axes[0].clone();
+                self.b.index(&axis.name, axis.size)
+            }
+            ExprKind::ToReal(x) => self.made(e, &[x], |b, v| b.cast(v[0], DType::F32)),
+            ExprKind::Unary(op, x) => self.made(e, &[x], |b, v| unary(b, *op, v[0])),
+            ExprKind::Binary(op, x, y) => {
+                self.made(e, &[x, y], |b, v| b.one(Op::Binary(binary(*op)), v, Some(ty), "t"))
+            }
+            ExprKind::Compare(op, x, y) => {
+                self.made(e, &[x, y], |b, v| b.one(Op::Compare(compare(*op)), v, Some(ty), "t"))
+            }
+            ExprKind::Where(c, x, y) => self.made(e, &[c, x, y], |b, v| b.one(Op::Select, v, Some(ty), "t")),
+            ExprKind::Rename(x, pairs) => {
+                let pairs: Vec<(Name, Name)> =
+                    pairs.iter().map(|(a, b)| (a.as_str().into(), b.as_str().into())).collect();
+                self.made(e, &[x], |b, v| b.rename(v[0], &pairs))
+            }
+            ExprKind::Reduce(op, axes, x) => {
+                let axes = Self::names(axes);
+                self.made(e, &[x], |b, v| reduce(b, *op, v[0], &axes))
+            }
+            ExprKind::Softmax(axis, x) => {
+                let axis = axis.name.as_str().into();
+                self.checked(e, &[x], |b, v| b.softmax(v[0], &axis))
+            }
+            ExprKind::Dot(over, x, y) => {
+                let over = Self::names(over);
+                self.made(e, &[x, y], |b, v| b.one(Op::Dot { over }, v, Some(ty), "t"))
+            }
+            ExprKind::Gather { axis, table, ids } => {
+                let axis = axis.name.as_str().into();
+                self.made(e, &[table, ids], |b, v| b.one(Op::Gather { axis }, v, Some(ty), "t"))
+            }
+            ExprKind::Rope(rope) => {
+                let pairs = if rope.interleaved { Pairs::Interleaved } else { Pairs::Half };
+                let axis = rope.axis.name.as_str().into();
+                self.checked(e, &[&rope.x, &rope.at], |b, v| b.rope(v[0], v[1], &axis, rope.theta, pairs))
+            }
+            ExprKind::CrossEntropy { axis, logits, targets } => {
+                let axis = axis.name.as_str().into();
+                self.checked(e, &[logits, targets], |b, v| Ok(b.cross_entropy(v[0], v[1], &axis)?.0))
+            }
+            ExprKind::RmsNorm { axis, x, weight, eps } => {
+                let w = self.filled(weight.as_deref(), axis, 1.0);
+                let axis = axis.name.as_str().into();
+                self.checked(e, &[x], |b, v| Ok(b.rms_norm(v[0], w, &axis, *eps)?.0))
+            }
+            ExprKind::LayerNorm { axis, x, weight, bias, eps } => {
+                let w = self.filled(weight.as_deref(), axis, 1.0);
+                let bias = self.filled(bias.as_deref(), axis, 0.0);
+                let axis = axis.name.as_str().into();
+                self.checked(e, &[x], |b, v| Ok(b.layer_norm(v[0], w, bias, &axis, *eps)?.0))
+            }
+            ExprKind::Attend(attend) => self.attend(e, attend),
+            ExprKind::Call(instance, args) => {
+                let args: Vec<ValueId> = args.iter().map(|a| self.expr(a)).collect();
+                self.instance(instance, &args)
+            }
+            ExprKind::Repeat(repeat) => self.repeat(e, repeat),
+        }
+    }
+
+    /// Builds the operands, then the op under the expression's own place.
+    fn made(
+        &mut self,
+        e: &Expr,
+        operands: &[&Expr],
+        make: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId,
+    ) -> ValueId {
+        let values: Vec<ValueId> = operands.iter().map(|o| self.expr(o)).collect();
+        self.at(e.span);
+        make(&mut self.b, &values)
+    }
+
+    /// As [`Walk::made`] for ops whose fit only the graph's own rules can tell.
+    fn checked(
+        &mut self,
+        e: &Expr,
+        operands: &[&Expr],
+        make: impl FnOnce(&mut Builder, &[ValueId]) -> Result<ValueId, ShapeError>,
+    ) -> ValueId {
+        let values: Vec<ValueId> = operands.iter().map(|o| self.expr(o)).collect();
+        self.at(e.span);
+        make(&mut self.b, &values).unwrap_or_else(|error| self.fail(e.span, error.message))
+    }
+
+    /// An optional vector over an axis, or a constant in its place.
+    fn filled(&mut self, given: Option<&Expr>, axis: &checked::Axis, value: f64) -> ValueId {
+        match given {
+            Some(e) => self.expr(e),
+            None => {
+                let ty = Type::new(DType::F32, vec![self.axis(axis)]);
+                let c = self.b.constant(DType::F32, value);
+                self.b.broadcast(c, &ty)
+            }
+        }
+    }
+
+    fn attend(&mut self, e: &Expr, a: &checked::Attend) -> ValueId {
+        if a.mask.is_some() || a.bias.is_some() || a.window.as_ref().is_some_and(|w| constant(w).is_none()) {
+            return self.fail(
+                e.span,
+                "std.Attend with a mask, a bias or a per-layer window can't be built yet".into(),
+            );
+        }
+        let window = a.window.as_ref().and_then(constant).filter(|w| w.is_finite()).map(|w| w as u64);
+        let bound = match window {
+            Some(w) => Bound::Window(w),
+            None if a.causal => Bound::Causal,
+            None => Bound::Full,
+        };
+        let (scale, soft_cap) = (a.scale, a.soft_cap);
+        let (query, key): (Name, Name) = (a.query.name.as_str().into(), a.key.name.as_str().into());
+        let over = vec![a.head.name.as_str().into()];
+        self.checked(e, &[&a.q, &a.k, &a.v], |b, v| {
+            let score = score_region(b, scale, soft_cap, bound);
+            let parts = AttentionParts { query, key, over, bound, score };
+            Ok(b.attention(v[0], v[1], v[2], &[], parts)?.0)
+        })
+    }
+
+    fn repeat(&mut self, e: &Expr, r: &checked::Repeat) -> ValueId {
+        if r.unroll != 1 {
+            return self.fail(e.span, "`unroll` can't be built yet".into());
+        }
+        let init = self.expr(&r.init);
+        let invariants: Vec<ValueId> = r.invariants.iter().map(|i| self.expr(i)).collect();
+        self.at(e.span);
+        let axis: Name = r.dim.axis.name.as_str().into();
+        let mut used = BTreeSet::new();
+        params_of(&r.body, &mut used);
+        let (stacked, whole): (Vec<ParamId>, Vec<ParamId>) = used
+            .into_iter()
+            .partition(|p| self.b.ty(self.params[p]).has(&axis) && self.is_stacked(*p, &r.dim));
+
+        let mut operands = vec![init];
+        operands.extend(stacked.iter().map(|p| self.params[p]));
+        operands.extend(&invariants);
+        operands.extend(whole.iter().map(|p| self.params[p]));
+        let mut args: Vec<(Name, Type)> = vec![("i".into(), Type::scalar(DType::I32))];
+        for (n, v) in operands.iter().enumerate() {
+            let mut ty = self.b.ty(*v).clone();
+            if (1..=stacked.len()).contains(&n) {
+                ty = ty.without(std::slice::from_ref(&axis));
+            }
+            args.push((self.b.graph.value_name(*v).clone(), ty));
+        }
+        let (body, values) = self.b.open(&args);
+        let outer_params = self.params.clone();
+        let outer_values = std::mem::take(&mut self.values);
+        for (n, p) in stacked.iter().enumerate() {
+            self.params.insert(*p, values[2 + n]);
+        }
+        let first_invariant = 2 + stacked.len();
+        for (n, p) in whole.iter().enumerate() {
+            self.params.insert(*p, values[first_invariant + invariants.len() + n]);
+        }
+        for cycled in &r.cycled {
+            self.at(cycled.span);
+            let value = per_iteration(&mut self.b, values[0], &cycled.values);
+            self.values.insert(cycled.value, value);
+        }
+        let mut inner = vec![values[1]];
+        inner.extend(&values[first_invariant..first_invariant + invariants.len()]);
+        let result = self.instance(&r.body, &inner);
+        // The carry keeps the order of axes it came in with.
+        self.b.close(vec![result]);
+        self.params = outer_params;
+        self.values = outer_values;
+        self.at(e.span);
+        let l = Loop {
+            axis,
+            trip: r.dim.axis.size,
+            block: None,
+            reverse: false,
+            carries: 1,
+            stacked: stacked.len(),
+            stacked_outs: 0,
+            body,
+        };
+        self.b.repeat(l, &operands, "x")[0]
+    }
+
+    /// Whether the loop is the parameter's own next repeat (and not a tensor axis of the same name).
+    fn is_stacked(&self, p: ParamId, dim: &checked::RepeatDim) -> bool {
+        self.model.param(p).repeats.iter().any(|r| r == dim)
+    }
+}
+
+/// `cap·tanh(s·scale / cap)`, −∞ outside the bound.
+fn score_region(b: &mut Builder, scale: f64, soft_cap: Option<f64>, bound: Bound) -> RegionId {
+    let index = Type::scalar(DType::I32);
+    let (_, args) = b.open(&[
+        ("s".into(), Type::scalar(DType::F32)),
+        ("query".into(), index.clone()),
+        ("key".into(), index),
+    ]);
+    let mut score = b.scale(args[0], scale);
+    if let Some(cap) = soft_cap {
+        let inner = b.scale(score, 1.0 / cap);
+        let tanh = b.unary(UnaryOp::Tanh, inner);
+        score = b.scale(tanh, cap);
+    }
+    if bound != Bound::Full {
+        let mut seen = b.compare(CompareOp::Le, args[2], args[1]);
+        if let Bound::Window(window) = bound {
+            let window = b.constant(DType::I32, window as f64);
+            let distance = b.sub(args[1], args[2]);
+            let near = b.compare(CompareOp::Lt, distance, window);
+            seen = b.binary(BinaryOp::And, seen, near);
+        }
+        let never = b.constant(DType::F32, f64::NEG_INFINITY);
+        score = b.select(seen, score, never);
+    }
+    b.close(vec![score])
+}
+
+/// Parameters an instance uses, in its body or deeper.
+fn params_of(instance: &Instance, into: &mut BTreeSet<ParamId>) {
+    for statement in &instance.body {
+        match statement {
+            Statement::Let(l) => params_in(&l.expr, into),
+            Statement::Aux(a) => params_in(&a.expr, into),
+        }
+    }
+    params_in(&instance.result, into);
+}
+
+fn params_in(e: &Expr, into: &mut BTreeSet<ParamId>) {
+    match &e.kind {
+        ExprKind::Param(id) => {
+            into.insert(*id);
+        }
+        ExprKind::Const(_) | ExprKind::Value(_) | ExprKind::Index => {}
+        ExprKind::ToReal(x)
+        | ExprKind::Unary(_, x)
+        | ExprKind::Rename(x, _)
+        | ExprKind::Reduce(_, _, x)
+        | ExprKind::Softmax(_, x) => params_in(x, into),
+        ExprKind::Binary(_, x, y) | ExprKind::Compare(_, x, y) | ExprKind::Dot(_, x, y) => {
+            params_in(x, into);
+            params_in(y, into);
+        }
+        ExprKind::Where(c, x, y) => [c, x, y].into_iter().for_each(|x| params_in(x, into)),
+        ExprKind::Gather { table, ids, .. } => [table, ids].into_iter().for_each(|x| params_in(x, into)),
+        ExprKind::Rope(r) => [&r.x, &r.at].into_iter().for_each(|x| params_in(x, into)),
+        ExprKind::CrossEntropy { logits, targets, .. } => {
+            [logits, targets].into_iter().for_each(|x| params_in(x, into));
+        }
+        ExprKind::RmsNorm { x, weight, .. } => {
+            params_in(x, into);
+            weight.iter().for_each(|w| params_in(w, into));
+        }
+        ExprKind::LayerNorm { x, weight, bias, .. } => {
+            params_in(x, into);
+            weight.iter().chain(bias).for_each(|w| params_in(w, into));
+        }
+        ExprKind::Attend(a) => {
+            [&a.q, &a.k, &a.v].into_iter().for_each(|x| params_in(x, into));
+            a.window.iter().chain(&a.mask).chain(&a.bias).for_each(|x| params_in(x, into));
+        }
+        ExprKind::Call(instance, args) => {
+            args.iter().for_each(|x| params_in(x, into));
+            params_of(instance, into);
+        }
+        ExprKind::Repeat(r) => {
+            params_in(&r.init, into);
+            r.invariants.iter().for_each(|x| params_in(x, into));
+            params_of(&r.body, into);
+        }
+    }
+}
+
+fn constant(e: &Expr) -> Option<f64> {
+    match e.kind {
+        ExprKind::Const(value) => Some(value),
+        _ => None,
+    }
+}
+
+/// `values[index]` as a chain of selects over one period of the list.
+fn per_iteration(b: &mut Builder, index: ValueId, values: &[f64]) -> ValueId {
+    let n = values.len();
+    let period = (1..=n).find(|p| n % p == 0 && (0..n).all(|i| values[i] == values[i % p])).unwrap_or(n);
+    let size = b.constant(DType::I32, period as f64);
+    let phase = b.binary(BinaryOp::Rem, index, size);
+    let mut value = b.constant(DType::F32, values[period - 1]);
+    for (i, v) in values[..period - 1].iter().enumerate() {
+        let here = b.constant(DType::I32, i as f64);
+        let is_here = b.compare(CompareOp::Eq, phase, here);
+        let v = b.constant(DType::F32, *v);
+        value = b.select(is_here, v, value);
+    }
+    value
+}
+
+fn reduce(b: &mut Builder, op: checked::ReduceOp, x: ValueId, axes: &[Name]) -> ValueId {
+    match op {
+        checked::ReduceOp::Sum => b.reduce(ReduceOp::Sum, x, axes),
+        checked::ReduceOp::Max => b.reduce(ReduceOp::Max, x, axes),
+        checked::ReduceOp::Min => b.reduce(ReduceOp::Min, x, axes),
+        checked::ReduceOp::Mean => b.mean(x, axes),
+    }
+}
+
+fn unary(b: &mut Builder, op: checked::UnaryOp, x: ValueId) -> ValueId {
+    use checked::UnaryOp as S;
+    match op {
+        S::Neg => b.unary(UnaryOp::Neg, x),
+        S::Abs => b.unary(UnaryOp::Abs, x),
+        S::Exp => b.unary(UnaryOp::Exp, x),
+        S::Log => b.unary(UnaryOp::Log, x),
+        S::Sqrt => b.unary(UnaryOp::Sqrt, x),
+        S::Rsqrt => b.unary(UnaryOp::Rsqrt, x),
+        S::Tanh => b.unary(UnaryOp::Tanh, x),
+        S::Sigmoid => b.unary(UnaryOp::Sigmoid, x),
+        S::Sin => b.unary(UnaryOp::Sin, x),
+        S::Cos => b.unary(UnaryOp::Cos, x),
+        S::Erf => b.unary(UnaryOp::Erf, x),
+        S::Floor => b.unary(UnaryOp::Floor, x),
+        S::Not => b.unary(UnaryOp::Not, x),
+        S::Silu => b.silu(x),
+        S::GeluErf => b.gelu_erf(x),
+        S::GeluTanh => b.gelu_tanh(x),
+        S::Relu => {
+            let zero = b.constant(b.ty(x).dtype, 0.0);
+            b.binary(BinaryOp::Max, x, zero)
+        }
+    }
+}
+
+fn binary(op: checked::BinaryOp) -> BinaryOp {
+    use checked::BinaryOp as S;
+    match op {
+        S::Add => BinaryOp::Add,
+        S::Sub => BinaryOp::Sub,
+        S::Mul => BinaryOp::Mul,
+        S::Div => BinaryOp::Div,
+        S::Max => BinaryOp::Max,
+        S::Min => BinaryOp::Min,
+        S::And => BinaryOp::And,
+        S::Or => BinaryOp::Or,
+    }
+}
+
+fn compare(op: checked::CompareOp) -> CompareOp {
+    use checked::CompareOp as S;
+    match op {
+        S::Lt => CompareOp::Lt,
+        S::Le => CompareOp::Le,
+        S::Gt => CompareOp::Gt,
+        S::Ge => CompareOp::Ge,
+        S::Eq => CompareOp::Eq,
+        S::Ne => CompareOp::Ne,
+    }
+}
