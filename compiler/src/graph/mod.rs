@@ -12,7 +12,12 @@
 pub mod build;
 pub mod composites;
 pub mod from_spec;
+pub mod parse;
+pub mod print;
 pub mod shape;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
