@@ -690,3 +690,39 @@ impl BinaryOp {
         self.precedence() == 3
     }
 }
+
+impl Item {
+    /// The whole item.
+    pub fn span(&self) -> Span {
+        match self {
+            Item::Use(u) => u.span,
+            Item::Model(m) => m.span,
+            Item::Block(b) => b.span,
+            Item::Section(s) => s.kind.span.to(s.section.span),
+            Item::Shard(s) => s.span,
+            Item::Freeze(f) => f.span,
+            Item::Adapter(a) => a.kind.span.to(a.section.span),
+            Item::Target(t) => t.span,
+            Item::Kernel(k) => k.span,
+        }
+    }
+}
+
+impl Statement {
+    /// The whole statement.
+    pub fn span(&self) -> Span {
+        match self {
+            Statement::Sizes(_, span) | Statement::Consts(_, span) => *span,
+            Statement::Loss(_, span) | Statement::Aux(_, span) => *span,
+            Statement::Input(i) => i.span,
+            Statement::Params(p) => p.span,
+            Statement::Block(b) => b.span,
+            Statement::Names(n) => n.span,
+            Statement::Manual(m) => m.span,
+            Statement::Kernel(k) => k.span,
+            Statement::Lower(l) => l.kind.span.to(l.section.span),
+            Statement::Let(l) => l.span,
+            Statement::Yield(y) => y.role.as_ref().map_or(y.value.span, |r| y.value.span.to(r.span)),
+        }
+    }
+}

@@ -271,7 +271,7 @@ pub struct Repeat {
     pub init: Box<Expr>,
     /// What is passed for `body.args[1..]`.
     pub invariants: Vec<Expr>,
-    /// Constants that differ per iteration, each with one entry per iteration; [`ExprKind::PerIteration`] refers to them.
+    /// Constants that differ per iteration, each with one entry per iteration; [`ExprKind::Value`] refers to them.
     pub cycled: Vec<Cycled>,
     /// Iterations to lay out in a row; 1 is a plain loop.
     pub unroll: u64,

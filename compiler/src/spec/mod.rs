@@ -5,6 +5,7 @@ pub mod checked;
 pub mod codes;
 pub mod diagnostic;
 pub mod parse;
+pub mod print;
 pub mod source;
 
 pub use diagnostic::{Diagnostic, Severity};

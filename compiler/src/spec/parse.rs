@@ -144,6 +144,18 @@ fn comment_start(line: &str) -> Option<usize> {
     None
 }
 
+/// Cuts blanks and comments off the end. A rule that ends in an optional part covers those in front of the absent part.
+fn without_trailing_blanks(text: &str) -> &str {
+    let mut text = text.trim_end();
+    loop {
+        let line = text.rfind('\n').map_or(0, |at| at + 1);
+        match comment_start(&text[line..]) {
+            Some(at) => text = text[..line + at].trim_end(),
+            None => return text,
+        }
+    }
+}
+
 // ---- syntax errors ---------------------------------------------------------------------------------------------
 
 fn syntax_error(id: SourceId, text: &str, base: u32, error: &pest::error::Error<Rule>) -> Diagnostic {
@@ -372,8 +384,7 @@ struct Build {
 impl Build {
     fn span(&self, pair: &Pair<'_, Rule>) -> Span {
         let span = pair.as_span();
-        // Rules that end in optional parts may cover blanks; a label should not.
-        let length = span.as_str().trim_end().len() as u32;
+        let length = without_trailing_blanks(span.as_str()).len() as u32;
         let start = self.base + span.start() as u32;
         Span { source: self.source, start, end: start + length }
     }

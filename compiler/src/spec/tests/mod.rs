@@ -1,4 +1,5 @@
 //! Tests of the front end, grouped by file.
 
 mod parse;
+mod print;
 mod samples;
