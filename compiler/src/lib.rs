@@ -1,4 +1,5 @@
 //! The mlc compiler: a spec in, a Program out.
 
 pub mod graph;
+pub mod metadata;
 pub mod spec;

@@ -1,0 +1,128 @@
+//! What a training binary knows of its spec beyond the program itself: the defaults of the run, external weight names,
+//! which keys are baked.
+
+use crate::spec::checked::{self, Data, IterationRange, LayoutDim, Model, NamePart, NameRule, Param, Spec, Train};
+use crate::spec::{Diagnostic, codes};
+use mlc_codegen::abi::{DataInfo, NameRow, NameTable, RunInfo};
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Metadata {
+    /// Defaults of the run.
+    pub run: RunInfo,
+    /// External weight names.
+    pub names: Vec<NameTable>,
+    /// Keys fixed at build time with their values.
+    pub baked: Vec<(String, String)>,
+}
+
+/// Gathers it, with a note for everything the runtime can't do yet.
+pub fn metadata(spec: &Spec, train: &Train) -> (Metadata, Vec<Diagnostic>) {
+    let mut notes = Vec::new();
+    let names = spec.model.names.iter().filter_map(|table| name_table(&spec.model, table, &mut notes)).collect();
+    let baked =
+        train.keys.iter().filter(|k| !k.at_run_time).map(|k| (k.path.clone(), k.value.clone())).collect();
+    (Metadata { run: run_info(train, &mut notes), names, baked }, notes)
+}
+
+fn run_info(train: &Train, notes: &mut Vec<Diagnostic>) -> RunInfo {
+    let eval = train.eval.as_ref();
+    RunInfo {
+        steps: train.steps,
+        seed: train.seed,
+        data: data_info(train, &train.data, notes),
+        eval_data: eval.and_then(|e| data_info(train, &e.data, notes)),
+        eval_every: eval.map_or(0, |e| e.every),
+        eval_batches: eval.map_or(0, |e| e.batches),
+        checkpoint_every: train.checkpoint.every,
+        checkpoint_keep: train.checkpoint.keep,
+        checkpoint_keep_every: train.checkpoint.keep_every,
+        checkpoint_dir: train.checkpoint.dir.clone(),
+        log_every: train.log.every,
+    }
+}
+
+fn data_info(train: &Train, data: &Data, notes: &mut Vec<Diagnostic>) -> Option<DataInfo> {
+    let what = match data {
+        Data::Bytes { glob } => return Some(DataInfo::Bytes { path: glob.clone() }),
+        Data::Tokens { glob, id_bytes, records } => {
+            return Some(DataInfo::Tokens { path: glob.clone(), width: *id_bytes as u32, records: *records });
+        }
+        Data::Synthetic => return Some(DataInfo::Synthetic),
+        Data::Text { .. } => "text with a tokenizer",
+        Data::Parquet { .. } => "parquet",
+        Data::Mix(_) => "mix",
+    };
+    let title = format!("the binary can't read {what} yet; give it tokens with `--data`");
+    notes.push(Diagnostic::note(codes::NOT_APPLIED, title).at(train.span, ""));
+    None
+}
+
+fn name_table(model: &Model, table: &checked::NameTable, notes: &mut Vec<Diagnostic>) -> Option<NameTable> {
+    let mut rows = Vec::new();
+    for rule in &table.rules {
+        match rule_rows(model, rule) {
+            Some(of_rule) => rows.extend(of_rule),
+            None => {
+                let title = format!("the name table `{}` fuses tensors, which import can't take apart yet", table.name);
+                notes.push(Diagnostic::note(codes::NOT_APPLIED, title).at(rule.span, "this rule"));
+                return None;
+            }
+        }
+    }
+    Some(NameTable { name: table.name.clone(), rows })
+}
+
+/// One row per iteration of the repeats around the parameter; `None` for a rule that lays several end to end.
+fn rule_rows(model: &Model, rule: &NameRule) -> Option<Vec<NameRow>> {
+    let [param] = rule.params.as_slice() else { return None };
+    let param = model.param(*param);
+    let logical: Vec<&str> = param.axes().map(|a| a.name.as_str()).collect();
+    let position = |axis: &checked::Axis| logical.iter().position(|name| *name == axis.name);
+    let axes = rule
+        .layout
+        .iter()
+        .map(|dim| match dim {
+            LayoutDim::Axes(axes) => axes.iter().map(position).collect::<Option<Vec<usize>>>(),
+            LayoutDim::Concat(_) => None,
+        })
+        .collect::<Option<Vec<_>>>()?;
+    let rows = iterations(param, &rule.iterations).into_iter().map(|at| NameRow {
+        logical: logical_name(param, &at),
+        external: foreign_name(&rule.foreign, &at),
+        axes: axes.clone(),
+    });
+    Some(rows.collect())
+}
+
+/// All index tuples a rule covers, last index fastest.
+fn iterations(param: &Param, ranges: &[IterationRange]) -> Vec<Vec<u64>> {
+    let mut tuples = vec![Vec::new()];
+    for (repeat, range) in param.repeats.iter().zip(ranges) {
+        let indices: Vec<u64> = match range {
+            IterationRange::All => (0..repeat.axis.size).collect(),
+            IterationRange::One(i) => vec![*i],
+        };
+        tuples = tuples
+            .iter()
+            .flat_map(|t| indices.iter().map(move |i| t.iter().copied().chain([*i]).collect()))
+            .collect();
+    }
+    tuples
+}
+
+fn logical_name(param: &Param, at: &[u64]) -> String {
+    param.repeats.iter().zip(at).fold(param.path.clone(), |path, (repeat, index)| {
+        path.replace(&format!("{{{}}}", repeat.variable), &index.to_string())
+    })
+}
+
+fn foreign_name(parts: &[NamePart], at: &[u64]) -> String {
+    parts
+        .iter()
+        .map(|part| match part {
+            NamePart::Text(text) => text.clone(),
+            NamePart::Index { repeat, scale, offset } => (at[*repeat] as i64 * scale + offset).to_string(),
+        })
+        .collect()
+}
