@@ -32,15 +32,22 @@
 //! ```
 
 mod builder;
+pub mod interpret;
+mod parse;
 mod print;
 mod renumber;
+#[cfg(test)]
+mod tests;
+mod verify;
 
 use std::fmt;
 
 use mlc_runtime::abi::DType;
 
 pub use builder::Builder;
+pub use parse::parse;
 pub use print::dtype_name;
+pub use verify::verify;
 
 /// Most lanes a vector may have.
 pub const MAX_LANES: u32 = 128;
