@@ -1,5 +1,6 @@
 //! The mlc compiler: a spec in, a Program out.
 
+pub mod autodiff;
 pub mod graph;
 pub mod metadata;
 pub mod spec;
