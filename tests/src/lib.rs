@@ -1,4 +1,6 @@
 //! Tests that cross packages live in `tests/tests/`; this library holds what they share.
 
+pub mod elf;
+pub mod harness;
 pub mod numpy;
 pub mod parity;
