@@ -4,5 +4,6 @@
 pub use mlc_runtime::abi;
 
 pub mod kir;
+pub mod math;
 pub mod program;
 pub mod target;
