@@ -23,12 +23,12 @@ pub fn mlc() -> &'static Path {
             .expect("cargo starts");
         assert!(cargo.status.success(), "building mlc failed:\n{}", String::from_utf8_lossy(&cargo.stderr));
         let messages = String::from_utf8(cargo.stdout).expect("cargo writes UTF-8");
-        let executable = messages.lines().filter_map(|line| {
+        let mut executables = messages.lines().filter_map(|line| {
             let message: Value = serde_json::from_str(line).ok()?;
             let is_mlc = message["target"]["name"] == "mlc";
             is_mlc.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
         });
-        executable.last().expect("cargo names the executable of mlc")
+        executables.next_back().expect("cargo names the executable of mlc")
     })
 }
 
