@@ -10,8 +10,9 @@ import inputs
 class Llama:
     """Parameters under mlc's logical names, and one training step.
 
-    weights  {logical name: array, declared axis order}
-    tokens   [records, seq + 1] integers
+    params     {logical name: parameter, in declared axis order}
+    tokens     [records, seq + 1] integers
+    forward    what computes the loss; may be replaced by a compiled `loss`
     """
 
     def __init__(self, name, dtype):
@@ -30,6 +31,7 @@ class Llama:
         angle = torch.outer(position, frequency)
         self.cos, self.sin = angle.cos()[:, None, :], angle.sin()[:, None, :]
         self.step_index = 0
+        self.forward = self.loss
 
     def rope(self, x):
         """Rotates pairs (2j, 2j + 1), or (j, j + hd / 2), of x [batch, seq, heads, hd]."""
@@ -76,14 +78,16 @@ class Llama:
         done = (step - c["warmup"]) / max(1, c["steps"] - c["warmup"])
         return c["lr_end"] + (c["lr"] - c["lr_end"]) * 0.5 * (1 + math.cos(math.pi * done))
 
-    def step(self):
-        """Trains on the next batch of records. Returns (loss before the update, gradient norm before clipping)."""
+    def step(self, with_norm=True):
+        """Trains on the next batch of records. Returns (loss before the update, gradient norm before clipping or None)."""
         c = self.c
         rows = [(self.step_index * c["batch"] + i) % c["records"] for i in range(c["batch"])]
         batch = self.tokens[rows]
-        loss = self.loss(batch[:, :-1], batch[:, 1:])
+        loss = self.forward(batch[:, :-1], batch[:, 1:])
         loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.params.values()])
+        norm = None
+        if with_norm or c["clip"] is not None:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.params.values()])
         if c["clip"] is not None:
             # The clip factor is min(1, clip / norm), without the 1e-6 that torch's clip_grad_norm_ adds to the norm.
             factor = torch.clamp(c["clip"] / norm, max=1.0)
@@ -94,4 +98,4 @@ class Llama:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step_index += 1
-        return loss.item(), norm.item()
+        return loss.item(), None if norm is None else norm.item()
