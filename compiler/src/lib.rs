@@ -3,4 +3,5 @@
 pub mod autodiff;
 pub mod graph;
 pub mod metadata;
+pub mod interpret;
 pub mod spec;
