@@ -47,7 +47,8 @@ fn root() -> PathBuf {
 /// Paths of all tracked files and of new ones that git does not ignore, relative to the root.
 fn files() -> Vec<String> {
     let list = Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+        // A checkout may belong to another user than the one who tests it, in a container for instance.
+        .args(["-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard"])
         .current_dir(root())
         .output()
         .expect("git runs: tidiness is checked in a checkout");
