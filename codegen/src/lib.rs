@@ -3,6 +3,7 @@
 /// The calling conventions and tables shared with the runtime.
 pub use mlc_runtime::abi;
 
+pub mod kernels;
 pub mod kir;
 pub mod math;
 pub mod program;

@@ -1,0 +1,31 @@
+//! From what a kernel computes ([`KernelSpec`]) to how ([`Kernel`]): loops, blocks, vectors and register tiles.
+//!
+//! One file per kind of kernel. What holds for all of them: tiles are independent; a tile's result does not depend on
+//! which other tiles the same call computes; sums run in chunks of fixed length joined in a fixed order; nothing
+//! depends on the number of threads. Sizes of vectors, blocks and register tiles come from the [`Target`] alone.
+
+mod buffers;
+mod map;
+mod region;
+mod rows;
+mod space;
+
+#[cfg(test)]
+mod tests;
+
+use crate::kir::Kernel;
+use crate::program::KernelSpec;
+use crate::target::Target;
+
+/// Expands a spec for a target. The kernel carries its number of tiles and its scratch memory.
+pub fn expand(spec: &KernelSpec, target: &Target) -> Kernel {
+    match spec {
+        KernelSpec::Map(s) => map::map(s, target),
+        KernelSpec::Rows(s) => rows::rows(s, target),
+        KernelSpec::Gemm(_)
+        | KernelSpec::Attention(_)
+        | KernelSpec::AttentionGrad(_)
+        | KernelSpec::Gather(_)
+        | KernelSpec::Scatter(_) => panic!("no expansion for {spec:?}"),
+    }
+}
