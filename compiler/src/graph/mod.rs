@@ -14,6 +14,7 @@ pub mod composites;
 pub mod from_spec;
 pub mod parse;
 pub mod print;
+pub mod rewrite;
 pub mod shape;
 
 #[cfg(test)]

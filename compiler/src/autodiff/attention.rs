@@ -1,0 +1,109 @@
+//! The derivative of attention: one `attention_grad` composite.
+//!
+//! Source: Dao 2023 (FlashAttention-2, arXiv:2307.08691), §3.1.2: probabilities are made again from `lse`, and
+//! `Σ over value of o·do` stands for the softmax's inner sum.
+
+use super::activity::Activity;
+use super::differentiate::walk_ops;
+use super::rules::Cotangents;
+use super::tape::Tape;
+use super::AutodiffError;
+use crate::graph::shape::union_type;
+use crate::graph::{
+    Attention, Builder, CompareOp, CompositeKind, Graph, Name, Op, OpNode, ReduceOp, RegionId, Type,
+    UnaryOp, ValueId,
+};
+
+/// Cotangents of q, k and v; extras that want one never get here.
+pub(super) fn pull(
+    t: &mut Tape,
+    a: &Attention,
+    node: &OpNode,
+    g: ValueId,
+) -> Result<Cotangents, AutodiffError> {
+    let mut operands =
+        node.operands.iter().map(|v| t.primal(*v)).collect::<Result<Vec<ValueId>, AutodiffError>>()?;
+    operands.push(t.primal(node.results[0])?);
+    operands.push(t.primal(node.results[1])?);
+    operands.push(g);
+    let score = score_with_slope(&mut t.b, a.score)?;
+    let grads = attention_grad(&mut t.b, &operands, Attention { score, ..a.clone() });
+    let mut cotangents = vec![None; node.operands.len()];
+    for i in 0..3 {
+        cotangents[i] = t.towards(node.operands[i], |_| grads[i]);
+    }
+    Ok(cotangents)
+}
+
+/// A score region with its derivative by the dot product as a second result; 0 where the score is −inf.
+fn score_with_slope(b: &mut Builder, score: RegionId) -> Result<RegionId, AutodiffError> {
+    let from: Graph = b.graph.clone();
+    let args: Vec<(Name, Type)> = from
+        .region(score)
+        .args
+        .iter()
+        .map(|v| (from.value_name(*v).clone(), from.ty(*v).clone()))
+        .collect();
+    let mut inner = Builder::new("score");
+    let (region, args) = inner.open(&args);
+    let result = inner.inline(&from, score, &args)[0];
+    let activity = Activity::of_region(&inner.graph, region, &args[..1]);
+    let mut t = Tape::new(inner, activity);
+    let forward = t.forward_ops();
+    let one = t.b.constant(t.b.ty(result).dtype, 1.0);
+    t.accumulate(result, one);
+    walk_ops(&mut t, forward)?;
+    let slope = t.cotangent(args[0]);
+    let mut inner = t.b;
+    let dtype = inner.ty(result).dtype;
+    let [zero, lowest] = [0.0, f64::NEG_INFINITY].map(|c| inner.constant(dtype, c));
+    let masked = inner.compare(CompareOp::Eq, result, lowest);
+    let slope = inner.select(masked, zero, slope.unwrap_or(zero));
+    inner.set_name(slope, "slope");
+    inner.close(vec![result, slope]);
+    Ok(b.copy_region(&inner.finish(), region))
+}
+
+/// `attention_grad q, k, v, extras.., o, lse, do -> dq, dk, dv`.
+fn attention_grad(b: &mut Builder, operands: &[ValueId], a: Attention) -> Vec<ValueId> {
+    let names: Vec<&str> = match operands.len() {
+        6 => vec!["q", "k", "v", "o", "lse", "do"],
+        _ => vec!["q", "k", "v"],
+    };
+    b.composite(CompositeKind::AttentionGrad(a.clone()), operands, &names, "grad", |b, args| {
+        let n = args.len();
+        let [q, k, v] = [args[0], args[1], args[2]];
+        let [o, lse, d_o] = [args[n - 3], args[n - 2], args[n - 1]];
+        let [q_type, k_type, v_type] = [q, k, v].map(|x| b.ty(x).clone());
+        let dtype = q_type.dtype;
+        let axes = union_type(dtype, &[&q_type, &k_type]).without(&a.over);
+        let value_axes = missing(&v_type, &axes);
+
+        let scores = b.attention_scores(&a, q, k, &args[3..n - 3], &axes);
+        let (score, slope) = (scores[0], scores[1]);
+        // A row without keys has lse = −inf; 0 instead keeps exp(−inf − lse) at 0.
+        let [zero, lowest] = [0.0, f64::NEG_INFINITY].map(|c| b.constant(dtype, c));
+        let empty = b.compare(CompareOp::Eq, lse, lowest);
+        let lse = b.select(empty, zero, lse);
+        let shifted = b.sub(score, lse);
+        let p = b.unary(UnaryOp::Exp, shifted);
+
+        let dp = b.one(Op::Dot { over: value_axes.clone() }, &[d_o, v], Some(axes.clone()), "dp");
+        let product = b.mul(o, d_o);
+        let delta = b.reduce(ReduceOp::Sum, product, &value_axes);
+        let centred = b.sub(dp, delta);
+        let ds = b.mul(p, centred);
+        let ds = b.mul(ds, slope);
+
+        let dot = |b: &mut Builder, x: ValueId, y: ValueId, to: &Type| {
+            let over = missing(&axes, to);
+            b.one(Op::Dot { over }, &[x, y], Some(to.clone()), "grad")
+        };
+        vec![dot(b, ds, k, &q_type), dot(b, ds, q, &k_type), dot(b, p, d_o, &v_type)]
+    })
+}
+
+/// Axes of `ty` that `of` lacks.
+fn missing(ty: &Type, of: &Type) -> Vec<Name> {
+    ty.names().into_iter().filter(|n| !of.has(n)).collect()
+}

@@ -1,0 +1,154 @@
+//! Helpers of passes that change a graph in place.
+
+use super::{Builder, CompositeKind, Graph, Op, OpId, OpNode, Region, RegionId, ValueId};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl Graph {
+    /// The body and all loop bodies, outer before inner, in op order. Meanings and update rules are not among them: they
+    /// say what an op means, and passes leave them alone.
+    pub fn executed_regions(&self) -> Vec<RegionId> {
+        let mut found = vec![self.body];
+        let mut next = 0;
+        while let Some(&region) = found.get(next) {
+            next += 1;
+            for &op in &self.region(region).ops {
+                if let Op::Loop(l) = &self.op(op).op {
+                    found.push(l.body);
+                }
+            }
+        }
+        found
+    }
+
+    /// The op that defines each value of a region; arguments have none.
+    pub fn definitions(&self, region: RegionId) -> BTreeMap<ValueId, OpId> {
+        let ops = &self.region(region).ops;
+        ops.iter().flat_map(|op| self.op(*op).results.iter().map(|r| (*r, *op))).collect()
+    }
+
+    /// How often each value of a region is used, as an operand or as a result of the region.
+    pub fn use_counts(&self, region: RegionId) -> BTreeMap<ValueId, u32> {
+        let region = self.region(region);
+        let operands = region.ops.iter().flat_map(|op| &self.op(*op).operands);
+        let mut counts = BTreeMap::new();
+        for value in operands.chain(&region.results) {
+            *counts.entry(*value).or_insert(0) += 1;
+        }
+        counts
+    }
+
+    /// Exchanges the names of two values, so that a replacement reads like what it replaces.
+    pub fn swap_names(&mut self, a: ValueId, b: ValueId) {
+        let name = self.values[a.index()].name.clone();
+        self.values[a.index()].name = std::mem::replace(&mut self.values[b.index()].name, name);
+    }
+}
+
+/// Rewrites every executed region op by op. `rewrite` either appends ops to the builder (whose current region is the
+/// one being rebuilt) and returns one value per result of the op, or returns `None` to keep the op.
+///
+/// The node it gets already has the operands of the rewritten region.
+pub fn rewrite_ops(
+    graph: Graph,
+    mut rewrite: impl FnMut(&mut Builder, &Graph, OpId, &OpNode) -> Option<Vec<ValueId>>,
+) -> Graph {
+    let before = graph.clone();
+    let mut b = Builder::resume(graph);
+    for region in before.executed_regions() {
+        let Region { ops, results, .. } = before.region(region).clone();
+        let mut replaced: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+        b.graph.regions[region.index()].ops.clear();
+        b.reopen(region);
+        for op in ops {
+            for operand in &mut b.graph.ops[op.index()].operands {
+                *operand = *replaced.get(operand).unwrap_or(operand);
+            }
+            let node = b.graph.op(op).clone();
+            b.origin = node.origin.clone();
+            match rewrite(&mut b, &before, op, &node) {
+                None => b.graph.regions[region.index()].ops.push(op),
+                Some(values) => {
+                    for (old, new) in node.results.iter().zip(values) {
+                        b.graph.swap_names(*old, new);
+                        replaced.insert(*old, new);
+                    }
+                }
+            }
+        }
+        b.leave();
+        b.graph.regions[region.index()].results =
+            results.iter().map(|v| *replaced.get(v).unwrap_or(v)).collect();
+    }
+    b.finish()
+}
+
+/// Replaces composites that `pick` chooses by their meaning.
+pub fn inline_composites(graph: Graph, pick: impl Fn(&Graph, OpId, &CompositeKind) -> bool) -> Graph {
+    rewrite_ops(graph, |b, before, op, node| match &node.op {
+        Op::Composite(c) if pick(before, op, &c.kind) => Some(b.inline(before, c.meaning, &node.operands)),
+        _ => None,
+    })
+}
+
+/// Removes ops whose results nothing uses, and the loop operands and results that nothing uses.
+///
+/// Works backwards over each region; a loop's unused stacked outs and sums go first, so what only they needed goes too.
+/// Carries stay: whether one matters is a fixpoint, and no pass leaves an unused one behind.
+pub fn eliminate_unreachable_code(mut graph: Graph) -> Graph {
+    let body = graph.body;
+    sweep(&mut graph, body);
+    graph
+}
+
+fn sweep(graph: &mut Graph, region: RegionId) {
+    let Region { ops, results, .. } = graph.region(region).clone();
+    let mut live: BTreeSet<ValueId> = results.into_iter().collect();
+    let mut kept: Vec<OpId> = Vec::new();
+    for op in ops.into_iter().rev() {
+        if !graph.op(op).results.iter().any(|r| live.contains(r)) {
+            continue;
+        }
+        if matches!(graph.op(op).op, Op::Loop(_)) {
+            drop_unused_outs(graph, op, &live);
+            drop_unused_ins(graph, op);
+        }
+        live.extend(&graph.op(op).operands);
+        kept.push(op);
+    }
+    kept.reverse();
+    graph.regions[region.index()].ops = kept;
+}
+
+fn drop_unused_outs(graph: &mut Graph, op: OpId, live: &BTreeSet<ValueId>) {
+    let node = &mut graph.ops[op.index()];
+    let Op::Loop(l) = &mut node.op else { return };
+    let body = &mut graph.regions[l.body.index()];
+    let kept: Vec<bool> =
+        node.results.iter().enumerate().map(|(i, r)| i < l.carries || live.contains(r)).collect();
+    l.stacked_outs = kept[l.carries..l.carries + l.stacked_outs].iter().filter(|k| **k).count();
+    retain(&mut node.results, &kept);
+    retain(&mut body.results, &kept);
+    let body = l.body;
+    sweep(graph, body);
+}
+
+fn drop_unused_ins(graph: &mut Graph, op: OpId) {
+    let Op::Loop(l) = &graph.op(op).op else { return };
+    let (body, carries, stacked) = (l.body, l.carries, l.stacked);
+    let used = graph.use_counts(body);
+    let args = &graph.region(body).args;
+    let kept: Vec<bool> =
+        args[1..].iter().enumerate().map(|(i, a)| i < carries || used.contains_key(a)).collect();
+    retain(&mut graph.ops[op.index()].operands, &kept);
+    let index = [true].into_iter().chain(kept.iter().copied()).collect::<Vec<_>>();
+    retain(&mut graph.regions[body.index()].args, &index);
+    if let Op::Loop(l) = &mut graph.ops[op.index()].op {
+        l.stacked = kept[carries..carries + stacked].iter().filter(|k| **k).count();
+    }
+}
+
+/// Keeps the elements whose flag is set.
+fn retain<T>(items: &mut Vec<T>, kept: &[bool]) {
+    let mut flags = kept.iter();
+    items.retain(|_| *flags.next().expect("one flag per item"));
+}
