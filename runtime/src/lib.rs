@@ -1,3 +1,6 @@
 //! The runtime of a training binary.
 
 pub mod abi;
+pub mod failure;
+pub mod numeric;
+pub mod random;
