@@ -1,8 +1,110 @@
-//! The runtime of a training binary.
+//! The runtime of a training binary: what is linked to the generated program and makes it a command.
+//!
+//! ```text
+//! main (generated) ── mlc_runtime_main ── commands/ ── step.rs ── rank.rs ── generated step function ── kernels
+//!                                             │           │         │
+//!                            checkpoint/  metrics/     data/     device/ (memory, threads, CPU check)
+//! ```
+//! Invariants: no process-global state, everything hangs off a [`rank::Rank`] and what the command holds; nothing here
+//! knows a particular model; bad input gives one error and an exit code of [`failure::Exit`], never a panic; the bits of a
+//! run depend on the binary, the data and the settings, and not on the number of threads.
 
 pub mod abi;
+pub mod args;
+pub mod checkpoint;
+pub mod commands;
+pub mod console;
 pub mod data;
 pub mod device;
 pub mod failure;
+pub mod init;
+pub mod metrics;
 pub mod numeric;
+pub mod options;
+pub mod profile;
+pub mod program;
 pub mod random;
+pub mod rank;
+pub mod settings;
+pub mod signals;
+pub mod step;
+
+use std::ffi::{CStr, c_char};
+use std::time::Instant;
+
+use abi::ProgramTable;
+use args::Args;
+use console::Console;
+use failure::{Exit, Failure};
+use options::{Command, usage};
+use program::Program;
+use signals::Interrupts;
+
+/// Runs one command line of a training binary; `words` are the arguments without the program's name. Returns how the
+/// process should end; errors have been printed.
+pub fn run(
+    program: &Program,
+    words: &[String],
+    console: &mut Console,
+    stop: &Interrupts,
+    started: Instant,
+) -> Exit {
+    let result = Args::parse(words).and_then(|args| dispatch(program, &args, console, stop, started));
+    console.wipe();
+    result.unwrap_or_else(|failure| report(&failure, console))
+}
+
+fn dispatch(
+    program: &Program,
+    args: &Args,
+    console: &mut Console,
+    stop: &Interrupts,
+    started: Instant,
+) -> Result<Exit, Failure> {
+    if args.flag("help") || args.command == Command::Help {
+        console.line(&usage(args.command));
+        return Ok(Exit::Done);
+    }
+    match args.command {
+        Command::Train => commands::train::train(program, args, console, stop, started),
+        Command::Eval => commands::eval::eval(program, args, console),
+        Command::Generate => commands::generate::generate(program, args, console),
+        Command::Info => commands::info::info(program, args, console),
+        Command::Bench => commands::bench::bench(program, args, console),
+        Command::Help => Ok(Exit::Done),
+    }
+}
+
+fn report(failure: &Failure, console: &mut Console) -> Exit {
+    console.note(&failure.message);
+    failure.exit
+}
+
+/// What the generated `main` calls; returns the exit code of the process.
+///
+/// # Safety
+/// `argv` holds `argc` C strings as the operating system passes them, and `table` is the table codegen emitted.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mlc_runtime_main(
+    argc: i32,
+    argv: *const *const c_char,
+    table: *const ProgramTable,
+) -> i32 {
+    let started = Instant::now();
+    // Before any thread exists, so that all threads leave the signals to the descriptor.
+    let stop = Interrupts::of_process();
+    let mut console = Console::standard();
+    // SAFETY: by this function's contract.
+    let program = match unsafe { Program::from_table(table) } {
+        Ok(program) => program,
+        Err(failure) => return report(&failure, &mut console).code(),
+    };
+    let words: Vec<String> = (1..argc.max(1) as usize)
+        .map(|i| {
+            // SAFETY: by this function's contract, with `i` below `argc`.
+            let word = unsafe { CStr::from_ptr(*argv.add(i)) };
+            word.to_string_lossy().into_owned()
+        })
+        .collect();
+    run(&program, &words, &mut console, &stop, started).code()
+}

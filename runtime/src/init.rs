@@ -1,0 +1,112 @@
+//! The first value of every parameter and optimizer state.
+//!
+//! Element i of a logical tensor is a pure function of (seed, logical path of the layer's tensor, i), hence the same for
+//! any number of threads and wherever a slice of the tensor lives. Normals come in pairs: elements 2j and 2j + 1 share
+//! the random block j.
+
+use crate::abi::{DType, Init};
+use crate::numeric::f32_to_bf16;
+use crate::program::LogicalTensor;
+use crate::random::{Stream, normal::normal_pair};
+use crate::rank::Rank;
+
+/// Elements set by one tile; even, so that no pair is split.
+const CHUNK: u64 = 8192;
+
+/// Sets every persistent tensor.
+pub fn init_all(rank: &mut Rank, seed: u64) {
+    let program = rank.program;
+    init(rank, &program.logical_tensors(), seed);
+}
+
+/// Sets the given tensors, on all threads.
+pub fn init(rank: &mut Rank, tensors: &[LogicalTensor], seed: u64) {
+    let mut first_chunk = Vec::with_capacity(tensors.len() + 1);
+    let mut chunks = 0;
+    for tensor in tensors {
+        first_chunk.push(chunks);
+        chunks += tensor.elements.div_ceil(CHUNK);
+    }
+    let streams: Vec<Stream> = tensors.iter().map(|t| Stream::new(seed, &t.name)).collect();
+    let addresses: Vec<usize> = tensors.iter().map(|t| rank.address(t.place) as usize).collect();
+    rank.pool().run(chunks as i64, &|begin, end, _thread| {
+        for chunk in begin as u64..end as u64 {
+            let index = first_chunk.partition_point(|&first| first <= chunk) - 1;
+            let (tensor, stream) = (&tensors[index], &streams[index]);
+            let start = (chunk - first_chunk[index]) * CHUNK;
+            let elements = CHUNK.min(tensor.elements - start);
+            let width = tensor.tensor.dtype.bytes();
+            // SAFETY: chunks are disjoint parts of tensors that `Program::new` found inside their spaces, and the rank is
+            // borrowed exclusively, so that no other code looks at them.
+            let bytes = unsafe {
+                let address = (addresses[index] + (start * width) as usize) as *mut u8;
+                std::slice::from_raw_parts_mut(address, (elements * width) as usize)
+            };
+            fill(bytes, tensor.tensor.dtype, tensor.tensor.init, stream, start);
+        }
+    });
+}
+
+/// Writes elements `start..` of a tensor, `start` even.
+fn fill(bytes: &mut [u8], dtype: DType, init: Init, stream: &Stream, start: u64) {
+    match init {
+        Init::Constant(value) => fill_with(bytes, dtype, |_| value),
+        Init::Uniform { low, high } => {
+            fill_with(bytes, dtype, |i| low + (high - low) * stream.unit(start + i));
+        }
+        Init::Normal { std } => {
+            let mut pair = [0.0; 2];
+            fill_with(bytes, dtype, |i| {
+                if i % 2 == 0 {
+                    pair = normal_pair(stream.block((start + i) / 2));
+                }
+                std * pair[(i % 2) as usize]
+            });
+        }
+    }
+}
+
+/// Writes `value(0)`, `value(1)`, … as elements of `dtype`.
+fn fill_with(bytes: &mut [u8], dtype: DType, mut value: impl FnMut(u64) -> f64) {
+    let elements = bytes.chunks_exact_mut(dtype.bytes() as usize);
+    for (element, i) in elements.zip(0..) {
+        let v = value(i);
+        match dtype {
+            DType::F32 => element.copy_from_slice(&(v as f32).to_le_bytes()),
+            DType::F64 => element.copy_from_slice(&v.to_le_bytes()),
+            DType::Bf16 => element.copy_from_slice(&f32_to_bf16(v as f32).to_le_bytes()),
+            DType::I32 => element.copy_from_slice(&(v as i32).to_le_bytes()),
+            DType::I64 => element.copy_from_slice(&(v as i64).to_le_bytes()),
+            DType::Bool => element[0] = u8::from(v != 0.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(elements: u64, start: u64, init: Init) -> Vec<f32> {
+        let mut bytes = vec![0; elements as usize * 4];
+        fill(&mut bytes, DType::F32, init, &Stream::new(1, "layer.0.w"), start);
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    #[test]
+    fn fill_depends_on_the_index_and_not_on_the_chunk() {
+        for init in [Init::Normal { std: 0.02 }, Init::Uniform { low: -1.0, high: 2.0 }, Init::Constant(3.0)]
+        {
+            let whole = filled(100, 0, init);
+            assert_eq!(whole[40..], filled(60, 40, init));
+        }
+    }
+
+    #[test]
+    fn fill_uniform_stays_in_its_interval() {
+        let values = filled(5000, 0, Init::Uniform { low: -1.0, high: 2.0 });
+        assert!(values.iter().all(|v| (-1.0..2.0).contains(v)));
+        let mean = values.iter().sum::<f32>() / 5000.0;
+        // Standard error of the mean of 5000 numbers of standard deviation 3/√12 is 0.012; five of them.
+        assert!((mean - 0.5).abs() < 0.06, "{mean}");
+    }
+}

@@ -1,0 +1,174 @@
+//! The program inside this binary: the generated table, checked once so that the rest can rely on it.
+
+use crate::abi::{ABI_VERSION, EntryFn, EntryInfo, Place, ProgramInfo, ProgramTable, TensorInfo, TensorRole};
+use crate::failure::Failure;
+
+/// A checked program.
+pub struct Program {
+    /// Everything known about it.
+    pub info: ProgramInfo,
+    entries: Vec<EntryFn>,
+}
+
+/// One logical tensor: a persistent tensor outside a repeat, or one layer's slice of one inside.
+#[derive(Clone, Debug)]
+pub struct LogicalTensor<'a> {
+    /// The tensor it is a slice of.
+    pub tensor: &'a TensorInfo,
+    /// Full name, `layer.3.attn.wq` or `layer.3.attn.wq.m`.
+    pub name: String,
+    /// Where its bytes lie: contiguous, row-major in `tensor.shape`.
+    pub place: Place,
+    /// Number of elements.
+    pub elements: u64,
+}
+
+impl LogicalTensor<'_> {
+    /// Length in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.elements * self.tensor.dtype.bytes()
+    }
+
+    /// Whether it is a parameter, not an optimizer state.
+    pub fn is_param(&self) -> bool {
+        self.tensor.role == TensorRole::Param
+    }
+}
+
+impl Program {
+    /// Reads the table of this executable.
+    ///
+    /// # Safety
+    /// `table` is null or points at a table whose pointers and lengths are right, as codegen emits it, and which lives as
+    /// long as the process.
+    ///
+    /// # Errors
+    /// The table is inconsistent: the binary is damaged or was put together from parts of different versions.
+    pub unsafe fn from_table(table: *const ProgramTable) -> Result<Program, Failure> {
+        // SAFETY: by this function's contract.
+        let Some(table) = (unsafe { table.as_ref() }) else {
+            return Err(damaged("there is no program table"));
+        };
+        if table.abi_version != ABI_VERSION {
+            return Err(damaged(&format!(
+                "its program speaks version {} of the runtime's interface, this runtime speaks {ABI_VERSION}",
+                table.abi_version
+            )));
+        }
+        let length =
+            usize::try_from(table.info_len).map_err(|_| damaged("the program's description is too long"))?;
+        // SAFETY: by this function's contract.
+        let (text, entries) = unsafe {
+            (
+                std::slice::from_raw_parts(table.info, length),
+                std::slice::from_raw_parts(table.entries, table.n_entries as usize),
+            )
+        };
+        let info: ProgramInfo = serde_json::from_slice(text)
+            .map_err(|e| damaged(&format!("the program's description does not parse: {e}")))?;
+        Program::new(info, entries.to_vec())
+    }
+
+    /// Checks a program given as parts.
+    ///
+    /// # Errors
+    /// As for [`Program::from_table`].
+    pub fn new(info: ProgramInfo, entries: Vec<EntryFn>) -> Result<Program, Failure> {
+        if entries.len() != info.entries.len() {
+            return Err(damaged(&format!(
+                "it has {} step functions and describes {}",
+                entries.len(),
+                info.entries.len()
+            )));
+        }
+        check_places(&info)?;
+        Ok(Program { info, entries })
+    }
+
+    /// Index and description of the entry called `name`.
+    pub fn entry(&self, name: &str) -> Option<(usize, &EntryInfo)> {
+        self.info.entries.iter().enumerate().find(|(_, e)| e.name == name)
+    }
+
+    /// Index and description of the entry called `name`.
+    ///
+    /// # Errors
+    /// The binary was built without it.
+    pub fn require_entry(&self, name: &str) -> Result<(usize, &EntryInfo), Failure> {
+        self.entry(name).ok_or_else(|| {
+            let have: Vec<&str> = self.info.entries.iter().map(|e| e.name.as_str()).collect();
+            Failure::failed(format!("error: this binary has no `{name}` entry\nIt has: {}.", have.join(", ")))
+        })
+    }
+
+    /// The step function of the entry at `index`.
+    pub fn entry_fn(&self, index: usize) -> EntryFn {
+        self.entries[index]
+    }
+
+    /// All logical tensors: parameters and states in the order of the program, layers in order inside each.
+    pub fn logical_tensors(&self) -> Vec<LogicalTensor<'_>> {
+        let mut all = Vec::new();
+        for tensor in &self.info.tensors {
+            let elements: u64 = tensor.shape.iter().product();
+            for layer in 0..tensor.layers.unwrap_or(1) {
+                let name = match tensor.layers {
+                    Some(_) => tensor.path.replace("{i}", &layer.to_string()),
+                    None => tensor.path.clone(),
+                };
+                let offset = tensor.place.offset + layer * elements * tensor.dtype.bytes();
+                all.push(LogicalTensor { tensor, name, place: Place { offset, ..tensor.place }, elements });
+            }
+        }
+        all
+    }
+
+    /// Number of parameters, exactly.
+    pub fn parameters(&self) -> u64 {
+        let params = self.info.tensors.iter().filter(|t| t.role == TensorRole::Param);
+        params.map(|t| t.shape.iter().product::<u64>() * t.layers.unwrap_or(1)).sum()
+    }
+
+    /// Bytes of all memory spaces and of the scratch of `threads` threads.
+    pub fn memory_bytes(&self, threads: usize) -> u64 {
+        self.info.spaces.iter().map(|s| s.bytes).sum::<u64>() + self.info.scratch_bytes * threads as u64
+    }
+}
+
+/// Every described buffer lies inside its space and is aligned to its element.
+fn check_places(info: &ProgramInfo) -> Result<(), Failure> {
+    let check = |what: &str, place: Place, bytes: Option<u64>, align: u64| {
+        let space = info.spaces.get(place.space as usize);
+        let end = bytes.and_then(|b| place.offset.checked_add(b));
+        match (space, end) {
+            (Some(space), Some(end)) if end <= space.bytes && place.offset.is_multiple_of(align) => Ok(()),
+            _ => Err(damaged(&format!(
+                "{what} lies outside memory or is not aligned (space {}, offset {}, {bytes:?} bytes)",
+                place.space, place.offset
+            ))),
+        }
+    };
+    let product = |shape: &[u64], unit: u64| shape.iter().try_fold(unit, |n, &size| n.checked_mul(size));
+    for tensor in &info.tensors {
+        let bytes = product(&tensor.shape, tensor.dtype.bytes() * tensor.layers.unwrap_or(1));
+        check(&format!("tensor `{}`", tensor.path), tensor.place, bytes, tensor.dtype.bytes())?;
+    }
+    for scalar in &info.scalars {
+        check(&format!("scalar `{}`", scalar.key), scalar.place, Some(8), 8)?;
+    }
+    for entry in &info.entries {
+        for input in &entry.inputs {
+            let what = format!("input `{}` of `{}`", input.name, entry.name);
+            check(&what, input.place, product(&input.shape, input.dtype.bytes()), input.dtype.bytes())?;
+        }
+        for output in &entry.outputs {
+            let what = format!("output `{}` of `{}`", output.name, entry.name);
+            check(&what, output.place, product(&output.shape, output.dtype.bytes()), output.dtype.bytes())?;
+        }
+    }
+    Ok(())
+}
+
+fn damaged(what: &str) -> Failure {
+    Failure::failed(format!("error: this binary is damaged: {what}"))
+}

@@ -1,0 +1,155 @@
+//! `--init`: weights made elsewhere.
+
+use std::path::PathBuf;
+
+use mlc_runtime::failure::Exit;
+use safetensors::tensor::{Dtype, TensorView, serialize};
+
+use crate::fixture::{LAYERS, VOCAB};
+use crate::harness::Folder;
+
+/// A tensor for a file: name, type, shape, bytes.
+type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
+
+const N: usize = VOCAB as usize;
+
+/// A small number that bf16 and f16 hold exactly, different for every place.
+fn value(layer: usize, from: usize, to: usize) -> f32 {
+    ((layer * 7 + from * 3 + to * 5) % 127) as f32 / 128.0 - 0.5
+}
+
+fn f32s(values: impl Iterator<Item = f32>) -> Vec<u8> {
+    values.flat_map(f32::to_le_bytes).collect()
+}
+
+/// The weights under the logical names.
+fn logical() -> Vec<Tensor> {
+    let layer = |i: usize| f32s((0..N * N).map(move |e| value(i, e / N, e % N)));
+    let mut tensors: Vec<Tensor> =
+        (0..LAYERS as usize).map(|i| (format!("layer.{i}.w"), Dtype::F32, vec![N, N], layer(i))).collect();
+    tensors.push(("bias".to_owned(), Dtype::F32, vec![N], f32s((0..N).map(|v| value(9, v, 0)))));
+    tensors
+}
+
+/// The same weights as the `hf` table names them: layers transposed, in other types.
+fn external() -> Vec<Tensor> {
+    let transposed = |i: usize| (0..N * N).map(move |e| value(i, e % N, e / N));
+    let bf16 = transposed(0).flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
+    let f16 = transposed(1).flat_map(|v| half(v).to_le_bytes()).collect();
+    vec![
+        ("blocks.0.weight".to_owned(), Dtype::BF16, vec![N, N], bf16),
+        ("blocks.1.weight".to_owned(), Dtype::F16, vec![N, N], f16),
+        ("out.bias".to_owned(), Dtype::F32, vec![N], f32s((0..N).map(|v| value(9, v, 0)))),
+    ]
+}
+
+/// Binary16 of a multiple of 1/128 below 1, which it holds exactly.
+fn half(v: f32) -> u16 {
+    let sign = if v < 0.0 { 0x8000 } else { 0 };
+    let magnitude = v.abs();
+    if magnitude == 0.0 {
+        return sign;
+    }
+    let bits = magnitude.to_bits();
+    sign | ((((bits >> 23) - 112) as u16) << 10) | ((bits >> 13) & 0x3ff) as u16
+}
+
+fn write(folder: &Folder, name: &str, tensors: &[Tensor]) -> PathBuf {
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    let path = folder.file(name);
+    std::fs::write(&path, serialize(views, None).unwrap()).unwrap();
+    path
+}
+
+fn failure(folder: &Folder, file: &str) -> String {
+    let output = folder.run(&format!("train --data @/text.txt --out @/x --init @/{file}"));
+    assert_eq!(output.exit, Exit::Failed, "{}", output.err);
+    output.err
+}
+
+#[test]
+fn init_reads_logical_and_external_names_alike() {
+    let folder = Folder::new();
+    write(&folder, "logical.safetensors", &logical());
+    write(&folder, "external.safetensors", &external());
+    let a = folder.train("a", "--steps 5 --init @/logical.safetensors");
+    let b = folder.train("b", "--steps 5 --init @/external.safetensors");
+    folder.train("c", "--steps 5");
+    assert!(a.err.contains("3 parameters from") && a.err.contains("(logical names)"), "{}", a.err);
+    assert!(b.err.contains("(hf names)"), "{}", b.err);
+    assert_eq!(folder.losses("a"), folder.losses("b"));
+    assert_ne!(folder.losses("a"), folder.losses("c"));
+}
+
+#[test]
+fn init_puts_every_element_in_its_place() {
+    let folder = Folder::new();
+    write(&folder, "external.safetensors", &external());
+    folder.train("run", "--steps 1 --set train.optimizer.lr=0 --init @/external.safetensors");
+    let bytes = std::fs::read(folder.file("run/ckpt/step-00000001/00001.safetensors")).unwrap();
+    let saved = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for (name, _, _, expected) in logical() {
+        assert!(saved.tensor(&name).unwrap().data() == expected, "{name}");
+    }
+}
+
+#[test]
+fn init_reads_an_index_of_several_files() {
+    let folder = Folder::new();
+    let tensors = logical();
+    write(&folder, "1.safetensors", &tensors[..1]);
+    write(&folder, "2.safetensors", &tensors[1..]);
+    let index = r#"{"weight_map": {"layer.0.w": "1.safetensors", "layer.1.w": "2.safetensors", "bias": "2.safetensors"}}"#;
+    std::fs::write(folder.file("model.safetensors.index.json"), index).unwrap();
+    write(&folder, "whole.safetensors", &tensors);
+    folder.train("a", "--steps 2 --init @/model.safetensors.index.json");
+    folder.train("b", "--steps 2 --init @/whole.safetensors");
+    assert_eq!(folder.losses("a"), folder.losses("b"));
+}
+
+#[test]
+fn init_passes_over_names_that_are_no_weights() {
+    let folder = Folder::new();
+    let mut tensors = logical();
+    tensors.push(("__inputs".to_owned(), Dtype::I32, vec![1], vec![0; 4]));
+    write(&folder, "w.safetensors", &tensors);
+    folder.train("run", "--steps 1 --init @/w.safetensors");
+}
+
+#[test]
+fn init_lists_what_is_missing_extra_or_of_another_shape() {
+    let folder = Folder::new();
+    let mut tensors = external();
+    tensors.remove(0);
+    tensors.push(("blocks.2.weight".to_owned(), Dtype::F32, vec![1], vec![0; 4]));
+    write(&folder, "missing.safetensors", &tensors);
+    let text = failure(&folder, "missing.safetensors");
+    assert!(text.contains("by hf names, missing: blocks.0.weight\n"), "{text}");
+    assert!(text.contains("in the file but unknown: blocks.2.weight"), "{text}");
+
+    let mut tensors = logical();
+    tensors[2] = ("bias".to_owned(), Dtype::I32, vec![2, N / 2], vec![0; N * 4]);
+    tensors.push(("more".to_owned(), Dtype::F32, vec![1], vec![0; 4]));
+    write(&folder, "misfit.safetensors", &tensors);
+    let text = failure(&folder, "misfit.safetensors");
+    assert!(text.contains("more is in the file but not in the model"), "{text}");
+    assert!(text.contains("bias has shape [2, 128], the model needs [256]"), "{text}");
+    assert!(text.contains("bias has elements of type I32"), "{text}");
+
+    std::fs::write(folder.file("junk.safetensors"), "junk").unwrap();
+    assert!(failure(&folder, "junk.safetensors").contains("is not a safetensors file"));
+    assert!(failure(&folder, "none.safetensors").contains("cannot read"));
+}
+
+#[test]
+fn a_checkpoint_wins_over_init() {
+    let folder = Folder::new();
+    write(&folder, "w.safetensors", &logical());
+    folder.train("whole", "--init @/w.safetensors");
+    folder.train("run", "--init @/w.safetensors --steps 12");
+    let output = folder.train("run", "--init @/w.safetensors");
+    assert!(output.err.contains("--init is not used"), "{}", output.err);
+    assert_eq!(folder.losses("run"), folder.losses("whole"));
+}
