@@ -64,7 +64,7 @@ pub struct Model {
     pub consts: Vec<Const>,
     /// Inputs in order of declaration.
     pub inputs: Vec<Input>,
-    /// All parameters, in order of first use in the text walked depth first; [`ParamId`] indexes this list. One entry
+    /// All parameters in order of declaration, a block's where it is used; [`ParamId`] indexes this list. One entry
     /// stands for all iterations of the repeats around it.
     pub params: Vec<Param>,
     /// Statements of the model in order. Nothing is returned; the loss stands apart.
@@ -403,6 +403,8 @@ pub struct Rope {
 /// `score(s) = soft_cap · tanh(s / soft_cap)` if there is a soft cap, plus `bias`, and −∞ where masked.
 #[derive(Clone, Debug)]
 pub struct Attend {
+    /// Its logical path, if it was given a name: `layer.{i}.attn.core`.
+    pub path: Option<String>,
     /// Query positions, in q.
     pub query: Axis,
     /// Key positions, in k and v.

@@ -1,14 +1,26 @@
 //! The spec language: text in, a checked [`checked::Spec`] or a list of [`Diagnostic`]s out.
+//!
+//! ```text
+//! text ── parse ──> ast ── load (use) ──> units ── set (--set) ──> check ──> checked
+//!                    └── print (canonical text)
+//! ```
+//! This room knows files only through [`load::Loader`] and nothing of graphs, devices or numbers on tensors.
 
 pub mod ast;
+pub mod check;
 pub mod checked;
 pub mod codes;
 pub mod diagnostic;
+pub mod glob;
+pub mod load;
 pub mod parse;
 pub mod print;
+pub mod set;
 pub mod source;
 
+pub use check::check;
 pub use diagnostic::{Diagnostic, Severity};
+pub use load::{FileLoader, Loader, MemoryLoader};
 pub use source::{Location, SourceId, SourceMap, Span};
 
 #[cfg(test)]

@@ -111,7 +111,8 @@ fn reference(r: &Reference) -> String {
     let axes = r.axes.as_ref().map(|a| format!("[{}]", join(a, expr))).unwrap_or_default();
     let instance = r.instance.as_ref().map(|i| format!("@{}", i.name)).unwrap_or_default();
     let args = r.args.as_ref().map(|args| {
-        let arg = |a: &Arg| a.name.as_ref().map(|n| format!("{} = ", n.name)).unwrap_or_default() + &expr(&a.value);
+        let arg =
+            |a: &Arg| a.name.as_ref().map(|n| format!("{} = ", n.name)).unwrap_or_default() + &expr(&a.value);
         format!("({})", join(args, arg))
     });
     format!("{}{axes}{instance}{}", r.path.name, args.unwrap_or_default())
@@ -237,7 +238,8 @@ impl Printer<'_> {
         let before = self.text.get(..start as usize).unwrap_or("");
         let blank = before.trim_end_matches([' ', '\t', '\r']).ends_with("\n\n")
             || before.trim_end_matches([' ', '\t', '\r']).ends_with("\n\r\n");
-        if blank && !self.out.is_empty() && !self.out.ends_with("\n\n") && !self.out.trim_end().ends_with('{') {
+        if blank && !self.out.is_empty() && !self.out.ends_with("\n\n") && !self.out.trim_end().ends_with('{')
+        {
             self.out.push('\n');
         }
     }
@@ -291,7 +293,8 @@ impl Printer<'_> {
             }
             Item::Freeze(f) => {
                 let globs = |g: &[Text]| join(g, |t| quote(&t.value));
-                let except = if f.except.is_empty() { String::new() } else { format!(" except {}", globs(&f.except)) };
+                let except =
+                    if f.except.is_empty() { String::new() } else { format!(" except {}", globs(&f.except)) };
                 self.line(&format!("freeze {}{except}", globs(&f.globs)));
             }
             Item::Adapter(a) => self.section(&format!("adapter {} ", a.kind.name), &a.section),
@@ -337,7 +340,9 @@ impl Printer<'_> {
             Entry::Weighted { weight, value } => self.value(&format!("{} ", weight.text), value),
             Entry::Glob { .. } => match glob_entry(e) {
                 (head, None) => self.line(&head),
-                (head, Some(v)) if matches!(v.kind, ValueKind::Section(_)) => self.value(&format!("{head} "), v),
+                (head, Some(v)) if matches!(v.kind, ValueKind::Section(_)) => {
+                    self.value(&format!("{head} "), v)
+                }
                 (head, Some(v)) => self.value(&format!("{head}: "), v),
             },
         }
@@ -372,7 +377,8 @@ impl Printer<'_> {
     }
 
     fn block(&mut self, b: &Block) {
-        let generics = if b.generics.is_empty() { String::new() } else { format!("[{}]", names(&b.generics)) };
+        let generics =
+            if b.generics.is_empty() { String::new() } else { format!("[{}]", names(&b.generics)) };
         let formals = join(&b.formals, formal);
         self.body(&format!("block {}{generics}({formals}) -> {} ", b.name.name, dims(&b.result)), &b.body);
     }

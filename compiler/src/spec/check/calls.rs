@@ -1,0 +1,691 @@
+//! The functions of the language.
+
+use super::expr::{as_constant, unary};
+use super::model::{Checker, show_axes};
+use super::scope::Scope;
+use crate::spec::ast::{Arg, Expr as AstExpr, ExprKind as AstKind, Reference};
+use crate::spec::checked::*;
+use crate::spec::codes;
+use crate::spec::diagnostic::{Diagnostic, nearest};
+use crate::spec::source::Span;
+
+/// Every function, for suggestions.
+const FUNCTIONS: &[&str] = &[
+    "repeat",
+    "dot",
+    "gather",
+    "where",
+    "softmax",
+    "sum",
+    "mean",
+    "max",
+    "min",
+    "index",
+    "rope",
+    "cross_entropy",
+    "rms_norm",
+    "layer_norm",
+    "std.Attend",
+    "exp",
+    "log",
+    "sqrt",
+    "rsqrt",
+    "tanh",
+    "sigmoid",
+    "silu",
+    "gelu",
+    "relu",
+    "sin",
+    "cos",
+    "abs",
+    "erf",
+    "floor",
+    "dropout",
+    "route",
+    "dispatch",
+    "combine",
+    "load_balance",
+];
+
+/// Functions of the language that can't be built yet.
+const NOT_AVAILABLE: &[&str] =
+    &["dropout", "route", "dispatch", "combine", "load_balance", "all_gather", "all_reduce"];
+
+impl Checker<'_> {
+    /// A call of anything that is not a block.
+    pub(super) fn builtin(
+        &mut self,
+        scope: &mut Scope,
+        r: &Reference,
+        args: &[Arg],
+        span: Span,
+        wanted: Option<&[Axis]>,
+    ) -> Option<Expr> {
+        let name = r.path.name.as_str();
+        if let Some(instance) = r.instance.as_ref().filter(|_| name != "std.Attend") {
+            let title = format!("`{name}` is a function, it has no instance name");
+            self.error(codes::ARGUMENTS, title, instance.span, "only blocks have one");
+            return None;
+        }
+        if let Some(op) = elementwise(name) {
+            self.no_axes(r)?;
+            let e = self.single(scope, r, args, span, wanted)?;
+            return self.function(op, e, span);
+        }
+        match name {
+            "gelu" => self.gelu(scope, r, args, span, wanted),
+            "max" | "min" if r.axes.is_none() => {
+                let slots = self.bind(r, args, span, &["x", "y"], 2)?;
+                let (x, y) = (self.expr(scope, slots[0]?, wanted), self.expr(scope, slots[1]?, wanted));
+                let op = if name == "max" { BinaryOp::Max } else { BinaryOp::Min };
+                self.arithmetic(op, x?, y?, span, wanted)
+            }
+            "sum" => self.reduce(scope, ReduceOp::Sum, r, args, span),
+            "mean" => self.reduce(scope, ReduceOp::Mean, r, args, span),
+            "max" => self.reduce(scope, ReduceOp::Max, r, args, span),
+            "min" => self.reduce(scope, ReduceOp::Min, r, args, span),
+            "softmax" => {
+                let axis = self.bracket_axis(scope, r, span)?;
+                let x = self.single(scope, r, args, span, None)?;
+                let x = self.to_real(x)?;
+                self.require_axis(&axis, r, &x)?;
+                let ty = x.ty.clone();
+                Some(Expr { kind: ExprKind::Softmax(axis, Box::new(x)), ty, span })
+            }
+            "where" => self.where_call(scope, r, args, span, wanted),
+            "dot" => self.dot(scope, r, args, span),
+            "gather" => self.gather(scope, r, args, span),
+            "rope" => self.rope(scope, r, args, span),
+            "cross_entropy" => self.cross_entropy(scope, r, args, span),
+            "rms_norm" => self.rms_norm(scope, r, args, span),
+            "layer_norm" => self.layer_norm(scope, r, args, span),
+            "std.Attend" => self.attend(scope, r, args, span),
+            "weighted_mean" => {
+                let title = "`weighted_mean` stands only behind `loss`";
+                self.error(codes::PLACE, title, r.path.span, "not here");
+                None
+            }
+            _ if NOT_AVAILABLE.contains(&name) => {
+                let title = format!("`{name}` is not available yet");
+                self.error(
+                    codes::NOT_AVAILABLE,
+                    title,
+                    r.path.span,
+                    "part of the language, but it can't be built",
+                );
+                None
+            }
+            _ => self.unknown_function(r),
+        }
+    }
+
+    fn unknown_function(&mut self, r: &Reference) -> Option<Expr> {
+        let name = r.path.name.as_str();
+        let mut diagnostic =
+            Diagnostic::error(codes::UNKNOWN_NAME, format!("no block or function of this name: `{name}`"))
+                .at(r.path.span, "not defined");
+        let known = self.blocks.keys().map(String::as_str).chain(FUNCTIONS.iter().copied());
+        if let Some(near) = nearest(name, known) {
+            diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
+        }
+        self.report(diagnostic);
+        None
+    }
+
+    // ---- arguments
+
+    /// Puts arguments into slots: named ones by name, the others in order into what is left. The first `required` must
+    /// be given.
+    pub(super) fn bind<'e>(
+        &mut self,
+        r: &Reference,
+        args: &'e [Arg],
+        span: Span,
+        names: &[&str],
+        required: usize,
+    ) -> Option<Vec<Option<&'e AstExpr>>> {
+        let mut slots: Vec<Option<&AstExpr>> = vec![None; names.len()];
+        let what = &r.path.name;
+        let mut good = true;
+        for arg in args {
+            let Some(name) = &arg.name else { continue };
+            match names.iter().position(|n| *n == name.name) {
+                Some(slot) if slots[slot].is_none() => slots[slot] = Some(&arg.value),
+                Some(_) => {
+                    self.error(
+                        codes::ARGUMENTS,
+                        format!("`{}` is given twice", name.name),
+                        name.span,
+                        "again",
+                    );
+                    good = false;
+                }
+                None => {
+                    let title = format!("`{what}` has no argument `{}`", name.name);
+                    let mut diagnostic =
+                        Diagnostic::error(codes::ARGUMENTS, title).at(name.span, "unknown argument");
+                    if let Some(near) = nearest(&name.name, names.iter().copied()) {
+                        diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
+                    } else {
+                        diagnostic = diagnostic.help(format!("it takes {}", names.join(", ")));
+                    }
+                    self.report(diagnostic);
+                    good = false;
+                }
+            }
+        }
+        for arg in args.iter().filter(|a| a.name.is_none()) {
+            match slots.iter().position(Option::is_none) {
+                Some(slot) => slots[slot] = Some(&arg.value),
+                None => {
+                    let title = format!("`{what}` takes at most {} arguments", names.len());
+                    self.error(codes::ARGUMENTS, title, arg.value.span, "one too many");
+                    return None;
+                }
+            }
+        }
+        if let Some(missing) = (0..required).find(|&i| slots[i].is_none()) {
+            let title = format!("`{what}` lacks its argument `{}`", names[missing]);
+            self.error(codes::ARGUMENTS, title, span, format!("it takes {}", names.join(", ")));
+            return None;
+        }
+        good.then_some(slots)
+    }
+
+    fn no_axes(&mut self, r: &Reference) -> Option<()> {
+        if r.axes.is_some() {
+            let title = format!("`{}` works element by element and takes no axes", r.path.name);
+            self.error(codes::ARGUMENTS, title, r.path.span, "remove the brackets");
+            return None;
+        }
+        Some(())
+    }
+
+    fn single(
+        &mut self,
+        scope: &mut Scope,
+        r: &Reference,
+        args: &[Arg],
+        span: Span,
+        wanted: Option<&[Axis]>,
+    ) -> Option<Expr> {
+        let slots = self.bind(r, args, span, &["x"], 1)?;
+        self.expr(scope, slots[0]?, wanted)
+    }
+
+    fn bracket_axes(&mut self, scope: &Scope, r: &Reference, span: Span) -> Option<Vec<Axis>> {
+        match &r.axes {
+            Some(axes) if !axes.is_empty() => self.axis_arguments(scope, axes),
+            _ => {
+                let name = &r.path.name;
+                let title = format!("`{name}` needs the axes it works over");
+                self.error(codes::ARGUMENTS, title, span, format!("expected `{name}[axis](…)`"));
+                None
+            }
+        }
+    }
+
+    fn bracket_axis(&mut self, scope: &Scope, r: &Reference, span: Span) -> Option<Axis> {
+        self.bracket_axes(scope, r, span)?;
+        self.one_axis(scope, r.axes.as_deref().unwrap_or_default(), span, &r.path.name)
+    }
+
+    /// Reports an axis that the operand lacks or has in another size.
+    fn require_axis(&mut self, axis: &Axis, r: &Reference, operand: &Expr) -> Option<()> {
+        match operand.ty.size_of(&axis.name) {
+            Some(size) if size == axis.size => Some(()),
+            Some(size) => {
+                self.size_mismatch(
+                    &Axis { size, ..axis.clone() },
+                    operand.span,
+                    axis.size,
+                    r.path.span,
+                    operand.span,
+                );
+                None
+            }
+            None => {
+                let at = self.bracket_span(r, &axis.name);
+                self.axis_not_in(&axis.name, at, operand);
+                None
+            }
+        }
+    }
+
+    /// Where an axis is named in the brackets of a call.
+    fn bracket_span(&self, r: &Reference, axis: &str) -> Span {
+        let axes = r.axes.as_deref().unwrap_or_default();
+        let named = axes.iter().find(|e| matches!(&e.kind, AstKind::Ref(inner) if inner.path.name == axis));
+        named.or(axes.first()).map_or(r.path.span, |e| e.span)
+    }
+
+    /// One of a few words.
+    fn word<'w>(&mut self, e: &AstExpr, words: &[&'w str]) -> Option<&'w str> {
+        let found = words.iter().find(|w| super::model::is_word(e, w));
+        if found.is_none() {
+            let title = format!("unknown choice: `{}`", crate::spec::print::expr(e));
+            self.error(codes::ARGUMENTS, title, e.span, format!("expected {}", words.join(" or ")));
+        }
+        found.copied()
+    }
+
+    // ---- element-wise
+
+    /// An element-wise function, folded on constants.
+    fn function(&mut self, op: UnaryOp, e: Expr, span: Span) -> Option<Expr> {
+        if let Some(x) = as_constant(&e) {
+            return match fold(op, x) {
+                Some(value) => self.folded(value, span),
+                None => Some(unary(op, e, span)),
+            };
+        }
+        let keeps_integers = matches!(op, UnaryOp::Abs);
+        let e = if keeps_integers && e.ty.elem == Elem::Int { e } else { self.to_real(e)? };
+        Some(unary(op, e, span))
+    }
+
+    fn gelu(
+        &mut self,
+        scope: &mut Scope,
+        r: &Reference,
+        args: &[Arg],
+        span: Span,
+        wanted: Option<&[Axis]>,
+    ) -> Option<Expr> {
+        self.no_axes(r)?;
+        let slots = self.bind(r, args, span, &["x", "form"], 1)?;
+        let form = match slots[1] {
+            Some(e) => self.word(e, &["erf", "tanh"])?,
+            None => "erf",
+        };
+        let x = self.expr(scope, slots[0]?, wanted)?;
+        self.function(if form == "tanh" { UnaryOp::GeluTanh } else { UnaryOp::GeluErf }, x, span)
+    }
+
+    fn where_call(
+        &mut self,
+        scope: &mut Scope,
+        r: &Reference,
+        args: &[Arg],
+        span: Span,
+        wanted: Option<&[Axis]>,
+    ) -> Option<Expr> {
+        self.no_axes(r)?;
+        let slots = self.bind(r, args, span, &["condition", "x", "y"], 3)?;
+        let c = self.expr(scope, slots[0]?, wanted);
+        let (x, y) = (self.expr(scope, slots[1]?, wanted), self.expr(scope, slots[2]?, wanted));
+        let (c, x, y) = (c?, x?, y?);
+        if c.ty.elem != Elem::Bool {
+            return self.wrong_elem(&c, "a condition");
+        }
+        let (x, y) =
+            if x.ty.elem == Elem::Bool && y.ty.elem == Elem::Bool { (x, y) } else { self.same_number(x, y)? };
+        let axes = self.broadcast(&[&c, &x, &y], span, wanted)?;
+        let ty = Type { elem: x.ty.elem, axes };
+        Some(Expr { kind: ExprKind::Where(Box::new(c), Box::new(x), Box::new(y)), ty, span })
+    }
+
+    // ---- over axes
+
+    fn reduce(
+        &mut self,
+        scope: &mut Scope,
+        op: ReduceOp,
+        r: &Reference,
+        args: &[Arg],
+        span: Span,
+    ) -> Option<Expr> {
+        let axes = self.bracket_axes(scope, r, span);
+        let x = self.single(scope, r, args, span, None)?;
+        let axes = axes?;
+        let x = match (op, x.ty.elem) {
+            (ReduceOp::Sum | ReduceOp::Max | ReduceOp::Min, Elem::Int) => x,
+            _ => self.to_real(x)?,
+        };
+        for axis in &axes {
+            self.require_axis(axis, r, &x)?;
+        }
+        let rest = x.ty.axes.iter().filter(|a| !axes.iter().any(|b| b.name == a.name)).cloned().collect();
+        let ty = Type { elem: x.ty.elem, axes: rest };
+        Some(Expr { kind: ExprKind::Reduce(op, axes, Box::new(x)), ty, span })
+    }
+
+    fn dot(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
+        let axes = self.bracket_axes(scope, r, span);
+        let slots = self.bind(r, args, span, &["x", "y"], 2)?;
+        let (x, y) = (self.expr(scope, slots[0]?, None), self.expr(scope, slots[1]?, None));
+        let (axes, x, y) = (axes?, x?, y?);
+        let (x, y) = (self.to_real(x)?, self.to_real(y)?);
+        for axis in &axes {
+            self.contracted(axis, r, &x, &y)?;
+        }
+        let axes_of = |e: &Expr| -> Vec<Axis> {
+            e.ty.axes.iter().filter(|a| !axes.iter().any(|b| b.name == a.name)).cloned().collect()
+        };
+        let mut rest = axes_of(&x);
+        for axis in axes_of(&y) {
+            match rest.iter().find(|a| a.name == axis.name) {
+                None => rest.push(axis),
+                Some(same) if same.size == axis.size => {}
+                Some(other) => {
+                    let size = other.size;
+                    self.size_mismatch(&axis, y.span, size, x.span, span);
+                    return None;
+                }
+            }
+        }
+        if !self.check_numel(&rest, span) {
+            return None;
+        }
+        let ty = Type { elem: Elem::Real, axes: rest };
+        Some(Expr { kind: ExprKind::Dot(axes, Box::new(x), Box::new(y)), ty, span })
+    }
+
+    /// Checks that both operands of a `dot` have an axis it sums over.
+    fn contracted(&mut self, axis: &Axis, r: &Reference, x: &Expr, y: &Expr) -> Option<()> {
+        let lacking = [x, y].into_iter().find(|e| !e.ty.has(&axis.name));
+        let Some(lacking) = lacking else {
+            self.require_axis(axis, r, x)?;
+            return self.require_axis(axis, r, y);
+        };
+        let other = if std::ptr::eq(lacking, x) { y } else { x };
+        let title = format!("`dot` sums over `{}`, which one operand does not have", axis.name);
+        let mut diagnostic = Diagnostic::error(codes::CONTRACTION_MISSING, title)
+            .at(self.bracket_span(r, &axis.name), "summed here")
+            .and(lacking.span, format!("this has {}", show_axes(&lacking.ty.axes)));
+        if other.ty.has(&axis.name) {
+            diagnostic = diagnostic.and(other.span, format!("this has {}", show_axes(&other.ty.axes)));
+        }
+        let alike = lacking.ty.axes.iter().find(|a| a.size == axis.size && !other.ty.has(&a.name));
+        if let Some(alike) = alike.filter(|_| other.ty.has(&axis.name)) {
+            diagnostic = diagnostic
+                .help(format!("if they are the same, rename one: `as [{}: {}]`", alike.name, axis.name));
+        }
+        self.report(diagnostic);
+        None
+    }
+
+    fn gather(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
+        let axis = self.bracket_axis(scope, r, span);
+        let slots = self.bind(r, args, span, &["table", "ids"], 2)?;
+        let (table, ids) = (self.expr(scope, slots[0]?, None), self.expr(scope, slots[1]?, None));
+        let (axis, table, ids) = (axis?, table?, ids?);
+        self.require_axis(&axis, r, &table)?;
+        if ids.ty.elem != Elem::Int {
+            return self.wrong_elem(&ids, "an integer");
+        }
+        if ids.ty.has(&axis.name) {
+            let title = format!("ids that look up `{0}` can't have the axis `{0}` themselves", axis.name);
+            self.error(codes::AXIS_TWICE, title, ids.span, format!("this has {}", show_axes(&ids.ty.axes)));
+            return None;
+        }
+        let mut axes = ids.ty.axes.clone();
+        for a in table.ty.axes.iter().filter(|a| a.name != axis.name) {
+            match axes.iter().find(|b| b.name == a.name) {
+                None => axes.push(a.clone()),
+                Some(b) if b.size == a.size => {}
+                Some(b) => {
+                    let size = b.size;
+                    self.size_mismatch(a, table.span, size, ids.span, span);
+                    return None;
+                }
+            }
+        }
+        if !self.check_numel(&axes, span) {
+            return None;
+        }
+        let ty = Type { elem: table.ty.elem, axes };
+        Some(Expr { kind: ExprKind::Gather { axis, table: Box::new(table), ids: Box::new(ids) }, ty, span })
+    }
+
+    // ---- composites
+
+    fn rope(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
+        let axis = self.bracket_axis(scope, r, span);
+        let slots = self.bind(r, args, span, &["x", "at", "theta", "pairs"], 4)?;
+        let (x, at) = (self.expr(scope, slots[0]?, None), self.expr(scope, slots[1]?, None));
+        let theta = self.constant_value(scope, slots[2]?);
+        let pairs = self.word(slots[3]?, &["half", "interleaved"]);
+        let (axis, x, at, theta, pairs) = (axis?, x?, at?, theta?, pairs?);
+        let x = self.to_real(x)?;
+        self.require_axis(&axis, r, &x)?;
+        if at.ty.elem != Elem::Int {
+            return self.wrong_elem(&at, "an integer");
+        }
+        if axis.size % 2 == 1 {
+            let title = format!("`rope` turns pairs, but `{}` is odd: {}", axis.name, axis.size);
+            self.error(codes::RANGE, title, self.bracket_span(r, &axis.name), "needs an even size");
+            return None;
+        }
+        if theta <= 0.0 || !theta.is_finite() {
+            self.error(codes::RANGE, format!("`theta` must be positive: {theta}"), slots[2]?.span, "");
+            return None;
+        }
+        for a in &at.ty.axes {
+            if a.name == axis.name || !x.ty.has(&a.name) {
+                self.axis_not_in(&a.name, at.span, &x);
+                return None;
+            }
+        }
+        let ty = x.ty.clone();
+        let interleaved = pairs == "interleaved";
+        Some(Expr { kind: ExprKind::Rope(Box::new(Rope { axis, x, at, theta, interleaved })), ty, span })
+    }
+
+    fn cross_entropy(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
+        let axis = self.bracket_axis(scope, r, span);
+        let slots = self.bind(r, args, span, &["logits", "targets"], 2)?;
+        let (logits, targets) = (self.expr(scope, slots[0]?, None), self.expr(scope, slots[1]?, None));
+        let (axis, logits, targets) = (axis?, logits?, targets?);
+        let logits = self.to_real(logits)?;
+        self.require_axis(&axis, r, &logits)?;
+        if targets.ty.elem != Elem::Int {
+            return self.wrong_elem(&targets, "an integer");
+        }
+        if let Some(odd) = targets.ty.axes.iter().find(|a| a.name == axis.name || !logits.ty.has(&a.name)) {
+            let name = odd.name.clone();
+            self.axis_not_in(&name, targets.span, &logits);
+            return None;
+        }
+        let rest = logits.ty.axes.iter().filter(|a| a.name != axis.name).cloned().collect();
+        let ty = Type { elem: Elem::Real, axes: rest };
+        let (logits, targets) = (Box::new(logits), Box::new(targets));
+        Some(Expr { kind: ExprKind::CrossEntropy { axis, logits, targets }, ty, span })
+    }
+
+    fn rms_norm(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
+        let slots = self.bind(r, args, span, &["x", "w", "eps"], 1)?;
+        let (axis, x) = self.norm_operand(scope, r, slots[0]?, span)?;
+        let weight = self.norm_weight(scope, r, slots[1], &axis)?;
+        let eps = self.norm_eps(scope, slots[2])?;
+        let ty = x.ty.clone();
+        Some(Expr { kind: ExprKind::RmsNorm { axis, x: Box::new(x), weight, eps }, ty, span })
+    }
+
+    fn layer_norm(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
+        let slots = self.bind(r, args, span, &["x", "w", "b", "eps"], 1)?;
+        let (axis, x) = self.norm_operand(scope, r, slots[0]?, span)?;
+        let weight = self.norm_weight(scope, r, slots[1], &axis)?;
+        let bias = self.norm_weight(scope, r, slots[2], &axis)?;
+        let eps = self.norm_eps(scope, slots[3])?;
+        let ty = x.ty.clone();
+        Some(Expr { kind: ExprKind::LayerNorm { axis, x: Box::new(x), weight, bias, eps }, ty, span })
+    }
+
+    fn norm_operand(
+        &mut self,
+        scope: &mut Scope,
+        r: &Reference,
+        x: &AstExpr,
+        span: Span,
+    ) -> Option<(Axis, Expr)> {
+        let axis = self.bracket_axis(scope, r, span);
+        let x = self.expr(scope, x, None)?;
+        let (axis, x) = (axis?, self.to_real(x)?);
+        self.require_axis(&axis, r, &x)?;
+        Some((axis, x))
+    }
+
+    /// A gain or shift: over exactly the normalised axis. `Some(None)` if it was left out.
+    #[allow(clippy::option_option, reason = "the outer option is the error")]
+    fn norm_weight(
+        &mut self,
+        scope: &mut Scope,
+        r: &Reference,
+        e: Option<&AstExpr>,
+        axis: &Axis,
+    ) -> Option<Option<Box<Expr>>> {
+        let Some(e) = e else { return Some(None) };
+        let e = self.expr(scope, e, None)?;
+        let e = self.to_real(e)?;
+        self.require_axis(axis, r, &e)?;
+        if e.ty.axes.len() != 1 {
+            let title = format!(
+                "the gain of a norm has the normalised axis alone, this has {}",
+                show_axes(&e.ty.axes)
+            );
+            self.error(codes::ARGUMENTS, title, e.span, "");
+            return None;
+        }
+        Some(Some(Box::new(e)))
+    }
+
+    fn norm_eps(&mut self, scope: &mut Scope, e: Option<&AstExpr>) -> Option<f64> {
+        match e {
+            None => Some(1e-5),
+            Some(e) => self.constant_value(scope, e),
+        }
+    }
+
+    fn attend(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
+        let names = ["q", "k", "v", "causal", "scale", "soft_cap", "window", "mask", "bias"];
+        let slots = self.bind(r, args, span, &names, 3)?;
+        let axes = self.bracket_axes(scope, r, span)?;
+        let [query, key, head] = <[Axis; 3]>::try_from(axes).ok().or_else(|| {
+            let title = "`std.Attend` takes three axes";
+            self.error(
+                codes::ARGUMENTS,
+                title,
+                r.path.span,
+                "expected `std.Attend[query, key, head](q, k, v)`",
+            );
+            None
+        })?;
+        let mut operands = vec![];
+        for slot in &slots[..3] {
+            let e = self.expr(scope, (*slot)?, None)?;
+            operands.push(self.to_real(e)?);
+        }
+        let [q, k, v] = <[Expr; 3]>::try_from(operands).ok()?;
+        for (axis, operand) in [(&query, &q), (&head, &q), (&key, &k), (&head, &k), (&key, &v)] {
+            self.require_axis(axis, r, operand)?;
+        }
+        let scores = self.attend_axes(&q.ty.axes, &k, &head.name, span)?;
+        let result = self.attend_axes(&scores, &v, &key.name, span)?;
+        let flag = match slots[3] {
+            Some(e) => self.word(e, &["true", "false"])? == "true",
+            None => false,
+        };
+        let scale = match slots[4] {
+            Some(e) => self.constant_value(scope, e)?,
+            None => 1.0 / (head.size as f64).sqrt(),
+        };
+        let soft_cap = match slots[5] {
+            Some(e) => Some(self.constant_value(scope, e)?),
+            None => None,
+        };
+        let window = self.attend_extra(scope, slots[6], &[], Elem::Real)?;
+        let mask = self.attend_extra(scope, slots[7], &scores, Elem::Bool)?;
+        let bias = self.attend_extra(scope, slots[8], &scores, Elem::Real)?;
+        let path = r.instance.as_ref().map(|i| scope.path_of(&i.name));
+        let attend =
+            Attend { path, query, key, head, q, k, v, scale, causal: flag, soft_cap, window, mask, bias };
+        let ty = Type { elem: Elem::Real, axes: result };
+        Some(Expr { kind: ExprKind::Attend(Box::new(attend)), ty, span })
+    }
+
+    /// Axes of a product that sums over one axis.
+    fn attend_axes(&mut self, left: &[Axis], right: &Expr, summed: &str, span: Span) -> Option<Vec<Axis>> {
+        let mut axes: Vec<Axis> = left.iter().filter(|a| a.name != summed).cloned().collect();
+        for axis in right.ty.axes.iter().filter(|a| a.name != summed) {
+            match axes.iter().find(|a| a.name == axis.name) {
+                None => axes.push(axis.clone()),
+                Some(same) if same.size == axis.size => {}
+                Some(other) => {
+                    let size = other.size;
+                    self.size_mismatch(axis, right.span, size, span, span);
+                    return None;
+                }
+            }
+        }
+        self.check_numel(&axes, span).then_some(axes)
+    }
+
+    /// An optional operand over some of the axes of the scores.
+    #[allow(clippy::option_option, reason = "the outer option is the error")]
+    fn attend_extra(
+        &mut self,
+        scope: &mut Scope,
+        e: Option<&AstExpr>,
+        scores: &[Axis],
+        elem: Elem,
+    ) -> Option<Option<Expr>> {
+        let Some(e) = e else { return Some(None) };
+        let e = if super::model::is_word(e, "none") {
+            super::expr::constant(f64::INFINITY, e.span)
+        } else {
+            self.expr(scope, e, Some(scores))?
+        };
+        let e = match (elem, e.ty.elem) {
+            (Elem::Real, _) => self.to_real(e)?,
+            (wanted, have) if wanted == have => e,
+            _ => return self.wrong_elem(&e, super::expr::elem_name(elem)).map(Some),
+        };
+        if let Some(odd) = e.ty.axes.iter().find(|a| !scores.contains(a)) {
+            let title = format!("the scores have no axis `{}`", odd.name);
+            let label = format!("this has {}, the scores {}", show_axes(&e.ty.axes), show_axes(scores));
+            self.error(codes::AXIS_NOT_IN_OPERAND, title, e.span, label);
+            return None;
+        }
+        Some(Some(e))
+    }
+}
+
+fn elementwise(name: &str) -> Option<UnaryOp> {
+    Some(match name {
+        "exp" => UnaryOp::Exp,
+        "log" => UnaryOp::Log,
+        "sqrt" => UnaryOp::Sqrt,
+        "rsqrt" => UnaryOp::Rsqrt,
+        "tanh" => UnaryOp::Tanh,
+        "sigmoid" => UnaryOp::Sigmoid,
+        "silu" => UnaryOp::Silu,
+        "relu" => UnaryOp::Relu,
+        "sin" => UnaryOp::Sin,
+        "cos" => UnaryOp::Cos,
+        "abs" => UnaryOp::Abs,
+        "erf" => UnaryOp::Erf,
+        "floor" => UnaryOp::Floor,
+        _ => return None,
+    })
+}
+
+/// The function of a constant; `None` where the standard library has no such function.
+fn fold(op: UnaryOp, x: f64) -> Option<f64> {
+    Some(match op {
+        UnaryOp::Neg => -x,
+        UnaryOp::Abs => x.abs(),
+        UnaryOp::Exp => x.exp(),
+        UnaryOp::Log => x.ln(),
+        UnaryOp::Sqrt => x.sqrt(),
+        UnaryOp::Rsqrt => 1.0 / x.sqrt(),
+        UnaryOp::Tanh => x.tanh(),
+        UnaryOp::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        UnaryOp::Silu => x / (1.0 + (-x).exp()),
+        UnaryOp::Relu => x.max(0.0),
+        UnaryOp::Sin => x.sin(),
+        UnaryOp::Cos => x.cos(),
+        UnaryOp::Floor => x.floor(),
+        UnaryOp::GeluErf | UnaryOp::GeluTanh | UnaryOp::Erf | UnaryOp::Not => return None,
+    })
+}

@@ -1,0 +1,63 @@
+//! Whole files through the checker.
+
+use crate::spec::checked::{ExprKind, Spec, Statement};
+use crate::spec::diagnostic::{Diagnostic, render_all};
+use crate::spec::{MemoryLoader, SourceMap, check};
+
+/// The shipped model family.
+pub const LLAMA: &str = include_str!("../../../../specs/llama.spec");
+/// The shipped run of the 70B model.
+pub const LLAMA70B: &str = include_str!("../../../../specs/llama70b.spec");
+
+/// Checks the file `main.spec`, with the shipped specs beside it; errors come back rendered.
+pub fn check_text(text: &str, sets: &[&str]) -> Result<(Spec, Vec<Diagnostic>), String> {
+    let mut sources = SourceMap::new();
+    let files = [("main.spec", text), ("llama.spec", LLAMA), ("llama70b.spec", LLAMA70B)];
+    let loader = MemoryLoader { files: files.map(|(n, t)| (n.to_string(), t.to_string())).to_vec() };
+    let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+    check(&mut sources, &loader, "main.spec", &sets).map_err(|d| render_all(&d, &sources, false))
+}
+
+/// The spec, or a panic with the messages.
+pub fn checked(text: &str, sets: &[&str]) -> Spec {
+    check_text(text, sets).unwrap_or_else(|e| panic!("\n{e}")).0
+}
+
+#[test]
+fn check_counts_the_parameters_of_llama_70b_to_the_unit() {
+    assert_eq!(checked(LLAMA70B, &[]).model.parameter_count(), 70_553_706_496);
+}
+
+#[test]
+fn check_accepts_a_model_alone() {
+    let spec = checked(LLAMA, &[]);
+    assert!(spec.train.is_none());
+    assert_eq!(spec.model.parameter_count(), 70_553_706_496);
+}
+
+#[test]
+fn check_makes_one_instance_of_a_repeated_block() {
+    let spec = checked(LLAMA, &["Llama.layers=3"]);
+    let Statement::Let(x) = &spec.model.body[0] else { panic!("the first statement is x") };
+    let ExprKind::Repeat(repeat) = &x.expr.kind else { panic!("x is a repeat") };
+    assert_eq!((repeat.dim.axis.name.as_str(), repeat.dim.axis.size), ("layers", 3));
+    assert_eq!(repeat.body.path, "layer.{i}");
+    let paths: Vec<&str> = spec.model.params.iter().map(|p| p.path.as_str()).collect();
+    assert_eq!(
+        paths,
+        [
+            "embed",
+            "head",
+            "layer.{i}.norm1.w",
+            "layer.{i}.attn.wq",
+            "layer.{i}.attn.wk",
+            "layer.{i}.attn.wv",
+            "layer.{i}.attn.wo",
+            "layer.{i}.norm2.w",
+            "layer.{i}.mlp.gate",
+            "layer.{i}.mlp.up",
+            "layer.{i}.mlp.down",
+            "norm.w"
+        ]
+    );
+}
