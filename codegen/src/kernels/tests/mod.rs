@@ -1,5 +1,6 @@
 //! Kernels against the plain evaluator, on both targets, over many shapes.
 
+mod gemm;
 mod map;
 mod rows;
 
