@@ -3,5 +3,6 @@
 pub mod autodiff;
 pub mod graph;
 pub mod metadata;
+pub mod pipeline;
 pub mod interpret;
 pub mod spec;

@@ -1,3 +1,9 @@
-//! The `mlc` command.
+//! The `mlc` command: arguments, files, exit code. The only part of the compiler that touches files.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,7 +1,9 @@
 //! What a training binary knows of its spec beyond the program itself: the defaults of the run, external weight names,
 //! which keys are baked.
 
-use crate::spec::checked::{self, Data, IterationRange, LayoutDim, Model, NamePart, NameRule, Param, Spec, Train};
+use crate::spec::checked::{
+    self, Data, IterationRange, LayoutDim, Model, NamePart, NameRule, Param, Spec, Train,
+};
 use crate::spec::{Diagnostic, codes};
 use mlc_codegen::abi::{DataInfo, NameRow, NameTable, RunInfo};
 
@@ -19,7 +21,8 @@ pub struct Metadata {
 /// Gathers it, with a note for everything the runtime can't do yet.
 pub fn metadata(spec: &Spec, train: &Train) -> (Metadata, Vec<Diagnostic>) {
     let mut notes = Vec::new();
-    let names = spec.model.names.iter().filter_map(|table| name_table(&spec.model, table, &mut notes)).collect();
+    let names =
+        spec.model.names.iter().filter_map(|table| name_table(&spec.model, table, &mut notes)).collect();
     let baked =
         train.keys.iter().filter(|k| !k.at_run_time).map(|k| (k.path.clone(), k.value.clone())).collect();
     (Metadata { run: run_info(train, &mut notes), names, baked }, notes)
@@ -64,7 +67,10 @@ fn name_table(model: &Model, table: &checked::NameTable, notes: &mut Vec<Diagnos
         match rule_rows(model, rule) {
             Some(of_rule) => rows.extend(of_rule),
             None => {
-                let title = format!("the name table `{}` fuses tensors, which import can't take apart yet", table.name);
+                let title = format!(
+                    "the name table `{}` fuses tensors, which import can't take apart yet",
+                    table.name
+                );
                 notes.push(Diagnostic::note(codes::NOT_APPLIED, title).at(rule.span, "this rule"));
                 return None;
             }

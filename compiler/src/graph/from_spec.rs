@@ -23,6 +23,16 @@ pub enum Entry {
     Logits,
 }
 
+impl Entry {
+    /// Name in texts.
+    pub fn name(self) -> &'static str {
+        match self {
+            Entry::Loss => "loss",
+            Entry::Logits => "logits",
+        }
+    }
+}
+
 /// Builds the graph of an entry.
 ///
 /// # Errors

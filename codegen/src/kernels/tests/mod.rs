@@ -1,6 +1,5 @@
 //! Kernels against the plain evaluator, on both targets, over many shapes.
 
-mod gemm;
 mod map;
 mod rows;
 

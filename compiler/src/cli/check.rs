@@ -1,0 +1,74 @@
+//! `mlc check`
+
+use super::files::{Checked, grouped, read_spec};
+use super::{Failure, SpecArgs};
+use clap::Args;
+use mlc::spec::checked::Model;
+
+/// Arguments of `mlc check`.
+#[derive(Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    spec: SpecArgs,
+    /// Print every parameter with its shape.
+    #[arg(long)]
+    params: bool,
+}
+
+/// Checks, then prints a summary.
+pub fn run(args: &CheckArgs) -> Result<(), Failure> {
+    let checked = read_spec(&args.spec)?;
+    if args.params {
+        print_params(&checked.spec.model);
+    }
+    print!("{}", summary(&checked));
+    Ok(())
+}
+
+/// Two lines: the model, the run.
+pub fn summary(checked: &Checked) -> String {
+    let model = &checked.spec.model;
+    let count = model.parameter_count();
+    let mut text = format!("{}: {} parameters in {} tensors", model.name, grouped(count), model.params.len());
+    for repeat in repeats(model) {
+        text += &format!(", {repeat}");
+    }
+    text.push('\n');
+    if let Some(train) = &checked.spec.train {
+        let tokens = train.batch * train.seq;
+        text += &format!(
+            "run: {} steps of {} sequences × {} tokens = {} tokens a step, {} accumulation step{}\n",
+            grouped(train.steps),
+            grouped(train.batch),
+            grouped(train.seq),
+            grouped(tokens),
+            train.accumulation,
+            if train.accumulation == 1 { "" } else { "s" }
+        );
+    }
+    text
+}
+
+fn repeats(model: &Model) -> Vec<String> {
+    let mut seen = Vec::new();
+    for repeat in model.params.iter().flat_map(|p| &p.repeats) {
+        let text = format!("{} = {}", repeat.axis.name, repeat.axis.size);
+        if !seen.contains(&text) {
+            seen.push(text);
+        }
+    }
+    seen
+}
+
+fn print_params(model: &Model) {
+    for param in &model.params {
+        let axes: Vec<String> = param
+            .repeats
+            .iter()
+            .map(|r| &r.axis)
+            .chain(param.axes())
+            .map(|a| format!("{}={}", a.name, a.size))
+            .collect();
+        println!("{:<32} {:>16}  [{}]", param.path, grouped(param.elements()), axes.join(", "));
+    }
+}

@@ -1,0 +1,91 @@
+//! Reading specs and writing results.
+
+use super::{Failure, SpecArgs};
+use mlc::spec::checked::Spec;
+use mlc::spec::{Diagnostic, FileLoader, SourceMap, check, diagnostic};
+use std::io::IsTerminal;
+use std::path::Path;
+
+/// A spec that checked, with the texts it came from.
+pub struct Checked {
+    /// The spec.
+    pub spec: Spec,
+    /// Its texts.
+    pub sources: SourceMap,
+}
+
+/// Reads and checks a spec; prints everything found to standard error.
+pub fn read_spec(args: &SpecArgs) -> Result<Checked, Failure> {
+    let mut sources = SourceMap::new();
+    let path = args.spec.to_string_lossy();
+    match check(&mut sources, &FileLoader, &path, &args.sets) {
+        Ok((spec, notes)) => {
+            show(&notes, &sources);
+            Ok(Checked { spec, sources })
+        }
+        Err(errors) => {
+            show(&errors, &sources);
+            let n = errors.iter().filter(|d| d.is_error()).count();
+            eprintln!("{n} error{} in {path}", if n == 1 { "" } else { "s" });
+            Err(Failure::Spec)
+        }
+    }
+}
+
+/// Prints messages to standard error. A note of one line stays one line: `file:line: note: …`.
+pub fn show(messages: &[Diagnostic], sources: &SourceMap) {
+    let (notes, rest): (Vec<_>, Vec<_>) =
+        messages.iter().cloned().partition(|d| d.severity == diagnostic::Severity::Note && d.help.is_empty());
+    if !rest.is_empty() {
+        eprint!("{}", diagnostic::render_all(&rest, sources, std::io::stderr().is_terminal()));
+    }
+    for note in notes {
+        match note.primary.as_ref().and_then(|label| sources.locate(label.span)) {
+            Some(place) => eprintln!("{place}: note: {}", note.title),
+            None => eprintln!("note: {}", note.title),
+        }
+    }
+}
+
+/// Reads a whole text file.
+pub fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|e| Failure::Input(format!("can't read {}: {e}", path.display())))
+}
+
+/// Writes a whole file, replacing it at once: a reader sees the old content or the new.
+pub fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
+    let fail = |e: std::io::Error| Failure::Input(format!("can't write {}: {e}", path.display()));
+    if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(fail)?;
+    }
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(name);
+    std::fs::write(&temporary, content).map_err(fail)?;
+    std::fs::rename(&temporary, path).map_err(fail)
+}
+
+/// `1234567` as `1,234,567`.
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes in the largest binary unit that leaves at least one before the point.
+pub fn bytes(n: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
+}
