@@ -7,11 +7,13 @@
 use crate::abi::{DType, Init};
 use crate::numeric::f32_to_bf16;
 use crate::program::LogicalTensor;
-use crate::random::{Stream, normal::normal_pair};
+use crate::random::{Stream, normal::normals};
 use crate::rank::Rank;
 
 /// Elements set by one tile; even, so that no pair is split.
 const CHUNK: u64 = 8192;
+/// Normals drawn at a time; even for the same reason.
+const BATCH: usize = 512;
 
 /// Sets every persistent tensor.
 pub fn init_all(rank: &mut Rank, seed: u64) {
@@ -55,30 +57,32 @@ fn fill(bytes: &mut [u8], dtype: DType, init: Init, stream: &Stream, start: u64)
             fill_with(bytes, dtype, |i| low + (high - low) * stream.unit(start + i));
         }
         Init::Normal { std } => {
-            let mut pair = [0.0; 2];
-            fill_with(bytes, dtype, |i| {
-                if i % 2 == 0 {
-                    pair = normal_pair(stream.block((start + i) / 2));
-                }
-                std * pair[(i % 2) as usize]
-            });
+            let width = dtype.bytes() as usize;
+            let mut normal = [0.0; BATCH];
+            for (part, batch) in bytes.chunks_mut(BATCH * width).zip(0..) {
+                let numbers = &mut normal[..part.len() / width];
+                normals(stream, (start + batch * BATCH as u64) / 2, numbers);
+                fill_with(part, dtype, |i| std * numbers[i as usize]);
+            }
         }
     }
 }
 
 /// Writes `value(0)`, `value(1)`, … as elements of `dtype`.
-fn fill_with(bytes: &mut [u8], dtype: DType, mut value: impl FnMut(u64) -> f64) {
-    let elements = bytes.chunks_exact_mut(dtype.bytes() as usize);
-    for (element, i) in elements.zip(0..) {
-        let v = value(i);
-        match dtype {
-            DType::F32 => element.copy_from_slice(&(v as f32).to_le_bytes()),
-            DType::F64 => element.copy_from_slice(&v.to_le_bytes()),
-            DType::Bf16 => element.copy_from_slice(&f32_to_bf16(v as f32).to_le_bytes()),
-            DType::I32 => element.copy_from_slice(&(v as i32).to_le_bytes()),
-            DType::I64 => element.copy_from_slice(&(v as i64).to_le_bytes()),
-            DType::Bool => element[0] = u8::from(v != 0.0),
-        }
+fn fill_with(bytes: &mut [u8], dtype: DType, value: impl Fn(u64) -> f64) {
+    match dtype {
+        DType::F32 => fill_as(bytes, |i| (value(i) as f32).to_le_bytes()),
+        DType::F64 => fill_as(bytes, |i| value(i).to_le_bytes()),
+        DType::Bf16 => fill_as(bytes, |i| f32_to_bf16(value(i) as f32).to_le_bytes()),
+        DType::I32 => fill_as(bytes, |i| (value(i) as i32).to_le_bytes()),
+        DType::I64 => fill_as(bytes, |i| (value(i) as i64).to_le_bytes()),
+        DType::Bool => fill_as(bytes, |i| [u8::from(value(i) != 0.0)]),
+    }
+}
+
+fn fill_as<const WIDTH: usize>(bytes: &mut [u8], element: impl Fn(u64) -> [u8; WIDTH]) {
+    for (target, i) in bytes.chunks_exact_mut(WIDTH).zip(0..) {
+        target.copy_from_slice(&element(i));
     }
 }
 

@@ -150,7 +150,8 @@ fn check_places(info: &ProgramInfo) -> Result<(), Failure> {
     };
     let product = |shape: &[u64], unit: u64| shape.iter().try_fold(unit, |n, &size| n.checked_mul(size));
     for tensor in &info.tensors {
-        let bytes = product(&tensor.shape, tensor.dtype.bytes() * tensor.layers.unwrap_or(1));
+        let unit = tensor.dtype.bytes().checked_mul(tensor.layers.unwrap_or(1));
+        let bytes = unit.and_then(|unit| product(&tensor.shape, unit));
         check(&format!("tensor `{}`", tensor.path), tensor.place, bytes, tensor.dtype.bytes())?;
     }
     for scalar in &info.scalars {

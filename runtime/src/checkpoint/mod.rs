@@ -7,7 +7,7 @@
 //!     manifest.blake3        hash of manifest.json
 //!     00001.safetensors      parameters and optimizer states by logical name, one tensor per layer's slice, about 1 GiB a file
 //!   .lock                    held while a training uses the folder
-//!   .tmp-…                   being written or being deleted; removed at the next start
+//!   .tmp-write-…, .tmp-delete-…   unfinished; removed at the next start
 //!   superseded-step-…        of a history that was abandoned (`--resume never` or an earlier STEP), or damaged
 //! ```
 //! A checkpoint appears under its name only when it is complete and on disk: its files are written and synced in a

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::failure::Failure;
 
 const PREFIX: &str = "step-";
-const TEMPORARY: &str = ".tmp-";
+const WRITING: &str = ".tmp-write-";
+const DELETING: &str = ".tmp-delete-";
 
 /// A checkpoint folder.
 pub struct Store {
@@ -39,7 +40,7 @@ impl Store {
             )));
         }
         let store = Store { folder: folder.to_owned(), _lock: Some(file) };
-        for name in store.names()?.iter().filter(|n| n.starts_with(TEMPORARY)) {
+        for name in store.names()?.iter().filter(|n| n.starts_with(WRITING) || n.starts_with(DELETING)) {
             let path = folder.join(name);
             std::fs::remove_dir_all(&path).map_err(|e| Failure::io("remove", &path, e))?;
         }
@@ -75,7 +76,7 @@ impl Store {
     /// # Errors
     /// It cannot be made.
     pub fn begin(&self, step: u64) -> Result<PathBuf, Failure> {
-        let path = self.folder.join(format!("{TEMPORARY}write-{step:08}"));
+        let path = self.folder.join(format!("{WRITING}{step:08}"));
         if path.exists() {
             std::fs::remove_dir_all(&path).map_err(|e| Failure::io("remove", &path, e))?;
         }
@@ -103,7 +104,7 @@ impl Store {
         if !path.exists() {
             return Ok(());
         }
-        let doomed = self.folder.join(format!("{TEMPORARY}delete-{step:08}"));
+        let doomed = self.folder.join(format!("{DELETING}{step:08}"));
         rename(&path, &doomed)?;
         std::fs::remove_dir_all(&doomed).map_err(|e| Failure::io("remove", &doomed, e))
     }

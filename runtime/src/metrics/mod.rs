@@ -37,13 +37,13 @@ pub struct Meter {
     /// Steps and time since the last printed line; rates on the screen are averages over these.
     steps: u32,
     time: Duration,
-    drawn: Instant,
+    drawn: Option<Instant>,
 }
 
 impl Meter {
     /// A meter that prints every `log_every` steps (0 = never) and records every step in `file`.
     pub fn new(log_every: u64, file: Option<MetricsFile>) -> Meter {
-        Meter { log_every, file, steps: 0, time: Duration::ZERO, drawn: Instant::now() - REDRAW_EVERY }
+        Meter { log_every, file, steps: 0, time: Duration::ZERO, drawn: None }
     }
 
     /// The metrics file.
@@ -62,9 +62,9 @@ impl Meter {
         if due || first || record.step == record.steps {
             console.line(&line::step_line(record, self.time / self.steps));
             (self.steps, self.time) = (0, Duration::ZERO);
-        } else if console.interactive() && self.drawn.elapsed() >= REDRAW_EVERY {
+        } else if console.interactive() && self.drawn.is_none_or(|drawn| drawn.elapsed() >= REDRAW_EVERY) {
             console.progress(&line::progress_line(record, self.time / self.steps));
-            self.drawn = Instant::now();
+            self.drawn = Some(Instant::now());
         }
     }
 }

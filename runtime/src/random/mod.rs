@@ -31,7 +31,7 @@ impl Stream {
     }
 
     /// The 128 random bits at `index`.
-    #[inline]
+    #[inline(always)]
     pub fn block(&self, index: u64) -> [u32; 4] {
         let [low, high] = halves(index);
         philox4x32_10([low, high, self.name[0], self.name[1]], self.key)
@@ -50,11 +50,13 @@ impl Stream {
 }
 
 /// Splits 64 bits, low half first.
+#[inline(always)]
 fn halves(value: u64) -> [u32; 2] {
     [value as u32, (value >> 32) as u32]
 }
 
 /// Joins two halves, low half first.
+#[inline(always)]
 fn join(low: u32, high: u32) -> u64 {
     u64::from(low) | (u64::from(high) << 32)
 }
