@@ -8,6 +8,20 @@
 //! Invariants: no process-global state, everything hangs off a [`rank::Rank`] and what the command holds; nothing here
 //! knows a particular model; bad input gives one error and an exit code of [`failure::Exit`], never a panic; the bits of a
 //! run depend on the binary, the data and the settings, and not on the number of threads.
+//!
+//! # Linking it into a binary
+//!
+//! A training binary for one machine is fully static and runs on any x86-64 Linux, in an empty folder. The archive is built
+//! for the baseline CPU, so that it can say which features a machine lacks; only the kernels use more.
+//!
+//! ```text
+//! CARGO_PROFILE_RELEASE_PANIC=abort CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1
+//! RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static"
+//! cargo rustc --release -p mlc-runtime --lib --crate-type staticlib --target x86_64-unknown-linux-gnu
+//! cc -static -o BINARY objects… libmlc_runtime.a -lm -Wl,--gc-sections -s
+//! ```
+//! `--target` keeps RUSTFLAGS away from build scripts. `-lm` must follow the archive. The runtime's part of a stripped
+//! binary is 1.9 MB (Rust 1.95, glibc 2.36, `opt-level = 3`), of which glibc and Rust's standard library are most.
 
 pub mod abi;
 pub mod args;

@@ -4,7 +4,7 @@
 //! text outgrows the sequence, the oldest bytes drop out.
 
 use super::{start_rank, trained_values};
-use crate::abi::{EntryInfo, InputSource, OutputInfo};
+use crate::abi::{DataInfo, EntryInfo, InputSource, OutputInfo};
 use crate::args::Args;
 use crate::console::Console;
 use crate::failure::{Exit, Failure};
@@ -29,6 +29,7 @@ pub fn generate(program: &Program, args: &Args, console: &mut Console) -> Result
         top_k: args.count("top-k").unwrap_or(0) as usize,
         stream: Stream::new(settings.run.seed, "generate"),
     };
+    require_bytes(program)?;
     let prompt = args.text("prompt").unwrap_or("\n");
     if prompt.is_empty() {
         return Err(Failure::usage("error: --prompt is empty; the model continues at least one byte"));
@@ -40,13 +41,26 @@ pub fn generate(program: &Program, args: &Args, console: &mut Console) -> Result
     console.raw(prompt.as_bytes());
     for drawn in 0..args.count("tokens").unwrap_or(256) {
         let logits = next_logits(&mut rank, index, entry, output, &text)?;
-        let token = sampler.draw(&logits, drawn);
+        // A vocabulary padded beyond the 256 bytes has ids that stand for nothing.
+        let token = sampler.draw(&logits[..logits.len().min(256)], drawn);
         text.push(token);
-        // Ids past 255 of a padded vocabulary are no bytes; a trained model does not draw them.
-        console.raw(&[u8::try_from(token).unwrap_or(b'?')]);
+        console.raw(&[token as u8]);
     }
     console.raw(b"\n");
     Ok(Exit::Done)
+}
+
+/// A model whose tokens are bytes: it has no more ids than bytes, or its spec trains it on bytes.
+fn require_bytes(program: &Program) -> Result<(), Failure> {
+    let info = &program.info;
+    if info.vocab <= 256 || matches!(info.run.data, Some(DataInfo::Bytes { .. })) {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "error: the tokens of this model are not bytes: its vocabulary has {} ids\nThis binary carries no tokenizer, so it \
+         can neither read a prompt nor print what it generates.",
+        info.vocab
+    )))
 }
 
 /// The logits of the token after `text`.

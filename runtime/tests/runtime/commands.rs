@@ -30,6 +30,15 @@ fn generate_without_a_checkpoint_says_what_to_do() {
 }
 
 #[test]
+fn generate_refuses_a_model_whose_tokens_are_not_bytes() {
+    let mut folder = Folder::new();
+    folder.info.vocab = 32000;
+    let output = folder.run("generate --out @/run");
+    assert_eq!(output.exit, Exit::Failed);
+    assert!(output.err.contains("its vocabulary has 32000 ids"), "{}", output.err);
+}
+
+#[test]
 fn eval_covers_the_data_once() {
     let folder = Folder::new();
     folder.train("run", "");
