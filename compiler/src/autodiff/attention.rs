@@ -3,15 +3,15 @@
 //! Source: Dao 2023 (FlashAttention-2, arXiv:2307.08691), §3.1.2: probabilities are made again from `lse`, and
 //! `Σ over value of o·do` stands for the softmax's inner sum.
 
+use super::AutodiffError;
 use super::activity::Activity;
 use super::differentiate::walk_ops;
 use super::rules::Cotangents;
 use super::tape::Tape;
-use super::AutodiffError;
 use crate::graph::shape::union_type;
 use crate::graph::{
-    Attention, Builder, CompareOp, CompositeKind, Graph, Name, Op, OpNode, ReduceOp, RegionId, Type,
-    UnaryOp, ValueId,
+    Attention, Builder, CompareOp, CompositeKind, Graph, Name, Op, OpNode, ReduceOp, RegionId, Type, UnaryOp,
+    ValueId,
 };
 
 /// Cotangents of q, k and v; extras that want one never get here.
@@ -38,12 +38,8 @@ pub(super) fn pull(
 /// A score region with its derivative by the dot product as a second result; 0 where the score is −inf.
 fn score_with_slope(b: &mut Builder, score: RegionId) -> Result<RegionId, AutodiffError> {
     let from: Graph = b.graph.clone();
-    let args: Vec<(Name, Type)> = from
-        .region(score)
-        .args
-        .iter()
-        .map(|v| (from.value_name(*v).clone(), from.ty(*v).clone()))
-        .collect();
+    let args: Vec<(Name, Type)> =
+        from.region(score).args.iter().map(|v| (from.value_name(*v).clone(), from.ty(*v).clone())).collect();
     let mut inner = Builder::new("score");
     let (region, args) = inner.open(&args);
     let result = inner.inline(&from, score, &args)[0];

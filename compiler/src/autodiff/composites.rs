@@ -131,12 +131,7 @@ fn layer_norm(t: &mut Tape, axis: &Name, node: &OpNode, g: ValueId) -> Result<Co
 }
 
 /// logits̅ = (exp(logits − lse) − [index == target])·g.
-fn cross_entropy(
-    t: &mut Tape,
-    axis: &Name,
-    node: &OpNode,
-    g: ValueId,
-) -> Result<Cotangents, AutodiffError> {
+fn cross_entropy(t: &mut Tape, axis: &Name, node: &OpNode, g: ValueId) -> Result<Cotangents, AutodiffError> {
     let logits = t.primal(node.operands[0])?;
     let targets = t.primal(node.operands[1])?;
     let lse = t.primal(node.results[1])?;

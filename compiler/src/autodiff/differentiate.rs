@@ -41,11 +41,10 @@ pub struct Gradient {
 /// # Errors
 /// The result does not exist or is no scalar of a float type, or an op has no derivative.
 pub fn differentiate(graph: Graph, result: usize) -> Result<Differentiated, AutodiffError> {
-    let loss = *graph
-        .region(graph.body)
-        .results
-        .get(result)
-        .ok_or_else(|| AutodiffError::new(format!("the graph has no result {result} to differentiate")))?;
+    let loss =
+        *graph.region(graph.body).results.get(result).ok_or_else(|| {
+            AutodiffError::new(format!("the graph has no result {result} to differentiate"))
+        })?;
     if !graph.ty(loss).axes.is_empty() {
         let (name, ty) = (graph.value_name(loss), crate::graph::shape::show(graph.ty(loss)));
         return Err(AutodiffError::new(format!("the loss %{name} must be a scalar, it is {ty}")));

@@ -110,14 +110,7 @@ fn active_carries(t: &Tape, l: &Loop, body: &Region, g: &[Option<ValueId>]) -> V
 }
 
 /// Gives the results of the forward body their cotangents.
-fn seed(
-    t: &mut Tape,
-    l: &Loop,
-    body: &Region,
-    g: &[Option<ValueId>],
-    active: &[usize],
-    args: &[ValueId],
-) {
+fn seed(t: &mut Tape, l: &Loop, body: &Region, g: &[Option<ValueId>], active: &[usize], args: &[ValueId]) {
     for (i, result) in body.results.iter().enumerate() {
         if !t.activity.varied(*result) {
             continue;
@@ -128,7 +121,11 @@ fn seed(
             let stacked = i < l.carries + l.stacked_outs;
             g[i].map(|outside| {
                 let ty = t.b.ty(outside).clone();
-                let ty = if stacked { slice_type(l, &ty).expect("the cotangent has the result's type") } else { ty };
+                let ty = if stacked {
+                    slice_type(l, &ty).expect("the cotangent has the result's type")
+                } else {
+                    ty
+                };
                 t.from_outside(outside, ty, stacked)
             })
         };

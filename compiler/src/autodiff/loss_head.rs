@@ -30,10 +30,7 @@ pub struct Joint {
 
 /// Replaces every loss head by its loop, with gradients if its inputs or weights are varied. One that fits a single
 /// chunk is replaced by its meaning.
-pub fn expand_loss_heads(
-    graph: Graph,
-    varied: impl Fn(ValueId) -> bool,
-) -> (Graph, BTreeMap<OpId, Joint>) {
+pub fn expand_loss_heads(graph: Graph, varied: impl Fn(ValueId) -> bool) -> (Graph, BTreeMap<OpId, Joint>) {
     let mut joint = BTreeMap::new();
     let graph = rewrite_ops(graph, |b, before, op, node| {
         let Op::Composite(c) = &node.op else { return None };

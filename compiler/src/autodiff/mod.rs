@@ -3,17 +3,27 @@
 //! Comes in: a forward graph whose results are the loss as a sum and its weight. Goes out: the training step, whose
 //! results are the reports and the new value of every parameter and optimizer state.
 
+pub mod accumulate;
 pub mod activity;
 mod attention;
 mod composites;
 pub mod config;
 pub mod differentiate;
 pub mod hoist_invariants;
-pub mod loss_head;
 mod loops;
+pub mod loss_head;
+mod optimizer;
 pub mod precision;
 mod rules;
+mod schedule;
 mod tape;
+mod training_step;
+
+pub use config::TrainConfig;
+pub use training_step::training_step;
+
+#[cfg(test)]
+mod tests;
 
 use crate::graph::SpecLine;
 use std::fmt;

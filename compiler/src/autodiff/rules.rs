@@ -200,7 +200,8 @@ fn binary(t: &mut Tape, op: BinaryOp, node: &OpNode, g: ValueId) -> Result<Cotan
         ]),
         BinaryOp::Mul => {
             let times = |t: &mut Tape, other: ValueId, to: ValueId| {
-                let product = if t.is_one(g) && t.b.ty(g).same_as(t.b.ty(other)) { other } else { t.b.mul(g, other) };
+                let product =
+                    if t.is_one(g) && t.b.ty(g).same_as(t.b.ty(other)) { other } else { t.b.mul(g, other) };
                 sum_to(t, product, to)
             };
             let kept_b = if toward_a { t.primal(b)? } else { b };
@@ -322,12 +323,7 @@ fn dot(t: &mut Tape, over: &[Name], node: &OpNode, g: ValueId) -> Result<Cotange
 }
 
 /// A loop that already holds its gradients: scale them by the cotangent of its loss.
-fn joint(
-    t: &mut Tape,
-    op: OpId,
-    node: &OpNode,
-    g: &[Option<ValueId>],
-) -> Result<Cotangents, AutodiffError> {
+fn joint(t: &mut Tape, op: OpId, node: &OpNode, g: &[Option<ValueId>]) -> Result<Cotangents, AutodiffError> {
     let mut cotangents = vec![None; node.operands.len()];
     let Joint { loss, gradients } = t.joint[&op].clone();
     let Some(g) = g[loss] else { return Ok(cotangents) };

@@ -15,9 +15,7 @@ use super::AutodiffError;
 use super::activity::Activity;
 use super::loss_head::Joint;
 use crate::graph::shape::{self, ShapeError};
-use crate::graph::{
-    Builder, DType, Loop, Op, OpId, OpNode, Origin, Phase, RegionId, Type, ValueId,
-};
+use crate::graph::{Builder, DType, Loop, Op, OpId, OpNode, Origin, Phase, RegionId, Type, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A reverse walk in progress.
@@ -102,11 +100,7 @@ impl Tape {
     }
 
     /// Emits the cotangent of one operand, if it is varied; the ops get the phase that fits the operand.
-    pub fn towards(
-        &mut self,
-        operand: ValueId,
-        rule: impl FnOnce(&mut Tape) -> ValueId,
-    ) -> Option<ValueId> {
+    pub fn towards(&mut self, operand: ValueId, rule: impl FnOnce(&mut Tape) -> ValueId) -> Option<ValueId> {
         if !self.activity.varied(operand) {
             return None;
         }
@@ -201,7 +195,8 @@ impl Tape {
         let node = self.b.graph.op(op).clone();
         let l = as_loop(&node);
         let args = &self.b.graph.region(l.body).args;
-        let position = args.iter().position(|a| *a == value).expect("a value is defined by an op or an argument");
+        let position =
+            args.iter().position(|a| *a == value).expect("a value is defined by an op or an argument");
         let operand = position - 1;
         if operand < l.carries {
             return self.save(level, op, value);

@@ -1,0 +1,212 @@
+//! Every op, one test per rule.
+
+use super::{check, param, param_in};
+use crate::graph::{
+    Axis, BinaryOp, Builder, CompareOp, DType, Name, Op, Pairs, ReduceOp, Type, UnaryOp, ValueId,
+};
+
+fn names(axes: &[&str]) -> Vec<Name> {
+    axes.iter().map(|a| Name::from(*a)).collect()
+}
+
+/// One unary function on a range where it is smooth.
+fn check_unary(op: UnaryOp, low: f64, high: f64) {
+    check(|b| {
+        let x = param_in(b, "x", &[("d", 5)], low, high);
+        b.unary(op, x)
+    });
+}
+
+#[test]
+fn unary_functions_have_their_derivatives() {
+    for op in [
+        UnaryOp::Neg,
+        UnaryOp::Exp,
+        UnaryOp::Tanh,
+        UnaryOp::Sigmoid,
+        UnaryOp::Sin,
+        UnaryOp::Cos,
+        UnaryOp::Erf,
+    ] {
+        check_unary(op, -2.0, 2.0);
+    }
+    for op in [UnaryOp::Log, UnaryOp::Sqrt, UnaryOp::Rsqrt, UnaryOp::Abs] {
+        check_unary(op, 0.5, 2.0);
+    }
+    check_unary(UnaryOp::Abs, -2.0, -0.5);
+    check_unary(UnaryOp::Floor, 0.1, 0.9);
+}
+
+/// A binary function whose right operand lacks an axis, and the same with the operands exchanged.
+fn check_binary(op: BinaryOp, low: f64, high: f64) {
+    check(|b| {
+        let x = param_in(b, "x", &[("a", 2), ("d", 3)], low, high);
+        let y = param_in(b, "y", &[("d", 3)], low, high);
+        b.binary(op, x, y)
+    });
+    check(|b| {
+        let x = param_in(b, "x", &[("d", 3)], low, high);
+        let y = param_in(b, "y", &[("a", 2), ("d", 3)], low, high);
+        b.binary(op, x, y)
+    });
+}
+
+#[test]
+fn binary_functions_have_their_derivatives_and_sum_over_broadcast_axes() {
+    for op in [BinaryOp::Add, BinaryOp::Sub, BinaryOp::Mul, BinaryOp::Max, BinaryOp::Min] {
+        check_binary(op, -1.0, 1.0);
+    }
+    for op in [BinaryOp::Div, BinaryOp::Pow] {
+        check_binary(op, 0.5, 2.0);
+    }
+}
+
+#[test]
+fn union_of_axes_sums_both_ways() {
+    check(|b| {
+        let x = param(b, "x", &[("a", 2)]);
+        let y = param(b, "y", &[("d", 3)]);
+        b.binary_union(BinaryOp::Mul, x, y)
+    });
+}
+
+#[test]
+fn value_used_twice_gets_both_cotangents() {
+    check(|b| {
+        let x = param(b, "x", &[("d", 3)]);
+        let e = b.unary(UnaryOp::Exp, x);
+        let square = b.mul(e, x);
+        b.mul(square, x)
+    });
+}
+
+#[test]
+fn select_sends_the_cotangent_where_the_condition_points() {
+    check(|b| {
+        let x = param(b, "x", &[("a", 2), ("d", 3)]);
+        let y = param(b, "y", &[("d", 3)]);
+        let c = b.input("c", Type::new(DType::Bool, vec![Axis::new("a", 2)]), 0);
+        b.select(c, x, y)
+    });
+}
+
+#[test]
+fn compare_hands_nothing_on() {
+    check(|b| {
+        let x = param(b, "x", &[("d", 6)]);
+        let zero = b.constant(DType::F32, 0.0);
+        let positive = b.compare(CompareOp::Gt, x, zero);
+        let square = b.mul(x, x);
+        b.select(positive, square, x)
+    });
+}
+
+#[test]
+fn cast_broadcast_and_rename_turn_back() {
+    check(|b| {
+        let x = param(b, "x", &[("d", 3)]);
+        let wide = b.cast(x, DType::F64);
+        let narrow = b.cast(wide, DType::F32);
+        let e = b.unary(UnaryOp::Exp, narrow);
+        let ty = Type::new(DType::F32, vec![Axis::new("a", 2), Axis::new("d", 3)]);
+        let many = b.broadcast(e, &ty);
+        b.rename(many, &[("d".into(), "k".into())])
+    });
+}
+
+#[test]
+fn reductions_have_their_derivatives() {
+    for op in [ReduceOp::Sum, ReduceOp::Max, ReduceOp::Min] {
+        check(|b| {
+            let x = param(b, "x", &[("a", 2), ("d", 3), ("e", 2)]);
+            let y = b.reduce(op, x, &names(&["a", "e"]));
+            b.mul(y, y)
+        });
+    }
+}
+
+#[test]
+fn max_shares_between_equal_elements() {
+    use crate::autodiff::differentiate::differentiate;
+    use crate::graph::Output;
+    use crate::interpret::{Mode, Tensor, run};
+    let mut b = Builder::new("f");
+    let x = param(&mut b, "x", &[("d", 3)]);
+    let y = b.reduce(ReduceOp::Max, x, &names(&["d"]));
+    b.output(Output::Report("loss_sum".into()), y);
+    let done = differentiate(b.finish(), 0).unwrap();
+    let ty = done.graph.ty(done.gradients[0].gradient).clone();
+    let mut b = Builder::resume(done.graph);
+    b.output(Output::Report("grad".into()), done.gradients[0].gradient);
+    let graph = b.finish();
+    let mut environment = super::environment(&graph, 1);
+    environment.tensors.insert("x".into(), Tensor::floats(ty, vec![2.0, 1.0, 2.0]));
+    let outputs = run(&graph, &environment, Mode::F64).unwrap();
+    assert_eq!(outputs.report("grad").unwrap().as_floats(), [0.5, 0.0, 0.5]);
+}
+
+#[test]
+fn dot_is_two_dots() {
+    // Shared axis a, contracted d and e, free b and c.
+    check(|b| {
+        let x = param(b, "x", &[("a", 2), ("b", 3), ("d", 2), ("e", 2)]);
+        let y = param(b, "y", &[("d", 2), ("a", 2), ("e", 2), ("c", 2)]);
+        b.dot(x, y, &names(&["d", "e"]))
+    });
+    // An outer product: nothing contracted.
+    check(|b| {
+        let x = param(b, "x", &[("a", 2)]);
+        let y = param(b, "y", &[("c", 3)]);
+        b.dot(x, y, &[])
+    });
+}
+
+fn ids(b: &mut Builder, axes: &[(&str, u64)], bound: u64) -> ValueId {
+    let axes = axes.iter().map(|(n, s)| Axis::new(*n, *s)).collect();
+    b.input("ids", Type::new(DType::I32, axes), bound)
+}
+
+#[test]
+fn gather_scatters_and_scatter_gathers() {
+    check(|b| {
+        let table = param(b, "table", &[("v", 4), ("d", 2)]);
+        let ids = ids(b, &[("a", 2), ("s", 3)], 4);
+        b.one(Op::Gather { axis: "v".into() }, &[table, ids], None, "y")
+    });
+    // A shared axis: one element per row.
+    check(|b| {
+        let table = param(b, "table", &[("s", 3), ("v", 4)]);
+        let ids = ids(b, &[("s", 3)], 4);
+        b.one(Op::Gather { axis: "v".into() }, &[table, ids], None, "y")
+    });
+    check(|b| {
+        let updates = param(b, "updates", &[("s", 5), ("d", 2)]);
+        let ids = ids(b, &[("s", 5)], 4);
+        let ty = Type::new(DType::F32, vec![Axis::new("v", 4), Axis::new("d", 2)]);
+        let y = b.one(Op::ScatterAdd { axis: "v".into() }, &[updates, ids], Some(ty), "y");
+        b.mul(y, y)
+    });
+}
+
+#[test]
+fn rotate_pairs_turns_back() {
+    for pairs in [Pairs::Half, Pairs::Interleaved] {
+        check(|b| {
+            let x = param(b, "x", &[("s", 2), ("d", 4)]);
+            let y = b.one(Op::RotatePairs { axis: "d".into(), pairs }, &[x], None, "y");
+            b.mul(y, x)
+        });
+    }
+}
+
+#[test]
+fn integer_ops_and_indices_hand_nothing_on() {
+    check(|b| {
+        let x = param(b, "x", &[("d", 4)]);
+        let index = b.index(&"d".into(), 4);
+        let two = b.constant(DType::I32, 2.0);
+        let odd = b.binary(BinaryOp::Rem, index, two);
+        let odd = b.cast(odd, DType::F32);
+        b.mul(x, odd)
+    });
+}

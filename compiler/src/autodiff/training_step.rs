@@ -1,0 +1,68 @@
+//! The whole training step in one graph.
+//!
+//! 1. `narrow_to_microbatch`, `apply_precision`
+//! 2. `differentiate` the loss sum
+//! 3. `accumulate` over microbatches
+//! 4. append the update
+//! 5. `hoist_invariants`, which also drops what nothing uses
+
+use super::AutodiffError;
+use super::accumulate::{accumulate, is_report, microbatches, narrow_to_microbatch};
+use super::config::TrainConfig;
+use super::differentiate::{Gradient, differentiate, parameters};
+use super::hoist_invariants::hoist_invariants;
+use super::optimizer::{LossAndGradients, append_update};
+use super::precision::apply_precision;
+use crate::graph::{Graph, Output};
+
+/// Builds the training step from a forward graph that reports `loss_sum` and `loss_weight` of the whole batch.
+///
+/// ```text
+/// results  report loss = loss_sum / loss_weight, loss_sum, loss_weight, grad_norm, lr; other reports of the forward graph,
+///          summed over microbatches; store each parameter, each optimizer state
+/// ```
+/// `grad_norm` is that of the mean loss before clipping.
+///
+/// # Errors
+/// A report is missing, the microbatch does not divide the batch, a parameter has no rate, or an op has no derivative.
+pub fn training_step(forward: Graph, config: &TrainConfig) -> Result<Graph, AutodiffError> {
+    let count = match &config.microbatch {
+        Some(micro) => microbatches(&forward, micro)?,
+        None => 1,
+    };
+    let forward = match &config.microbatch {
+        Some(micro) => narrow_to_microbatch(forward, micro)?,
+        None => forward,
+    };
+    let forward = apply_precision(forward, &config.precision)?;
+    let loss_at = find_report(&forward, "loss_sum")?;
+    let weight_at = find_report(&forward, "loss_weight")?;
+    let done = differentiate(forward, loss_at)?;
+
+    let gradients: Vec<_> = done.gradients.iter().map(|g| g.gradient).collect();
+    let (mut graph, sums) = match &config.microbatch {
+        Some(micro) => accumulate(done.graph, micro, count, &gradients)?,
+        None => (done.graph, gradients),
+    };
+    let params = parameters(&graph).into_iter();
+    let gradients =
+        params.zip(sums).map(|((param, value), gradient)| Gradient { param, value, gradient }).collect();
+    let results = &graph.region(graph.body).results;
+    let loss = LossAndGradients { loss_sum: results[loss_at], loss_weight: results[weight_at], gradients };
+    // The update reports both again, in its own order.
+    let mut taken = [loss_at, weight_at];
+    taken.sort_unstable();
+    for at in taken.into_iter().rev() {
+        graph.outputs.remove(at);
+        let body = graph.body;
+        graph.regions[body.index()].results.remove(at);
+    }
+    let graph = append_update(graph, &loss, config)?;
+    Ok(hoist_invariants(graph))
+}
+
+fn find_report(graph: &Graph, name: &str) -> Result<usize, AutodiffError> {
+    graph.outputs.iter().position(|o: &Output| is_report(o, name)).ok_or_else(|| {
+        AutodiffError::new(format!("the forward graph does not report {name}; is there a `loss` line?"))
+    })
+}
