@@ -1,5 +1,10 @@
 //! The mlc compiler: a spec in, a Program out.
 
+// Before the rooms, whose tests use its macros.
+#[cfg(test)]
+#[macro_use]
+mod testing;
+
 pub mod autodiff;
 pub mod graph;
 pub mod metadata;

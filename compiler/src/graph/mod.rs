@@ -13,9 +13,11 @@ pub mod build;
 pub mod composites;
 pub mod from_spec;
 pub mod parse;
+pub mod passes;
 pub mod print;
 pub mod rewrite;
 pub mod shape;
+pub mod verify;
 
 #[cfg(test)]
 mod tests;

@@ -27,8 +27,8 @@
 
 use super::shape::{dtype_name, op_name};
 use super::{
-    Attention, Bound, Composite, CompositeKind, Graph, Init, Loop, Name, Op, OpId, OpNode, Origin, Output,
-    Pairs, Phase, RegionId, Type, Update, ValueId,
+    Attention, Bound, Composite, CompositeKind, DType, Graph, Init, Loop, Name, Op, OpId, OpNode, Origin,
+    Output, Pairs, Phase, RegionId, Type, Update, ValueId,
 };
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -292,6 +292,18 @@ impl Printer<'_> {
         self.open.pop();
     }
 
+    /// Whole numbers of integer types have no point.
+    fn constant_text(&self, node: &OpNode, value: f64) -> String {
+        let ty = node.results.first().and_then(|v| self.graph.values.get(v.index())).map(|v| v.ty.dtype);
+        let is_int = matches!(ty, Some(DType::I32 | DType::I64 | DType::Bool));
+        let whole = value as i64;
+        if is_int && (whole as f64).to_bits() == value.to_bits() {
+            whole.to_string()
+        } else {
+            float_text(value)
+        }
+    }
+
     fn value(&self, id: ValueId) -> String {
         match self.graph.values.get(id.index()) {
             Some(value) => format!("%{}", word(&value.name)),
@@ -321,7 +333,7 @@ impl Printer<'_> {
             Op::Param { path, init } => format!("param {} = {}", quoted(path), init_text(init)),
             Op::State { param, kind } => format!("state {} {}", quoted(param), word(kind)),
             Op::Scalar { key, default } => format!("scalar {} = {}", quoted(key), float_text(*default)),
-            Op::Const(value) => format!("const {}", float_text(*value)),
+            Op::Const(value) => format!("const {}", self.constant_text(node, *value)),
             Op::Index { axis } => format!("index {}", word(axis)),
             Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Select | Op::Cast | Op::Broadcast => plain,
             Op::Rename { pairs } => {

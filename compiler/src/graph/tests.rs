@@ -2,6 +2,8 @@
 
 use super::parse::parse;
 use super::print::print;
+use super::verify::{Stage, verify};
+use super::{Op, OpId, RegionId, ValueId};
 
 const EVERYTHING: &str = r#"graph @all {
   %tokens = input below 8 : i32[batch=2, seq=4]  // a.spec:3 forward
@@ -136,4 +138,288 @@ fn parse_refuses_endless_nesting() {
         text += &format!("%x{i} = loop d=1 {{\nindex %i{i} : i32[]\n");
     }
     assert!(parse(&text).unwrap_err().message.contains("nest deeper"));
+}
+
+#[test]
+fn verify_refuses_operands_and_types_that_do_not_fit() {
+    check_refuses!("graph @f {
+        %x = input : f32[d=4]
+        %y = input : f32[e=4]
+        %n = input : i32[d=4]
+        %a = add %x, %y : f32[d=4]
+        %b = add %x, %n : f32[d=4]
+        %c = exp %n : i32[d=4]
+        %d = dot %x, %y over d : f32[e=4]
+        %e = reduce_sum %x over e : f32[]
+        %f = pow %x, %x : f32[d=4]
+        %g = rotate_pairs %x along e half : f32[d=4]
+        %h = mul %x, %x : f32[d=5]
+        return y = %a
+    }", @"
+        graph @f {
+          %x = input : f32[d=4]
+          %y = input : f32[e=4]
+          %n = input : i32[d=4]
+          %a = add %x, %y : f32[d=4]
+          ; error: add gives f32[d=4, e=4], not f32[d=4]
+          %b = add %x, %n : f32[d=4]
+          ; error: add mixes f32[d=4] and i32[d=4]
+          %c = exp %n : i32[d=4]
+          ; error: exp does not work on i32
+          %d = dot %x, %y over d : f32[e=4]
+          ; error: contraction axis d is missing on the right side, f32[e=4]
+          %e = reduce_sum %x over e : f32[]
+          ; error: f32[d=4] has no axis e to reduce
+          %f = pow %x, %x : f32[d=4]
+          ; error: pow does not work on f32
+          %g = rotate_pairs %x along e half : f32[d=4]
+          ; error: f32[d=4] has no axis e
+          %h = mul %x, %x : f32[d=5]
+          ; error: mul gives f32[d=4], not f32[d=5]
+          return y = %a
+        }
+    ");
+}
+
+#[test]
+fn verify_refuses_loops_whose_body_does_not_fit() {
+    check_refuses!("graph @f {
+        %x = input : f32[d=4]
+        %w = input : f32[layer=3, d=4]
+        %a = loop layer=2 {
+          index %i : i32[]
+          stacked %s = %w : f32[d=4]
+          yield sum %s : f32[d=4]
+        }
+        %b = loop layer=3 {
+          index %j : f32[]
+          invariant %t = %x : f32[d=4]
+          yield sum %t : f32[d=4]
+        }
+        %c = loop layer=3 {
+          index %k : i32[]
+          carry %u = %x : f32[d=4]
+          %v = reduce_sum %u over d : f32[]
+          yield carry %v : f32[d=4]
+        }
+        %e = loop layer=3 {
+          index %l : i32[]
+          %m = input : f32[d=4]
+          yield stacked %m : f32[layer=2, d=4]
+        }
+        return y = %a
+    }", @"
+        graph @f {
+          %x = input : f32[d=4]
+          %w = input : f32[layer=3, d=4]
+          %a = loop layer=2 {
+          ; error: the loop runs over layer=2, a stacked operand is f32[layer=3, d=4]
+            index %i : i32[]
+            stacked %s = %w : f32[d=4]
+            yield sum %s : f32[d=4]
+          }
+          %b = loop layer=3 {
+          ; error: argument %j is f32[], got i32[]
+          ; error: a loop's region begins with its index, i32[]
+            index %j : f32[]
+            invariant %t = %x : f32[d=4]
+            yield sum %t : f32[d=4]
+          }
+          %c = loop layer=3 {
+          ; error: carry 0 goes in as f32[d=4] and comes out as f32[]
+            index %k : i32[]
+            carry %u = %x : f32[d=4]
+            %v = reduce_sum %u over d : f32[]
+            yield carry %v : f32[d=4]
+          }
+          %e = loop layer=3 {
+          ; error: %e is f32[layer=3, d=4], not f32[layer=2, d=4]
+            index %l : i32[]
+            %m = input : f32[d=4]
+            ; error: input stands in the body only
+            yield stacked %m : f32[layer=2, d=4]
+          }
+          return y = %a
+        }
+    ");
+}
+
+#[test]
+fn verify_refuses_sources_read_twice_and_states_without_parameters() {
+    check_refuses!("graph @f {
+        %x = input \"x\" : f32[d=4]
+        %y = input \"x\" : f32[d=4]
+        %ids = input below 9 : f32[d=4]
+        %m = state \"w\" m : f32[d=4]
+        %w = param \"w\" = normal(0.02) : f32[d=4]
+        %v = state \"w\" v : f32[d=5]
+        %n = exp %ids : f32[d=4]
+        %s = reduce_sum %n over d : f32[]
+        return y = %x
+        return y = %y
+        return store \"w\" = %s
+    }", @r#"
+        graph @f {
+          %x = input : f32[d=4]
+          %y = input "x" : f32[d=4]
+          ; error: input x is read by two ops
+          %ids = input below 9 : f32[d=4]
+          ; error: ids are i32, not f32[d=4]
+          %m = state "w" m : f32[d=4]
+          ; error: the parameter w is not defined before its state
+          %w = param "w" = normal(0.02) : f32[d=4]
+          %v = state "w" v : f32[d=5]
+          ; error: the parameter w is f32[d=4]
+          %n = exp %ids : f32[d=4]
+          %s = reduce_sum %n over d : f32[]
+          return y = %x
+          return y = %y
+          ; error: Report(y) is returned twice
+          return store "w" = %s
+          ; error: w is f32[d=4], what is stored f32[]
+        }
+    "#);
+}
+
+#[test]
+fn verify_refuses_composites_and_updates_of_the_wrong_form() {
+    check_refuses!("graph @f {
+        %x = input : f32[d=4]
+        %a = softmax along e {
+          arg %b = %x : f32[d=4]
+          yield %b : f32[d=4]
+        }
+        %c, %c2 = rope along d theta=10000.0 half {
+          arg %d = %x : f32[d=4]
+          yield %d : f32[d=4]
+          yield %d : f32[d=4]
+        }
+        %e = update \"w\" {
+          arg %f = %x : f32[d=4]
+          arg %g = %x : f32[d=4]
+          %h = reduce_sum %g over d : f32[]
+          yield %h : f32[]
+        }
+        %o, %lse = attention query s key d full over d {
+          arg %q = %x : f32[d=4]
+          arg %k = %x : f32[d=4]
+          arg %v = %x : f32[d=4]
+          yield %q : f32[d=4]
+          yield %k : f32[d=4]
+          score {
+            arg %sc : f32[d=4]
+            arg %qi : i32[]
+            %sr = reduce_sum %sc over d : f32[]
+            yield %sr : f32[]
+          }
+        }
+        return y = %a
+    }", @r#"
+        graph @f {
+          %x = input : f32[d=4]
+          %a = softmax along e {
+          ; error: f32[d=4] has no axis e
+            arg %b = %x : f32[d=4]
+            yield %b : f32[d=4]
+          }
+          %c, %c2 = rope along d theta=10000.0 half {
+          ; error: rope has 1 operands and 2 results
+            arg %d = %x : f32[d=4]
+            yield %d : f32[d=4]
+            yield %d : f32[d=4]
+          }
+          %e = update "w" {
+          ; error: an update turns f32[d=4] into f32[]
+            arg %f = %x : f32[d=4]
+            arg %g = %x : f32[d=4]
+            %h = reduce_sum %g over d : f32[]
+            ; error: reduce_sum is not element-wise
+            yield %h : f32[]
+          }
+          %o, %lse = attention query s key d full over d {
+          ; error: f32[d=4] has no axis s
+          ; error: the score region takes [F32, I32] and gives 1, not [F32, I32, I32] and 1
+            arg %q = %x : f32[d=4]
+            arg %k = %x : f32[d=4]
+            arg %v = %x : f32[d=4]
+            yield %q : f32[d=4]
+            yield %k : f32[d=4]
+            score {
+              arg %sc : f32[d=4]
+              ; error: a score region is a function of scalars
+              arg %qi : i32[]
+              %sr = reduce_sum %sc over d : f32[]
+              ; error: reduce_sum is not element-wise
+              yield %sr : f32[]
+            }
+          }
+          return y = %a
+        }
+    "#);
+}
+
+#[test]
+fn verify_holds_each_stage_to_its_ops() {
+    let text = "graph @f {
+        %w = param \"w\" = normal(0.02) : f32[d=4]
+        %m = state \"w\" m : f32[d=4]
+        %p = softmax along d {  // m.spec:1 backward_input
+          arg %a = %w : f32[d=4]
+          yield %a : f32[d=4]
+        }
+        return y = %p
+    }";
+    check_refuses!(Stage::Graph, text, @r#"
+        graph @f {
+          %w = param "w" = normal(0.02) : f32[d=4]
+          %m = state "w" m : f32[d=4]
+          ; error: state does not appear at stage graph
+          %p = softmax along d {  // m.spec:1 backward_input
+          ; error: every op at stage graph is of phase forward
+            arg %a = %w : f32[d=4]
+            yield %a : f32[d=4]
+          }
+          return y = %p
+        }
+    "#);
+    check_refuses!(Stage::Fused, text, @r#"
+        graph @f {
+          %w = param "w" = normal(0.02) : f32[d=4]
+          %m = state "w" m : f32[d=4]
+          %p = softmax along d {  // m.spec:1 backward_input
+          ; error: softmax does not appear at stage fused
+            arg %a = %w : f32[d=4]
+            yield %a : f32[d=4]
+          }
+          return y = %p
+        }
+    "#);
+    verify(&parse(text).unwrap(), Stage::Training).unwrap();
+}
+
+#[test]
+fn verify_survives_ids_that_point_nowhere() {
+    let good = parse(EVERYTHING).unwrap();
+    verify(&good, Stage::Any).unwrap();
+    for i in 0..good.ops.len() {
+        let mut graph = good.clone();
+        graph.ops[i].operands.push(ValueId(99_999));
+        assert!(verify(&graph, Stage::Any).is_err(), "operand of op {i}");
+        let mut graph = good.clone();
+        graph.ops[i].results = vec![ValueId(99_999)];
+        assert!(verify(&graph, Stage::Any).is_err(), "result of op {i}");
+        let mut graph = good.clone();
+        graph.ops[i].results = good.ops[(i + 1) % good.ops.len()].results.clone();
+        assert!(verify(&graph, Stage::Any).is_err(), "doubled results of op {i}");
+    }
+    for i in 0..good.regions.len() {
+        let mut graph = good.clone();
+        graph.regions[i].ops.push(OpId(99_999));
+        assert!(verify(&graph, Stage::Any).is_err(), "op of region {i}");
+    }
+    let mut graph = good.clone();
+    let update = graph.ops.iter().position(|o| matches!(o.op, Op::Update(_))).unwrap();
+    let Op::Update(u) = &mut graph.ops[update].op else { unreachable!("found above") };
+    u.body = RegionId(0);
+    assert!(verify(&graph, Stage::Any).unwrap_err().to_string().contains("belongs to two ops"));
 }

@@ -8,10 +8,12 @@ mod array;
 mod number;
 mod ops;
 mod regions;
+mod sample;
 #[cfg(test)]
 mod tests;
 
-pub use number::{binary, int_binary, int_compare, round, to_int, unary, wrap};
+pub use number::{binary, float_compare, int_binary, round, to_int, unary};
+pub use sample::{Rng, sample_environment};
 
 use crate::graph::{DType, Graph, Name, Output, Type};
 use std::collections::BTreeMap;

@@ -113,7 +113,7 @@ fn uncertain_or(x: Truth, y: Truth) -> Truth {
 }
 
 /// Brings an integer into its type's range.
-pub fn wrap(dtype: DType, x: i64) -> i64 {
+pub(super) fn wrap(dtype: DType, x: i64) -> i64 {
     match dtype {
         DType::I32 => i64::from(x as i32),
         DType::I64 | DType::Bool => x,
@@ -143,8 +143,13 @@ fn holds(op: CompareOp, order: Option<std::cmp::Ordering>) -> Truth {
 }
 
 /// Comparison of integers.
-pub fn int_compare(op: CompareOp, x: i64, y: i64) -> Truth {
+pub(super) fn int_compare(op: CompareOp, x: i64, y: i64) -> Truth {
     holds(op, Some(x.cmp(&y)))
+}
+
+/// Comparison of floats.
+pub fn float_compare(op: CompareOp, x: f64, y: f64) -> bool {
+    holds(op, x.partial_cmp(&y)) == 1
 }
 
 /// Every float is an f64, whatever its type says.

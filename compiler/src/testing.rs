@@ -1,0 +1,105 @@
+//! How passes and verifiers are tested: text in, text out, and both texts run on the same numbers.
+
+use crate::graph::parse::parse;
+use crate::graph::print::print;
+use crate::graph::verify::{Stage, verify};
+use crate::graph::{Graph, Output};
+use crate::interpret::{Mode, Tensor, Values, run, sample_environment};
+use std::fmt::Display;
+
+/// What a pass returns: a graph, or a graph or an error.
+pub trait PassResult {
+    /// The graph.
+    fn graph(self) -> Graph;
+}
+
+impl PassResult for Graph {
+    fn graph(self) -> Graph {
+        self
+    }
+}
+
+impl<E: Display> PassResult for Result<Graph, E> {
+    fn graph(self) -> Graph {
+        self.unwrap_or_else(|e| panic!("the pass refuses: {e}"))
+    }
+}
+
+/// `check_pass!(pass, "before", @"after")`: parses, verifies, runs the pass, verifies, prints, compares with the inline
+/// snapshot, and runs both texts through the interpreter. The pass takes a [`Graph`] and returns one, or a `Result`.
+macro_rules! check_pass {
+    ($pass:expr, $before:expr, @$after:literal) => {
+        insta::assert_snapshot!($crate::testing::after_pass($pass, $before), @$after)
+    };
+}
+
+/// `check_refuses!("text", @"annotated")` or `check_refuses!(Stage::Graph, "text", @"annotated")`: snapshots the text with
+/// each violation under its line.
+macro_rules! check_refuses {
+    ($text:literal, @$after:literal) => {
+        check_refuses!($crate::graph::verify::Stage::Any, $text, @$after)
+    };
+    ($stage:expr, $text:expr, @$after:literal) => {
+        insta::assert_snapshot!($crate::testing::refusal($stage, $text), @$after)
+    };
+}
+
+/// Parses and verifies.
+///
+/// # Panics
+/// The text is no graph, or one the verifier refuses.
+pub fn graph(text: &str) -> Graph {
+    let graph = parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    verify(&graph, Stage::Any).unwrap_or_else(|e| panic!("{e}"));
+    graph
+}
+
+/// See [`check_pass!`].
+pub fn after_pass<R: PassResult>(pass: impl FnOnce(Graph) -> R, before: &str) -> String {
+    let before = graph(before);
+    let after = pass(before.clone()).graph();
+    verify(&after, Stage::Any).unwrap_or_else(|e| panic!("after the pass {e}"));
+    let text = print(&after);
+    let reread = parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    assert_eq!(print(&reread), text, "the text does not read back");
+    assert_same_numbers(&before, &after);
+    text
+}
+
+/// See [`check_refuses!`].
+pub fn refusal(stage: Stage, text: &str) -> String {
+    let graph = parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    verify(&graph, stage).expect_err("the verifier accepts the graph").text
+}
+
+/// Runs both graphs in f64 on three seeded environments of the first.
+///
+/// # Panics
+/// An output of the first is missing in the second, or differs by more than 10⁻¹² relative to the largest element: a pass
+/// may reorder f64 sums of at most some thousand terms, each contributing 10⁻¹⁶.
+pub fn assert_same_numbers(before: &Graph, after: &Graph) {
+    for seed in 0..3 {
+        let environment = sample_environment(before, seed);
+        let expected = run(before, &environment, Mode::F64).expect("sampled for this graph");
+        let got = run(after, &environment, Mode::F64).unwrap_or_else(|e| panic!("after the pass {e}"));
+        for (output, tensor) in &expected.0 {
+            let other = got.0.iter().find(|(o, _)| o == output).map(|(_, t)| t);
+            assert_close(output, tensor, other.unwrap_or_else(|| panic!("{output:?} is gone")));
+        }
+    }
+}
+
+fn assert_close(output: &Output, expected: &Tensor, got: &Tensor) {
+    match (&expected.values, &got.values) {
+        (Values::Int(a), Values::Int(b)) => assert_eq!(a, b, "{output:?}"),
+        (Values::Float(a), Values::Float(b)) => {
+            assert_eq!(a.len(), b.len(), "{output:?}");
+            let largest = a.iter().filter(|x| x.is_finite()).fold(0.0f64, |m, x| m.max(x.abs()));
+            for (i, (x, y)) in a.iter().zip(b).enumerate() {
+                let same = x == y || (x.is_nan() && y.is_nan()) || (x - y).abs() <= 1e-12 * largest;
+                assert!(same, "{output:?}[{i}]: {x} before, {y} after");
+            }
+        }
+        _ => panic!("{output:?} is {:?} before, {:?} after", expected.ty, got.ty),
+    }
+}
