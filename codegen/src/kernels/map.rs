@@ -7,6 +7,7 @@
 //!    they do not change in.
 
 use super::buffers::{Buffers, load_along, mem, offset_by, store_along, unflatten};
+use super::loops::part_of;
 use super::region::{Levels, Scope, Source, uses_index};
 use super::space::{Dim, dims_of, merge};
 use crate::kir::{Builder, Elem, Kernel, Type, Value};
@@ -116,8 +117,8 @@ impl<'a> Plan<'a> {
         let mut cursor = Cursor { point: point.clone(), lanes: 1, count: None };
         scope.hoist(b, &mut cursor, &self.levels, PER_TILE, 0);
 
-        let (row_lo, row_hi) = block_range(b, row_block, self.block.0, self.rows.size);
-        let (lo, hi) = block_range(b, column_block, self.block.1, self.columns.size);
+        let (row_lo, row_hi) = part_of(b, row_block, self.block.0, self.rows.size);
+        let (lo, hi) = part_of(b, column_block, self.block.1, self.columns.size);
         b.for_each(row_lo, row_hi, 1, |b, row| {
             let mut point = point.clone();
             for (at, o) in point.at.iter_mut().zip(0..) {
@@ -191,18 +192,6 @@ fn block(rows: &Dim, columns: &Dim) -> (u64, u64) {
     }
     let width = columns.size.min(TILE_ELEMENTS);
     (rows.size.min((TILE_ELEMENTS / width).max(1)), width)
-}
-
-/// `[block·size, min(block·size + size, end))`.
-fn block_range(b: &mut Builder, block: Value, size: u64, end: u64) -> (Value, Value) {
-    let lo = b.mul_const(block, size as i64);
-    let next = b.add_const(lo, size as i64);
-    if end % size == 0 {
-        return (lo, next);
-    }
-    let end = b.index(end);
-    let hi = b.min(next, end);
-    (lo, hi)
 }
 
 /// A place in the iteration space: element address of each operand (outputs first) and the indices so far.

@@ -5,9 +5,13 @@
 //! depends on the number of threads. Sizes of vectors, blocks and register tiles come from the [`Target`] alone.
 
 mod buffers;
+mod gather;
+mod gemm;
+mod loops;
 mod map;
 mod region;
 mod rows;
+mod scatter;
 mod space;
 
 #[cfg(test)]
@@ -22,10 +26,9 @@ pub fn expand(spec: &KernelSpec, target: &Target) -> Kernel {
     match spec {
         KernelSpec::Map(s) => map::map(s, target),
         KernelSpec::Rows(s) => rows::rows(s, target),
-        KernelSpec::Gemm(_)
-        | KernelSpec::Attention(_)
-        | KernelSpec::AttentionGrad(_)
-        | KernelSpec::Gather(_)
-        | KernelSpec::Scatter(_) => panic!("no expansion for {spec:?}"),
+        KernelSpec::Gemm(s) => gemm::gemm(s, target),
+        KernelSpec::Gather(s) => gather::gather(s, target),
+        KernelSpec::Scatter(s) => scatter::scatter(s, target),
+        KernelSpec::Attention(_) | KernelSpec::AttentionGrad(_) => panic!("no expansion for {spec:?}"),
     }
 }

@@ -1,7 +1,10 @@
 //! Kernels against the plain evaluator, on both targets, over many shapes.
 
+mod gather;
+mod gemm;
 mod map;
 mod rows;
+mod scatter;
 
 use super::expand;
 use crate::kir::Kernel;

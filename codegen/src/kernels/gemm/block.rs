@@ -1,0 +1,118 @@
+//! Sizes of the register tile and the cache blocks, from the shape and the target.
+
+use crate::target::Target;
+
+/// Longest block along k: a panel of `MR × KC` then takes about half of L1.
+const MAX_DEPTH: u64 = 384;
+/// Rows and columns of a tile, about. Wide enough that packing costs little beside the products (one element packed
+/// serves a whole side), small enough that the packed block of b stays in L2 and tiles spread over threads.
+const TILE_ROWS: u64 = 384;
+const TILE_COLUMNS: u64 = 384;
+
+/// Block sizes in elements. Tiles are whole numbers of register tiles; the last of each kind may be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// Rows of the register tile.
+    pub mr: u64,
+    /// Columns of the register tile, a multiple of the lanes.
+    pub nr: u64,
+    /// Elements of a block along k.
+    pub kc: u64,
+    /// Blocks along k.
+    pub n_k: u64,
+    /// Rows of a tile.
+    pub tile_rows: u64,
+    /// Columns of a tile.
+    pub tile_columns: u64,
+    /// Tiles along the rows.
+    pub n_rows: u64,
+    /// Tiles along the columns.
+    pub n_columns: u64,
+}
+
+impl Blocks {
+    /// Chooses for a product of `m × n × k` elements of `bytes` bytes.
+    pub fn choose(m: u64, n: u64, k: u64, lanes: u64, bytes: u64, target: &Target) -> Blocks {
+        let (mr, vectors) = register_tile(m, n, lanes, target);
+        let nr = vectors * lanes;
+        let max_depth = MAX_DEPTH * 4 / bytes;
+        let kc = k.div_ceil(k.div_ceil(max_depth).max(1)).max(1);
+        // The packed block of b takes at most six tenths of L2.
+        let fits = (target.l2_bytes * 6 / 10 / (kc * bytes)).max(nr);
+        let (tile_rows, n_rows) = split(m, TILE_ROWS, mr);
+        let (tile_columns, n_columns) = split(n, TILE_COLUMNS.min(fits), nr);
+        Blocks { mr, nr, kc, n_k: k.div_ceil(kc), tile_rows, tile_columns, n_rows, n_columns }
+    }
+
+    /// Whether no panel along a dimension of this size is cut.
+    pub fn tile_rows_are_whole(&self, size: u64) -> bool {
+        size % self.mr == 0
+    }
+
+    /// As [`Blocks::tile_rows_are_whole`] for columns.
+    pub fn tile_columns_are_whole(&self, size: u64) -> bool {
+        size % self.nr == 0
+    }
+}
+
+/// Equal parts of about `wanted`, each a multiple of `unit`: (size of a part, number of parts).
+fn split(size: u64, wanted: u64, unit: u64) -> (u64, u64) {
+    let parts = size.div_ceil(wanted.max(1)).max(1);
+    let part = size.div_ceil(parts).next_multiple_of(unit);
+    (part, size.div_ceil(part).max(1))
+}
+
+/// Rows and vectors of the register tile: the shape that computes the fewest elements beyond the edges, among those
+/// whose accumulators, vectors of b and one broadcast fit the registers. The percentage is what a shape loses beside the
+/// square-ish one: tall tiles load a broadcast for nearly every multiply-add, wide ones stream more of b from L2.
+fn register_tile(m: u64, n: u64, lanes: u64, target: &Target) -> (u64, u64) {
+    let accumulators = u64::from(target.vector_registers) * 3 / 4;
+    let shapes = [(2, 100), (3, 101), (4, 103), (1, 106), (8, 108)]
+        .map(|(vectors, percent)| (accumulators / vectors, vectors, percent));
+    let few_rows = [1, 2, 4].map(|rows| (rows, (accumulators / rows).min(8), 100));
+    let computed = |&(mr, vectors, percent): &(u64, u64, u64)| {
+        m.next_multiple_of(mr) * n.next_multiple_of(vectors * lanes) * percent
+    };
+    let all = shapes.into_iter().chain(few_rows.into_iter().filter(|&(rows, ..)| m <= rows));
+    let (mr, vectors, _) = all.min_by_key(computed).expect("there are shapes");
+    (mr, vectors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::{X86_64_V3, X86_64_V4};
+
+    #[test]
+    fn gemm_blocks_of_large_products_use_the_square_tile() {
+        let blocks = Blocks::choose(2048, 768, 288, 16, 4, &X86_64_V4);
+        assert_eq!((blocks.mr, blocks.nr, blocks.n_k), (12, 32, 1));
+        assert!(blocks.n_rows * blocks.n_columns >= 8);
+        let blocks = Blocks::choose(1024, 1024, 1024, 8, 4, &X86_64_V3);
+        assert_eq!((blocks.mr, blocks.nr), (6, 16));
+    }
+
+    #[test]
+    fn gemm_blocks_fit_narrow_results() {
+        assert_eq!(Blocks::choose(960, 48, 64, 16, 4, &X86_64_V4).nr, 48);
+        assert_eq!(Blocks::choose(960, 16, 64, 16, 4, &X86_64_V4).nr, 16);
+        assert_eq!(Blocks::choose(1, 4096, 64, 16, 4, &X86_64_V4).mr, 1);
+    }
+
+    #[test]
+    fn gemm_blocks_cover_every_size() {
+        for target in [&X86_64_V3, &X86_64_V4] {
+            for m in [1, 5, 12, 13, 500] {
+                for n in [1, 16, 33, 1000] {
+                    for k in [1, 383, 385, 2000] {
+                        let b = Blocks::choose(m, n, k, u64::from(target.f32_lanes()), 4, target);
+                        assert!(b.tile_rows * b.n_rows >= m && b.tile_rows * (b.n_rows - 1) < m);
+                        assert!(b.tile_columns * b.n_columns >= n && b.tile_columns * (b.n_columns - 1) < n);
+                        assert!(b.kc * b.n_k >= k && b.kc * (b.n_k - 1) < k);
+                        assert!(b.tile_rows % b.mr == 0 && b.tile_columns % b.nr == 0);
+                    }
+                }
+            }
+        }
+    }
+}
