@@ -32,8 +32,14 @@ type Result<T> = std::result::Result<T, CompileError>;
 ///
 /// # Errors
 /// A construct that can't be built.
-pub fn forward(model: &Model, entry: Entry, sources: &SourceMap, runner: &mut Runner) -> Result<Graph> {
-    let graph = runner.run("graph", || from_spec(model, entry, sources).map_err(CompileError::Spec))?;
+pub fn forward(
+    model: &Model,
+    entry: Entry,
+    batch: u64,
+    sources: &SourceMap,
+    runner: &mut Runner,
+) -> Result<Graph> {
+    let graph = runner.run("graph", || from_spec(model, entry, batch, sources).map_err(CompileError::Spec))?;
     runner.show("graph", entry.name(), || print::print(&graph));
     Ok(graph)
 }

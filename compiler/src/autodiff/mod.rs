@@ -9,6 +9,7 @@ mod attention;
 mod composites;
 pub mod config;
 pub mod differentiate;
+pub mod from_spec;
 pub mod hoist_invariants;
 mod loops;
 pub mod loss_head;

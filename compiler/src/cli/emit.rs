@@ -27,9 +27,9 @@ pub fn run(args: &EmitArgs) -> Result<(), Failure> {
     let mut texts = Vec::new();
     let mut runner = Runner::viewing(Box::new(|stage, entry, text| texts.push((stage, entry, text))));
     let model = &checked.spec.model;
-    let result = pipeline::forward(model, Entry::Loss, &checked.sources, &mut runner).and_then(|_| {
+    let result = pipeline::forward(model, Entry::Train, model.size("batch").unwrap_or(1), &checked.sources, &mut runner).and_then(|_| {
         if has_logits(model) {
-            pipeline::forward(model, Entry::Logits, &checked.sources, &mut runner)?;
+            pipeline::forward(model, Entry::Logits, 1, &checked.sources, &mut runner)?;
         }
         Ok(())
     });

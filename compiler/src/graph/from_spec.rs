@@ -17,8 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Which graph is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// Reports `loss_sum` and `loss_weight` of one microbatch.
-    Loss,
+    /// Reports `loss_sum` and `loss_weight`; to be differentiated.
+    Train,
+    /// Reports `loss_sum` and `loss_weight`.
+    Eval,
     /// Reports `logits` of one sequence at the position given by the input `position`, `[vocab]`.
     Logits,
 }
@@ -27,17 +29,18 @@ impl Entry {
     /// Name in texts.
     pub fn name(self) -> &'static str {
         match self {
-            Entry::Loss => "loss",
+            Entry::Train => "train",
+            Entry::Eval => "eval",
             Entry::Logits => "logits",
         }
     }
 }
 
-/// Builds the graph of an entry.
+/// Builds the graph of an entry, with the axis `batch` of this size.
 ///
 /// # Errors
 /// A construct that is checked but has no lowering yet, with its place.
-pub fn from_spec(model: &Model, entry: Entry, sources: &SourceMap) -> Result<Graph, Vec<Diagnostic>> {
+pub fn from_spec(model: &Model, entry: Entry, batch: u64, sources: &SourceMap) -> Result<Graph, Vec<Diagnostic>> {
     let mut walk = Walk {
         model,
         sources,
@@ -45,12 +48,12 @@ pub fn from_spec(model: &Model, entry: Entry, sources: &SourceMap) -> Result<Gra
         values: BTreeMap::new(),
         params: BTreeMap::new(),
         path: "".into(),
-        batch: (entry == Entry::Logits).then_some(1),
+        batch,
         errors: Vec::new(),
     };
     walk.sources_of_model();
     match entry {
-        Entry::Loss => walk.loss(),
+        Entry::Train | Entry::Eval => walk.loss(),
         Entry::Logits => walk.logits(),
     }
     if walk.errors.is_empty() { Ok(walk.b.finish()) } else { Err(walk.errors) }
@@ -89,16 +92,14 @@ struct Walk<'a> {
     params: BTreeMap<ParamId, ValueId>,
     path: Name,
     /// Replaces the size of the axis `batch`.
-    batch: Option<u64>,
+    batch: u64,
     errors: Vec<Diagnostic>,
 }
 
 impl Walk<'_> {
     fn axis(&self, axis: &checked::Axis) -> Axis {
-        match self.batch {
-            Some(size) if axis.name == "batch" => Axis::new("batch", size),
-            _ => Axis::new(axis.name.as_str(), axis.size),
-        }
+        let size = if axis.name == "batch" { self.batch } else { axis.size };
+        Axis::new(axis.name.as_str(), size)
     }
 
     fn ty(&self, ty: &checked::Type) -> Type {
@@ -162,9 +163,11 @@ impl Walk<'_> {
         let (sum, weight) = match &loss.weight {
             None => {
                 self.at(loss.span);
-                let count = loss.axes.iter().map(|a| self.axis(a).size).product::<u64>();
-                let sum = self.b.reduce(ReduceOp::Sum, value, &axes);
-                (sum, self.b.constant(DType::F32, count as f64))
+                // Counted on the graph's own axes, so that it stays right when the batch is cut into microbatches.
+                let one = self.b.constant(DType::F32, 1.0);
+                let ones = self.b.broadcast(one, &self.b.ty(value).clone());
+                let weight = self.b.reduce(ReduceOp::Sum, ones, &axes);
+                (self.b.reduce(ReduceOp::Sum, value, &axes), weight)
             }
             Some(weight) => {
                 let weight = self.expr(weight);
@@ -521,7 +524,7 @@ fn constant(e: &Expr) -> Option<f64> {
 /// `values[index]` as a chain of selects over one period of the list.
 fn per_iteration(b: &mut Builder, index: ValueId, values: &[f64]) -> ValueId {
     let n = values.len();
-    let period = (1..=n).find(|p| n % p == 0 && (0..n).all(|i| values[i] == values[i % p])).unwrap_or(n);
+    let period = (1..=n).find(|p| n.is_multiple_of(*p) && (0..n).all(|i| values[i] == values[i % p])).unwrap_or(n);
     let size = b.constant(DType::I32, period as f64);
     let phase = b.binary(BinaryOp::Rem, index, size);
     let mut value = b.constant(DType::F32, values[period - 1]);
