@@ -6,7 +6,7 @@ train=$1 val=$2 eval_output=$3
 size() { xz -9 --stdout --threads=1 | wc -c; }
 alone=$(size <"$val")
 together=$(($(cat "$train" "$val" | size) - $(size <"$train")))
-model=$(grep -oE '[0-9.]+ bits per byte' "$eval_output" | tail -1 | cut -d' ' -f1)
+model=$(grep -oE '[0-9.]+ bits/byte' "$eval_output" | tail -1 | cut -d' ' -f1)
 awk -v model="$model" -v bytes="$(wc -c <"$val")" -v alone="$alone" -v together="$together" 'BEGIN {
     alone = 8 * alone / bytes; together = 8 * together / bytes
     printf "model                                     %.3f bits per byte\n", model

@@ -4,3 +4,4 @@ pub mod elf;
 pub mod harness;
 pub mod numpy;
 pub mod parity;
+pub mod random_graph;
