@@ -105,14 +105,6 @@ pub unsafe extern "C" fn mlc_runtime_main(
     table: *const ProgramTable,
 ) -> i32 {
     let started = Instant::now();
-    // Before any thread exists, so that all threads leave the signals to the descriptor.
-    let stop = Interrupts::of_process();
-    let mut console = Console::standard();
-    // SAFETY: by this function's contract.
-    let program = match unsafe { Program::from_table(table) } {
-        Ok(program) => program,
-        Err(failure) => return report(&failure, &mut console).code(),
-    };
     let words: Vec<String> = (1..argc.max(1) as usize)
         .map(|i| {
             // SAFETY: by this function's contract, with `i` below `argc`.
@@ -120,5 +112,15 @@ pub unsafe extern "C" fn mlc_runtime_main(
             word.to_string_lossy().into_owned()
         })
         .collect();
+    // Only training has something to save; everything else ends at once, as usual. This comes before any thread exists, so
+    // that all threads leave the signals to the descriptor.
+    let trains = words.first().is_some_and(|word| word == "train");
+    let stop = if trains { Interrupts::of_process() } else { Interrupts::Never };
+    let mut console = Console::standard();
+    // SAFETY: by this function's contract.
+    let program = match unsafe { Program::from_table(table) } {
+        Ok(program) => program,
+        Err(failure) => return report(&failure, &mut console).code(),
+    };
     run(&program, &words, &mut console, &stop, started).code()
 }

@@ -131,7 +131,8 @@ impl Program {
 
     /// Bytes of all memory spaces and of the scratch of `threads` threads.
     pub fn memory_bytes(&self, threads: usize) -> u64 {
-        self.info.spaces.iter().map(|s| s.bytes).sum::<u64>() + self.info.scratch_bytes * threads as u64
+        let scratch = self.info.scratch_bytes.saturating_mul(threads as u64);
+        self.info.spaces.iter().fold(scratch, |sum, space| sum.saturating_add(space.bytes))
     }
 }
 

@@ -33,7 +33,9 @@ impl Store {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
         let file = file.map_err(|e| Failure::io("write", &lock, e))?;
         // SAFETY: a system call on an open descriptor.
-        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+        let locked = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0;
+        // Some network file systems have no locks; then nothing can be said about others.
+        if !locked && std::io::Error::last_os_error().kind() == std::io::ErrorKind::WouldBlock {
             return Err(Failure::failed(format!(
                 "error: another training is using {}\nGive this one a folder of its own with --out.",
                 folder.display()

@@ -12,7 +12,7 @@ use crate::checkpoint::store::Store;
 use crate::checkpoint::{load, weights};
 use crate::console::Console;
 use crate::data::Source;
-use crate::device::cpu;
+use crate::device::{cpu, memory};
 use crate::failure::Failure;
 use crate::init;
 use crate::program::Program;
@@ -25,6 +25,7 @@ use crate::settings::Settings;
 /// Exit code 4.
 pub fn start_rank<'p>(program: &'p Program, settings: &Settings, profile: bool) -> Result<Rank<'p>, Failure> {
     cpu::check_features(&program.info.cpu_features)?;
+    memory::check_limits(program.memory_bytes(settings.threads))?;
     Rank::new(program, RankOptions { threads: settings.threads, pin: settings.pin, profile })
 }
 

@@ -8,6 +8,37 @@ use crate::failure::Failure;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 const PAGE_BYTES: usize = 4096;
 
+/// Refuses what this machine or its control group can never give, before the kernel would end the process in the middle
+/// of a step. Where the system does not tell its limits (no `/proc`), nothing is refused.
+///
+/// # Errors
+/// Exit code 4.
+pub fn check_limits(bytes: u64) -> Result<(), Failure> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let installed = installed_bytes(&read("/proc/meminfo")).map(|limit| (limit, "this machine has"));
+    let group = read("/sys/fs/cgroup/memory.max")
+        .trim()
+        .parse()
+        .ok()
+        .map(|limit| (limit, "its control group allows"));
+    match [installed, group].into_iter().flatten().min() {
+        Some((limit, who)) if bytes > limit => Err(Failure::machine(format!(
+            "error: this program needs {bytes} bytes of memory, {who} {limit}\nUse a smaller batch or microbatch, or a \
+             larger machine."
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Memory and swap of a machine, from the text of `/proc/meminfo`.
+fn installed_bytes(meminfo: &str) -> Option<u64> {
+    let kilobytes = |name: &str| -> Option<u64> {
+        let line = meminfo.lines().find(|line| line.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    Some((kilobytes("MemTotal:")? + kilobytes("SwapTotal:").unwrap_or(0)) * 1024)
+}
+
 /// One memory space. Its content is shared with generated code and with all threads, so that only raw pointers come out.
 pub struct Memory {
     mapping: *mut u8,
@@ -106,6 +137,17 @@ mod tests {
         // SAFETY: the space is mapped and nobody else writes it.
         let bytes = unsafe { std::slice::from_raw_parts(memory.base(), memory.bytes()) };
         assert!(bytes.len() == (5 << 20) + 3 && bytes.iter().all(|&b| b == 0));
+    }
+
+    #[test]
+    fn check_limits_refuses_more_than_is_installed() {
+        assert_eq!(
+            installed_bytes("MemTotal:   1000 kB\nMemFree: 5 kB\nSwapTotal:  24 kB\n"),
+            Some(1024 * 1024)
+        );
+        assert_eq!(installed_bytes(""), None);
+        assert_eq!(check_limits(4096), Ok(()));
+        assert!(check_limits(u64::MAX).unwrap_err().message.starts_with("error: this program needs "));
     }
 
     #[test]
