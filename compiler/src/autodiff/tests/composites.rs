@@ -1,0 +1,276 @@
+//! Every composite: its derivative by name, or through its meaning.
+
+use super::{check, check_graph, param};
+use crate::graph::composites::AttentionParts;
+use crate::graph::{
+    Axis, BinaryOp, Bound, Builder, CompareOp, DType, LossHead, Name, Op, Output, Pairs, ReduceOp, RegionId,
+    Type, UnaryOp, ValueId,
+};
+
+#[test]
+fn softmax_has_its_derivative() {
+    check(|b| {
+        let x = param(b, "x", &[("a", 2), ("d", 4)]);
+        b.softmax(x, &"d".into()).unwrap()
+    });
+}
+
+#[test]
+fn softmax_of_a_masked_row_is_zero_with_zero_gradient() {
+    let graph = check(|b| {
+        let x = param(b, "x", &[("a", 2), ("d", 4)]);
+        // Row 0 has no element left, row 1 has two.
+        let (row, column) = (b.index(&"a".into(), 2), b.index(&"d".into(), 4));
+        let two = b.constant(DType::I32, 2.0);
+        let width = b.mul(row, two);
+        let axes = Type::new(DType::Bool, vec![Axis::new("a", 2), Axis::new("d", 4)]);
+        let inside = b.one(Op::Compare(CompareOp::Lt), &[column, width], Some(axes), "inside");
+        let lowest = b.constant(DType::F32, f64::NEG_INFINITY);
+        let x = b.select(inside, x, lowest);
+        b.softmax(x, &"d".into()).unwrap()
+    });
+    assert!(crate::graph::print::print(&graph).contains("softmax"));
+}
+
+#[test]
+fn norms_have_their_derivatives() {
+    check(|b| {
+        let x = param(b, "x", &[("a", 2), ("d", 4)]);
+        let w = param(b, "w", &[("d", 4)]);
+        b.rms_norm(x, w, &"d".into(), 1e-2).unwrap().0
+    });
+    check(|b| {
+        let x = param(b, "x", &[("a", 2), ("d", 4)]);
+        let w = param(b, "w", &[("d", 4)]);
+        let bias = param(b, "b", &[("d", 4)]);
+        b.layer_norm(x, w, bias, &"d".into(), 1e-2).unwrap().0
+    });
+}
+
+#[test]
+fn norm_whose_rstd_is_used_goes_through_its_meaning() {
+    check(|b| {
+        let x = param(b, "x", &[("a", 2), ("d", 4)]);
+        let w = param(b, "w", &[("d", 4)]);
+        let (y, rstd) = b.rms_norm(x, w, &"d".into(), 1e-2).unwrap();
+        b.mul(y, rstd)
+    });
+}
+
+#[test]
+fn rope_goes_through_its_meaning() {
+    for pairs in [Pairs::Half, Pairs::Interleaved] {
+        check(|b| {
+            let x = param(b, "x", &[("s", 3), ("d", 4)]);
+            let at = b.index(&"s".into(), 3);
+            b.rope(x, at, &"d".into(), 100.0, pairs).unwrap()
+        });
+    }
+}
+
+#[test]
+fn cross_entropy_has_its_derivative() {
+    check(|b| {
+        let x = param(b, "x", &[("s", 3), ("v", 5)]);
+        let targets = b.input("targets", Type::new(DType::I32, vec![Axis::new("s", 3)]), 5);
+        b.cross_entropy(x, targets, &"v".into()).unwrap().0
+    });
+    check(|b| {
+        let x = param(b, "x", &[("s", 3), ("v", 5)]);
+        let targets = b.input("targets", Type::new(DType::I32, vec![Axis::new("s", 3)]), 5);
+        let (loss, lse) = b.cross_entropy(x, targets, &"v".into()).unwrap();
+        b.mul(loss, lse)
+    });
+}
+
+#[test]
+fn activations_have_their_derivatives() {
+    for f in [Builder::silu, Builder::gelu_tanh, Builder::gelu_erf] {
+        check(|b| {
+            let x = param(b, "x", &[("d", 6)]);
+            let x = b.scale(x, 3.0);
+            f(b, x)
+        });
+    }
+}
+
+/// q, k, v of a grouped-query attention: [batch, kv] shared, `group` in q alone.
+fn qkv(b: &mut Builder) -> [ValueId; 3] {
+    [
+        param(b, "q", &[("batch", 2), ("seq", 4), ("kv", 2), ("group", 2), ("hd", 3)]),
+        param(b, "k", &[("batch", 2), ("pos", 4), ("kv", 2), ("hd", 3)]),
+        param(b, "v", &[("batch", 2), ("pos", 4), ("kv", 2), ("hv", 2)]),
+    ]
+}
+
+/// A score region: `body` gets the builder and (q·k, query, key, extras..).
+fn score(
+    b: &mut Builder,
+    extras: &[DType],
+    body: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId,
+) -> RegionId {
+    let mut args: Vec<(Name, Type)> = vec![
+        ("s".into(), Type::scalar(DType::F32)),
+        ("query".into(), Type::scalar(DType::I32)),
+        ("key".into(), Type::scalar(DType::I32)),
+    ];
+    args.extend(extras.iter().map(|d| (Name::from("extra"), Type::scalar(*d))));
+    let (_, args) = b.open(&args);
+    let result = body(b, &args);
+    b.close(vec![result])
+}
+
+fn causal(b: &mut Builder, args: &[ValueId], s: ValueId) -> ValueId {
+    let seen = b.compare(CompareOp::Le, args[2], args[1]);
+    let lowest = b.constant(DType::F32, f64::NEG_INFINITY);
+    b.select(seen, s, lowest)
+}
+
+fn parts(score: RegionId, bound: Bound) -> AttentionParts {
+    AttentionParts { query: "seq".into(), key: "pos".into(), over: vec!["hd".into()], bound, score }
+}
+
+#[test]
+fn causal_attention_with_groups_has_its_derivative() {
+    let graph = check(|b| {
+        let [q, k, v] = qkv(b);
+        let region = score(b, &[], |b, args| {
+            let s = b.scale(args[0], 0.5);
+            causal(b, args, s)
+        });
+        b.attention(q, k, v, &[], parts(region, Bound::Causal)).unwrap().0
+    });
+    assert!(crate::graph::print::print(&graph).contains("attention_grad"));
+}
+
+#[test]
+fn soft_capped_windowed_attention_with_documents_has_its_derivative() {
+    check(|b| {
+        let [q, k, v] = qkv(b);
+        let ids = |b: &mut Builder, name: &str, axis: &str| {
+            b.input(name, Type::new(DType::I32, vec![Axis::new("batch", 2), Axis::new(axis, 4)]), 2)
+        };
+        let (mine, theirs) = (ids(b, "mine", "seq"), ids(b, "theirs", "pos"));
+        let region = score(b, &[DType::I32, DType::I32], |b, args| {
+            let t = b.scale(args[0], 0.5);
+            let t = b.unary(UnaryOp::Tanh, t);
+            let s = b.scale(t, 2.0);
+            let s = causal(b, args, s);
+            let two = b.constant(DType::I32, 2.0);
+            let first = b.sub(args[1], two);
+            let near = b.compare(CompareOp::Gt, args[2], first);
+            let same = b.compare(CompareOp::Eq, args[3], args[4]);
+            let both = b.binary(BinaryOp::And, near, same);
+            let lowest = b.constant(DType::F32, f64::NEG_INFINITY);
+            b.select(both, s, lowest)
+        });
+        // Documents of queries and keys are drawn apart, so some rows see no key at all.
+        b.attention(q, k, v, &[mine, theirs], parts(region, Bound::Window(2))).unwrap().0
+    });
+}
+
+#[test]
+fn attention_with_a_learned_bias_goes_through_its_meaning() {
+    check(|b| {
+        let [q, k, v] = qkv(b);
+        let bias = param(b, "bias", &[("kv", 2), ("group", 2), ("seq", 4), ("pos", 4)]);
+        let region = score(b, &[DType::F32], |b, args| {
+            let s = b.add(args[0], args[3]);
+            causal(b, args, s)
+        });
+        b.attention(q, k, v, &[bias], parts(region, Bound::Causal)).unwrap().0
+    });
+}
+
+#[test]
+fn attention_whose_lse_is_used_goes_through_its_meaning() {
+    check(|b| {
+        let [q, k, v] = qkv(b);
+        let region = score(b, &[], |b, args| causal(b, args, args[0]));
+        let (o, lse) = b.attention(q, k, v, &[], parts(region, Bound::Causal)).unwrap();
+        b.mul(o, lse)
+    });
+}
+
+/// A loss head over 2 × 4 tokens, its sum scaled by a parameter so that the cotangent is not 1.
+fn loss_head(chunks: &[(&str, u64)], weight: Option<&str>, scaled: bool) {
+    let mut b = Builder::new("head");
+    let x = param(&mut b, "x", &[("batch", 2), ("seq", 4), ("d", 3)]);
+    let w = param(&mut b, "w", &[("v", 5), ("d", 3)]);
+    let axes = vec![Axis::new("batch", 2), Axis::new("seq", 4)];
+    let targets = b.input("targets", Type::new(DType::I32, axes.clone()), 5);
+    let weight = weight.map(|axis| {
+        let axes = axes.iter().filter(|a| axis.contains(a.name.as_str())).cloned().collect();
+        b.input("weight", Type::new(DType::F32, axes), 0)
+    });
+    let chunks = chunks.iter().map(|(n, s)| (Name::from(*n), *s)).collect();
+    let head = LossHead { over: vec!["d".into()], vocab: "v".into(), chunks };
+    let mut loss = b.loss_head(x, w, targets, weight, head).unwrap();
+    if scaled {
+        let scale = param(&mut b, "scale", &[]);
+        loss = b.mul(loss, scale);
+    }
+    b.output(Output::Report("loss_sum".into()), loss);
+    let graph = check_graph(b.finish());
+    assert!(!crate::graph::print::print(&graph).contains("loss_head along"));
+}
+
+#[test]
+fn loss_head_becomes_a_loop_over_chunks_with_the_same_gradient() {
+    loss_head(&[("seq", 2)], None, false);
+    loss_head(&[("batch", 1), ("seq", 2)], None, false);
+    loss_head(&[("batch", 1), ("seq", 4)], Some("batch seq"), false);
+    loss_head(&[("seq", 1)], Some("batch"), true);
+    loss_head(&[("batch", 1), ("seq", 1)], Some("seq"), true);
+    // A single chunk needs no loop.
+    loss_head(&[("seq", 4)], None, true);
+}
+
+#[test]
+fn loss_head_inside_a_loop_is_scaled_per_iteration() {
+    use crate::graph::Loop;
+    let mut b = Builder::new("f");
+    let x = param(&mut b, "x", &[("layer", 2), ("s", 4), ("d", 2)]);
+    let w = param(&mut b, "w", &[("d", 2), ("v", 3)]);
+    let targets = b.input("targets", Type::new(DType::I32, vec![Axis::new("s", 4)]), 3);
+    let axis = |n: &str, s| Axis::new(n, s);
+    let (body, args) = b.open(&[
+        ("i".into(), Type::scalar(DType::I32)),
+        ("x".into(), Type::new(DType::F32, vec![axis("s", 4), axis("d", 2)])),
+        ("w".into(), b.ty(w).clone()),
+        ("t".into(), b.ty(targets).clone()),
+    ]);
+    let head = LossHead { over: vec!["d".into()], vocab: "v".into(), chunks: vec![("s".into(), 2)] };
+    let loss = b.loss_head(args[1], args[2], args[3], None, head).unwrap();
+    let squared = b.mul(loss, loss);
+    b.close(vec![squared]);
+    let l = Loop {
+        axis: "layer".into(),
+        trip: 2,
+        block: None,
+        reverse: false,
+        carries: 0,
+        stacked: 1,
+        stacked_outs: 0,
+        body,
+    };
+    let sum = b.repeat(l, &[x, w, targets], "sum")[0];
+    b.output(Output::Report("loss_sum".into()), sum);
+    check_graph(b.finish());
+}
+
+#[test]
+fn composites_refuse_operands_that_do_not_fit() {
+    let mut b = Builder::new("f");
+    let x = param(&mut b, "x", &[("s", 3), ("d", 3)]);
+    let at = b.index(&"s".into(), 3);
+    let error = b.softmax(x, &"k".into()).unwrap_err().message;
+    assert_eq!(error, "softmax along k, which f32[s=3, d=3] lacks");
+    let error = b.rope(x, at, &"d".into(), 1e4, Pairs::Half).unwrap_err().message;
+    assert_eq!(error, "rope turns pairs along d, whose size 3 is odd");
+    let error = b.cross_entropy(x, at, &"s".into()).unwrap_err().message;
+    assert_eq!(error, "cross_entropy over s of f32[s=3, d=3] takes i32[d=3], got i32[s=3]");
+    let sum = b.reduce(ReduceOp::Sum, x, &["s".into(), "d".into()]);
+    let error = b.rms_norm(sum, x, &"d".into(), 1e-5).unwrap_err().message;
+    assert_eq!(error, "rms_norm along d, which f32[] lacks");
+}
