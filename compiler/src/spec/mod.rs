@@ -10,11 +10,13 @@ pub mod ast;
 pub mod check;
 pub mod checked;
 pub mod codes;
+pub mod decode;
 pub mod diagnostic;
 pub mod glob;
 pub mod load;
 pub mod parse;
 pub mod print;
+pub mod schema;
 pub mod set;
 pub mod source;
 

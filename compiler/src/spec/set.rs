@@ -19,7 +19,15 @@ const SECTIONS: [&str; 5] = ["mesh", "store", "train", "pipeline", "lower"];
 pub fn apply_set(sources: &mut SourceMap, file: &mut File, set: &str) -> Result<(), Vec<Diagnostic>> {
     let id = sources.add("--set", set);
     let (path, value) = parse::parse_set(sources, id)?;
-    let keys = split(&path);
+    apply(file, &path, value)
+}
+
+/// Puts one override, already parsed, into the tree of the root file.
+///
+/// # Errors
+/// The key names neither a section nor a model.
+pub fn apply(file: &mut File, path: &Ident, value: Value) -> Result<(), Vec<Diagnostic>> {
+    let keys = split(path);
     let Some((head, rest)) = keys.split_first().filter(|(_, rest)| !rest.is_empty()) else {
         let title = format!("an override needs a section or a model: `{}`", path.name);
         return Err(vec![

@@ -13,16 +13,19 @@ mod blocks;
 mod calls;
 mod choose;
 mod expr;
+mod layout;
 mod model;
 mod names;
+mod run;
 mod scope;
 
 use super::ast;
-use super::checked::{Spec, Target, TargetKind};
+use super::checked::Spec;
 use super::codes;
 use super::diagnostic::{Diagnostic, sort};
-use super::load::{Loader, load};
+use super::load::{Loader, Units, load};
 use super::source::{SourceMap, Span};
+use model::RunSizes;
 
 pub use model::{MAX_INSTANCE_DEPTH, MAX_NODES, MAX_SIZE};
 
@@ -43,6 +46,7 @@ pub fn check(
 ) -> Result<(Spec, Vec<Diagnostic>), Vec<Diagnostic>> {
     let mut units = load(sources, loader, path)?;
     let mut found = vec![];
+    apply_target_overrides(&mut units.units[0].file, &mut found);
     for set in sets {
         if let Err(errors) = super::set::apply_set(sources, &mut units.units[0].file, set) {
             found.extend(errors);
@@ -56,18 +60,54 @@ pub fn check(
     }
 }
 
-fn check_units(units: &super::load::Units, found: &mut Vec<Diagnostic>) -> Option<Spec> {
+fn check_units(units: &Units, found: &mut Vec<Diagnostic>) -> Option<Spec> {
     let root = &units.units[0].file;
+    let run = run::Run::read(root, found);
+    let target = run::target(root, found);
     let chosen = choose::choose(units, found)?;
-    let model = model::check_model(
-        &chosen,
-        model::RunSizes { batch: PLACEHOLDER_BATCH, seq: PLACEHOLDER_SEQ, span: None },
-        found,
-    )?;
-    let _ = root;
-    let target =
-        Target { kind: TargetKind::Cpu, label: None, memory_bytes: None, arch: None, span: Span::NONE };
-    Some(Spec { model, train: None, target })
+    let placeholders = RunSizes { batch: PLACEHOLDER_BATCH, seq: PLACEHOLDER_SEQ, span: None };
+    let sizes = run.as_ref().map_or(placeholders, run::Run::sizes);
+    let mut model = model::check_model(&chosen, sizes, found)?;
+    if run.is_none() && model.sizes.iter().any(|s| s.by_run) {
+        let by_run = model.sizes.iter().filter(|s| s.by_run).map(|s| format!("{} = {}", s.name, s.value));
+        let title = format!("checked without a run, with {}", by_run.collect::<Vec<_>>().join(", "));
+        found.push(Diagnostic::note(codes::PLACEHOLDER, title).at(model.span, "this model"));
+    }
+    if let Some(lower) = run::section(root, "lower", found) {
+        let mut checker = model::Checker::new(&chosen.blocks);
+        model.lower_reference.extend(checker.lower(&lower.section));
+        found.append(&mut checker.found);
+    }
+    layout::check_layout(root, &model, found);
+    let train = match &run {
+        Some(run) => Some(run.finish(&model, found)?),
+        None => None,
+    };
+    Some(Spec { model, train, target })
+}
+
+/// Applies the `with { … }` of the first target: overrides for one kind of hardware.
+fn apply_target_overrides(file: &mut ast::File, found: &mut Vec<Diagnostic>) {
+    let mut overrides = vec![];
+    if let Some(target) = file.items.iter().find_map(|i| if let ast::Item::Target(t) = i { Some(t) } else { None }) {
+        for entry in &target.section.entries {
+            let ast::Entry::With(section) = entry else { continue };
+            for entry in &section.entries {
+                match entry {
+                    ast::Entry::Assign { key, value } => overrides.push((key.clone(), value.clone())),
+                    _ => {
+                        let title = "`with` takes `section.key = value` only";
+                        found.push(Diagnostic::error(codes::VALUE_TYPE, title).at(section.span, ""));
+                    }
+                }
+            }
+        }
+    }
+    for (key, value) in overrides {
+        if let Err(errors) = super::set::apply(file, &key, value) {
+            found.extend(errors);
+        }
+    }
 }
 
 /// A note that a construct was checked but has no effect yet.

@@ -53,27 +53,32 @@ pub struct Checker<'a> {
 
 /// Checks a model; `None` if it can't be used after errors.
 pub fn check_model(chosen: &Chosen<'_>, run: RunSizes, found: &mut Vec<Diagnostic>) -> Option<Model> {
-    let mut checker = Checker {
-        found: vec![],
-        blocks: &chosen.blocks,
-        recursive: BTreeSet::new(),
-        instantiated: BTreeSet::new(),
-        sizes: vec![],
-        consts: vec![],
-        params: vec![],
-        repeats: vec![],
-        model_values: BTreeSet::new(),
-        depth: 0,
-        nodes: 0,
-        next_value: 0,
-        too_large: false,
-    };
+    let mut checker = Checker::new(&chosen.blocks);
     let model = checker.model(chosen, run);
     found.append(&mut checker.found);
     model
 }
 
 impl<'a> Checker<'a> {
+    /// A checker that has seen nothing yet.
+    pub fn new(blocks: &'a BTreeMap<String, &'a ast::Block>) -> Self {
+        Checker {
+            found: vec![],
+            blocks,
+            recursive: BTreeSet::new(),
+            instantiated: BTreeSet::new(),
+            sizes: vec![],
+            consts: vec![],
+            params: vec![],
+            repeats: vec![],
+            model_values: BTreeSet::new(),
+            depth: 0,
+            nodes: 0,
+            next_value: 0,
+            too_large: false,
+        }
+    }
+
     pub(super) fn report(&mut self, diagnostic: Diagnostic) {
         self.found.push(diagnostic);
     }

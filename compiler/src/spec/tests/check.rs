@@ -61,3 +61,14 @@ fn check_makes_one_instance_of_a_repeated_block() {
         ]
     );
 }
+
+/// The run of the samples, with the shipped model.
+const RUN: &str = include_str!("samples/run.spec");
+
+#[test]
+fn check_accepts_the_run_sample_with_notes_only() {
+    let (spec, found) = check_text(RUN, &[]).unwrap_or_else(|e| panic!("\n{e}"));
+    assert!(spec.train.is_some());
+    let titles: Vec<String> = found.iter().map(|d| format!("{} {}", d.code.id, d.title)).collect();
+    insta::assert_snapshot!(titles.join("\n"));
+}

@@ -1,0 +1,467 @@
+//! Constructs that say where tensors live: mesh, shard, store, pipeline, freeze, adapter. They are checked against the
+//! model as far as that is possible without devices, and have no effect yet.
+
+use std::collections::BTreeMap;
+
+use super::model::show_axes;
+use super::run;
+use crate::spec::ast::{self, Entry, File, Item, ShardScope, Value, ValueKind};
+use crate::spec::checked::*;
+use crate::spec::codes;
+use crate::spec::decode::decode;
+use crate::spec::diagnostic::{Diagnostic, nearest};
+use crate::spec::glob::{Hit, hit};
+use crate::spec::schema;
+use crate::spec::source::Span;
+
+/// A mesh axis.
+struct MeshAxis {
+    name: String,
+    /// Number of devices; `None` for `auto`.
+    size: Option<u64>,
+    span: Span,
+}
+
+/// A value of the model that rules can name.
+pub struct ValuePath {
+    path: String,
+    repeats: Vec<RepeatDim>,
+    axes: Vec<Axis>,
+    role: Option<String>,
+}
+
+/// Checks everything about layout.
+pub fn check_layout(file: &File, model: &Model, found: &mut Vec<Diagnostic>) {
+    let mesh = mesh(file, found);
+    let values = value_paths(model);
+    let mut sharded = false;
+    for item in &file.items {
+        match item {
+            Item::Shard(shard) => {
+                sharded = true;
+                shard_rules(shard, model, &mesh, &values, found);
+                let keyword = Span { end: shard.span.start + 5, ..shard.span };
+                found.push(super::not_applied("shard", keyword));
+            }
+            Item::Freeze(f) => {
+                for (i, glob) in f.globs.iter().chain(&f.except).enumerate() {
+                    // Adapters add parameters that the model does not have yet.
+                    if i < f.globs.len() || !has_adapter(file) {
+                        run::glob_params(model, &glob.value, None, glob.span, found);
+                    }
+                }
+                found.push(super::not_applied("freeze", f.span));
+            }
+            Item::Adapter(a) => adapter(a, model, found),
+            Item::Kernel(k) => found.push(super::not_applied("kernel", k.span)),
+            Item::Section(s) if s.kind.name == "store" => {
+                decode(&s.section, &schema::STORE, "store", found);
+            }
+            Item::Section(s) if s.kind.name == "pipeline" => pipeline(s, model, found),
+            Item::Section(_) | Item::Use(_) | Item::Model(_) | Item::Block(_) | Item::Target(_) => {}
+        }
+    }
+    if !mesh.is_empty() && !sharded {
+        let title = "a mesh without rules: nothing is split over it";
+        found.push(Diagnostic::warning(codes::UNTOUCHED, title).at(mesh[0].span, "").help("add a `shard { … }`"));
+    }
+}
+
+fn has_adapter(file: &File) -> bool {
+    file.items.iter().any(|i| matches!(i, Item::Adapter(_)))
+}
+
+// ---- mesh
+
+fn mesh(file: &File, found: &mut Vec<Diagnostic>) -> Vec<MeshAxis> {
+    let Some(item) = run::section(file, "mesh", found) else { return vec![] };
+    found.push(super::not_applied("mesh", item.kind.span));
+    let mut axes: Vec<MeshAxis> = vec![];
+    for entry in &item.section.entries {
+        let Entry::Assign { key, value } = entry else {
+            found.push(Diagnostic::error(codes::VALUE_TYPE, "a mesh takes `axis = size` only").at(item.section.span, ""));
+            continue;
+        };
+        if key.name == "order" {
+            continue;
+        }
+        if let Some(first) = axes.iter().find(|a| a.name == key.name) {
+            found.push(
+                Diagnostic::error(codes::DUPLICATE, format!("the mesh axis `{}` is given twice", key.name))
+                    .at(key.span, "again")
+                    .and(first.span, "first given here"),
+            );
+            continue;
+        }
+        axes.push(MeshAxis { name: key.name.clone(), size: mesh_size(value, found), span: key.span });
+    }
+    axes
+}
+
+/// `8`, `8 pipeline`, `auto(1..64)`, each maybe `over nodes`; `None` for `auto`.
+fn mesh_size(value: &Value, found: &mut Vec<Diagnostic>) -> Option<u64> {
+    let expected = "expected such as `8`, `8 pipeline`, `auto` or `auto(1..64) over nodes`";
+    let mut wrong = |span| {
+        let title = format!("not a size of a mesh axis: `{}`", crate::spec::print::value(value));
+        found.push(Diagnostic::error(codes::VALUE_TYPE, title).at(span, expected));
+        None
+    };
+    match &value.kind {
+        ValueKind::Over(inner, place) if ["nodes", "node"].contains(&place.name.as_str()) => mesh_size(inner, found),
+        ValueKind::Over(_, place) => wrong(place.span),
+        ValueKind::Number(n, kind) => {
+            let known = kind.as_ref().is_none_or(|k| k.name == "pipeline");
+            n.integer.filter(|n| *n >= 1 && known).or_else(|| wrong(value.span))
+        }
+        ValueKind::Tagged { tag, args, section: None } if tag.name == "auto" => match args.as_deref() {
+            None => None,
+            Some([ast::ValueArg { name: None, value: Value { kind: ValueKind::Range(..), .. } }]) => None,
+            Some(_) => wrong(value.span),
+        },
+        _ => wrong(value.span),
+    }
+}
+
+// ---- shard
+
+fn shard_rules(
+    shard: &ast::Shard,
+    model: &Model,
+    mesh: &[MeshAxis],
+    values: &[ValuePath],
+    found: &mut Vec<Diagnostic>,
+) {
+    let mut touched = vec![false; model.params.len()];
+    // For each parameter, the mesh axes each of its tensor axes is split over; a later rule wins.
+    let mut split: Vec<BTreeMap<String, Vec<String>>> = vec![BTreeMap::new(); model.params.len()];
+    for rule in &shard.rules {
+        let names = mesh_names(rule, mesh, found);
+        let ids: Vec<ParamId> = match &rule.scope {
+            ShardScope::Every => (0..model.params.len() as u32).map(ParamId).collect(),
+            ShardScope::Params(glob) => run::glob_params(model, &glob.value, None, glob.span, found),
+            ShardScope::Role(role) => {
+                role_hit(values, role, found);
+                vec![]
+            }
+            ShardScope::Values(glob) => {
+                values_hit(values, &glob.value, glob.span, found);
+                vec![]
+            }
+        };
+        for choice in &rule.choices {
+            let axes = tensor_axes(choice, model, values, found);
+            let Some(axes) = axes else { continue };
+            divides(choice, &axes, &names, mesh, found);
+            for id in &ids {
+                let param = &model.params[id.0 as usize];
+                for axis in axes.iter().filter(|a| param.axes().any(|b| b.name == a.name)) {
+                    touched[id.0 as usize] = true;
+                    split[id.0 as usize].insert(axis.name.clone(), names.clone());
+                }
+            }
+        }
+        mesh_axis_twice(rule, &ids, model, &split, found);
+    }
+    let untouched: Vec<&str> =
+        model.params.iter().zip(&touched).filter(|(_, t)| !**t).map(|(p, _)| p.path.as_str()).collect();
+    if !mesh.is_empty() && !untouched.is_empty() {
+        let keyword = Span { end: shard.span.start + 5, ..shard.span };
+        found.push(
+            Diagnostic::warning(codes::UNTOUCHED, "parameters that no rule touches stay whole on every device")
+                .at(keyword, "these rules")
+                .meaning(format!("not touched: {}", untouched.join(", ")))
+                .help("say so if that is meant: `params \"…\": axis -> none`"),
+        );
+    }
+}
+
+/// The mesh axes of a rule; empty for `none`.
+fn mesh_names(rule: &ast::ShardRule, mesh: &[MeshAxis], found: &mut Vec<Diagnostic>) -> Vec<String> {
+    if let [only] = rule.mesh_axes.as_slice()
+        && only.name == "none"
+    {
+        return vec![];
+    }
+    let mut names: Vec<String> = vec![];
+    for axis in &rule.mesh_axes {
+        if !mesh.iter().any(|m| m.name == axis.name) {
+            let mut diagnostic = Diagnostic::error(codes::UNKNOWN_NAME, format!("unknown mesh axis: `{}`", axis.name))
+                .at(axis.span, "not in the mesh");
+            if let Some(near) = nearest(&axis.name, mesh.iter().map(|m| m.name.as_str())) {
+                diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
+            } else {
+                diagnostic = diagnostic.help(format!("add it: `mesh {{ {} = 8 }}`", axis.name));
+            }
+            found.push(diagnostic);
+        } else if names.contains(&axis.name) {
+            let title = format!("the mesh axis `{}` splits one axis twice", axis.name);
+            found.push(Diagnostic::error(codes::MESH_AXIS_TWICE, title).at(axis.span, "again"));
+        } else {
+            names.push(axis.name.clone());
+        }
+    }
+    names
+}
+
+/// The tensor axes of a choice, looked up among all tensors of the model.
+fn tensor_axes(
+    choice: &ast::AxisChoice,
+    model: &Model,
+    values: &[ValuePath],
+    found: &mut Vec<Diagnostic>,
+) -> Option<Vec<Axis>> {
+    let mut known: BTreeMap<&str, u64> = BTreeMap::new();
+    let tensors = values.iter().flat_map(|v| &v.axes);
+    let inputs = model.inputs.iter().flat_map(|i| &i.ty.axes);
+    for axis in model.params.iter().flat_map(Param::axes).chain(inputs).chain(tensors) {
+        known.insert(&axis.name, axis.size);
+    }
+    let mut axes = vec![];
+    for name in &choice.axes {
+        match known.get(name.name.as_str()) {
+            Some(size) => axes.push(Axis { name: name.name.clone(), size: *size }),
+            None => {
+                let title = format!("no tensor has the axis `{}`", name.name);
+                let mut diagnostic = Diagnostic::error(codes::UNKNOWN_NAME, title).at(name.span, "not an axis of the model");
+                if let Some(near) = nearest(&name.name, known.keys().copied()) {
+                    diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
+                }
+                found.push(diagnostic);
+            }
+        }
+    }
+    (axes.len() == choice.axes.len()).then_some(axes)
+}
+
+/// The product of the axes splits evenly over the mesh axes whose sizes are known. Sizes by the run are not checked here:
+/// `batch` is split by the number of data shards, which the placeholder does not know.
+fn divides(choice: &ast::AxisChoice, axes: &[Axis], names: &[String], mesh: &[MeshAxis], found: &mut Vec<Diagnostic>) {
+    if axes.iter().any(|a| a.name == "batch") {
+        return;
+    }
+    let over: Vec<&MeshAxis> = names.iter().filter_map(|n| mesh.iter().find(|m| m.name == *n)).collect();
+    let devices: Option<u64> = over.iter().try_fold(1u64, |p, m| p.checked_mul(m.size?));
+    let (Some(devices), size) = (devices, axes.iter().fold(1u64, |p, a| p.saturating_mul(a.size))) else { return };
+    if size % devices == 0 {
+        return;
+    }
+    let shown: Vec<&str> = axes.iter().map(|a| a.name.as_str()).collect();
+    let mesh_sizes: Vec<String> = over.iter().map(|m| format!("{} = {}", m.name, m.size.unwrap_or(1))).collect();
+    let fit = (1..=devices).rev().find(|n| size % n == 0).unwrap_or(1);
+    let title = format!("`{}` does not split {devices} ways", shown.join(" "));
+    found.push(
+        Diagnostic::error(codes::INDIVISIBLE, title)
+            .at(choice.span, format!("{}, {}", show_axes(axes), mesh_sizes.join(", ")))
+            .help(format!("{size} is not a multiple of {devices}; the nearest number of devices that fits is {fit}")),
+    );
+}
+
+fn mesh_axis_twice(
+    rule: &ast::ShardRule,
+    ids: &[ParamId],
+    model: &Model,
+    split: &[BTreeMap<String, Vec<String>>],
+    found: &mut Vec<Diagnostic>,
+) {
+    for id in ids {
+        let param = &model.params[id.0 as usize];
+        let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
+        // A joint choice gives one mesh axis to several tensor axes on purpose.
+        let joint: Vec<&str> =
+            rule.choices.iter().filter(|c| c.joint).flat_map(|c| &c.axes).map(|a| a.name.as_str()).collect();
+        for (axis, mesh) in split[id.0 as usize].iter().filter(|(a, _)| !joint.contains(&a.as_str())) {
+            for m in mesh {
+                if let Some(other) = seen.insert(m, axis)
+                    && rule.mesh_axes.iter().any(|r| r.name == *m)
+                    && !param_alternatives(other, axis)
+                {
+                    let title = format!("the mesh axis `{m}` would split two axes of `{}`: `{other}` and `{axis}`", param.path);
+                    found.push(
+                        Diagnostic::error(codes::MESH_AXIS_TWICE, title)
+                            .at(rule.span, "by this rule")
+                            .help(format!("exempt one: `params \"{}\": {axis} -> none`", param.path)),
+                    );
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Axes of one tensor may both ask for a mesh axis when one is a sub-axis of a joint rule; plain axes never may.
+fn param_alternatives(a: &str, b: &str) -> bool {
+    a == b
+}
+
+// ---- values
+
+/// Every named value of the model with its axes and role.
+pub fn value_paths(model: &Model) -> Vec<ValuePath> {
+    let mut all = vec![];
+    for input in &model.inputs {
+        all.push(ValuePath { path: input.name.clone(), repeats: vec![], axes: input.ty.axes.clone(), role: None });
+    }
+    statements(&model.body, &mut vec![], &mut all);
+    walk(&model.loss.value, &mut vec![], &mut all);
+    all
+}
+
+fn statements(body: &[Statement], repeats: &mut Vec<RepeatDim>, all: &mut Vec<ValuePath>) {
+    for statement in body {
+        match statement {
+            Statement::Let(l) => {
+                let (path, axes) = (l.path.clone(), l.expr.ty.axes.clone());
+                all.push(ValuePath { path, repeats: repeats.clone(), axes, role: l.role.clone() });
+                walk(&l.expr, repeats, all);
+            }
+            Statement::Aux(a) => walk(&a.expr, repeats, all),
+        }
+    }
+}
+
+fn instance(i: &Instance, repeats: &mut Vec<RepeatDim>, all: &mut Vec<ValuePath>) {
+    let result = ValuePath {
+        path: i.path.clone(),
+        repeats: repeats.clone(),
+        axes: i.result.ty.axes.clone(),
+        role: i.role.clone(),
+    };
+    all.push(result);
+    for arg in &i.args {
+        let path = format!("{}.{}", i.path, arg.name);
+        all.push(ValuePath { path, repeats: repeats.clone(), axes: arg.ty.axes.clone(), role: None });
+    }
+    statements(&i.body, repeats, all);
+    walk(&i.result, repeats, all);
+}
+
+fn walk(e: &Expr, repeats: &mut Vec<RepeatDim>, all: &mut Vec<ValuePath>) {
+    match &e.kind {
+        ExprKind::Call(i, args) => {
+            args.iter().for_each(|a| walk(a, repeats, all));
+            instance(i, repeats, all);
+        }
+        ExprKind::Repeat(r) => {
+            walk(&r.init, repeats, all);
+            r.invariants.iter().for_each(|a| walk(a, repeats, all));
+            repeats.push(r.dim.clone());
+            instance(&r.body, repeats, all);
+            repeats.pop();
+        }
+        ExprKind::Const(_) | ExprKind::Value(_) | ExprKind::Param(_) | ExprKind::Index => {}
+        ExprKind::ToReal(x) | ExprKind::Unary(_, x) | ExprKind::Rename(x, _) | ExprKind::Reduce(_, _, x) => {
+            walk(x, repeats, all);
+        }
+        ExprKind::Softmax(_, x) => walk(x, repeats, all),
+        ExprKind::Binary(_, a, b) | ExprKind::Compare(_, a, b) | ExprKind::Dot(_, a, b) => {
+            walk(a, repeats, all);
+            walk(b, repeats, all);
+        }
+        ExprKind::Where(a, b, c) => [a, b, c].into_iter().for_each(|x| walk(x, repeats, all)),
+        ExprKind::Gather { table, ids, .. } => [table, ids].into_iter().for_each(|x| walk(x, repeats, all)),
+        ExprKind::Rope(r) => [&r.x, &r.at].into_iter().for_each(|x| walk(x, repeats, all)),
+        ExprKind::CrossEntropy { logits, targets, .. } => {
+            [logits, targets].into_iter().for_each(|x| walk(x, repeats, all));
+        }
+        ExprKind::RmsNorm { x, weight, .. } => {
+            walk(x, repeats, all);
+            weight.iter().for_each(|w| walk(w, repeats, all));
+        }
+        ExprKind::LayerNorm { x, weight, bias, .. } => {
+            walk(x, repeats, all);
+            weight.iter().chain(bias).for_each(|w| walk(w, repeats, all));
+        }
+        ExprKind::Attend(a) => {
+            [&a.q, &a.k, &a.v].into_iter().for_each(|x| walk(x, repeats, all));
+            a.window.iter().chain(&a.mask).chain(&a.bias).for_each(|x| walk(x, repeats, all));
+        }
+    }
+}
+
+/// Reports a glob that hits no value, or single iterations.
+pub fn values_hit(values: &[ValuePath], glob: &str, span: Span, found: &mut Vec<Diagnostic>) {
+    let mut any = false;
+    for value in values {
+        match hit(glob, &value.path, &value.repeats) {
+            Hit::No => {}
+            Hit::Whole => any = true,
+            Hit::Part => {
+                found.push(run::part_of_repeat(glob, &value.path, value.repeats.last(), span));
+                return;
+            }
+        }
+    }
+    if !any {
+        found.push(run::hits_nothing(glob, "value", values.iter().map(|v| v.path.as_str()), span));
+    }
+}
+
+fn role_hit(values: &[ValuePath], role: &ast::Ident, found: &mut Vec<Diagnostic>) {
+    if values.iter().any(|v| v.role.as_deref() == Some(role.name.as_str())) {
+        return;
+    }
+    let mut diagnostic =
+        Diagnostic::error(codes::GLOB_NOTHING, format!("no value has the role `{}`", role.name)).at(role.span, "hits nothing");
+    if let Some(near) = nearest(&role.name, values.iter().filter_map(|v| v.role.as_deref())) {
+        diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
+    }
+    found.push(diagnostic);
+}
+
+// ---- the rest
+
+fn pipeline(item: &ast::SectionItem, model: &Model, found: &mut Vec<Diagnostic>) {
+    let mut rest = item.section.clone();
+    let stages = super::assigned(&item.section, "stages").map(|(k, v)| (k.clone(), v.clone()));
+    rest.entries.retain(|e| !matches!(e, Entry::Assign { key, .. } if key.name == "stages"));
+    decode(&rest, &schema::PIPELINE, "pipeline", found);
+    found.push(super::not_applied("pipeline", item.kind.span));
+    let Some((_, value)) = stages else {
+        found.push(
+            Diagnostic::error(codes::MISSING_KEY, "missing key: `pipeline.stages`")
+                .at(item.section.span, "")
+                .help("write `stages = 8 over layers`"),
+        );
+        return;
+    };
+    let form = match &value.kind {
+        ValueKind::Over(inner, axis) => match &inner.kind {
+            ValueKind::Number(n, None) => n.integer.filter(|n| *n >= 1).map(|n| (n, axis)),
+            _ => None,
+        },
+        _ => None,
+    };
+    let Some((stages, axis)) = form else {
+        let title = format!("`pipeline.stages` takes a number over a repeat, found `{}`", crate::spec::print::value(&value));
+        found.push(Diagnostic::error(codes::VALUE_TYPE, title).at(value.span, "expected such as `8 over layers`"));
+        return;
+    };
+    let repeated = model.params.iter().flat_map(|p| &p.repeats).find(|r| r.axis.name == axis.name);
+    match repeated {
+        Some(r) if r.axis.size % stages != 0 => {
+            let title = format!("`{}` does not split into {stages} stages: {}", axis.name, r.axis.size);
+            found.push(Diagnostic::error(codes::INDIVISIBLE, title).at(value.span, ""));
+        }
+        Some(_) => {}
+        None => {
+            let title = format!("no repeat runs over `{}`", axis.name);
+            found.push(Diagnostic::error(codes::UNKNOWN_NAME, title).at(axis.span, "not the size of a repeat"));
+        }
+    }
+}
+
+fn adapter(a: &ast::Adapter, model: &Model, found: &mut Vec<Diagnostic>) {
+    if a.kind.name != "lora" {
+        let title = format!("unknown adapter: `{}`", a.kind.name);
+        found.push(Diagnostic::error(codes::VALUE_TYPE, title).at(a.kind.span, "expected `lora`"));
+        return;
+    }
+    let mut inner = vec![];
+    let keys = decode(&a.section, &schema::LORA, "adapter lora", &mut inner);
+    // One note for the whole construct says enough.
+    found.extend(inner.into_iter().filter(Diagnostic::is_error));
+    found.push(super::not_applied("adapter", a.kind.span));
+    if let Some(glob) = keys.text("on") {
+        run::glob_params(model, glob, None, keys.field("on").at, found);
+    }
+}

@@ -1,0 +1,380 @@
+//! The run: `train` and `target`.
+
+use super::model::RunSizes;
+use crate::spec::ast::{File, Item, SectionItem};
+use crate::spec::checked::*;
+use crate::spec::codes;
+use crate::spec::decode::{Decoded, GlobField, Typed, decode};
+use crate::spec::diagnostic::Diagnostic;
+use crate::spec::glob::{Hit, hit, nearest_paths};
+use crate::spec::schema;
+use crate::spec::source::Span;
+
+/// A `train` section with its keys typed, and the numbers the model needs.
+pub struct Run {
+    /// The keys.
+    pub keys: Decoded,
+    /// Sequences per update.
+    pub batch: u64,
+    /// Tokens per sequence.
+    pub seq: u64,
+    /// Sequences processed at once.
+    pub microbatch: u64,
+    span: Span,
+}
+
+/// The last section of a kind in a file; earlier ones are duplicates.
+pub fn section<'a>(file: &'a File, kind: &str, found: &mut Vec<Diagnostic>) -> Option<&'a SectionItem> {
+    let mut sections = file.items.iter().filter_map(|item| match item {
+        Item::Section(s) if s.kind.name == kind => Some(s),
+        _ => None,
+    });
+    let first = sections.next()?;
+    for again in sections {
+        found.push(
+            Diagnostic::error(codes::DUPLICATE, format!("`{kind}` is given twice"))
+                .at(again.kind.span, "again")
+                .and(first.kind.span, "first given here"),
+        );
+    }
+    Some(first)
+}
+
+impl Run {
+    /// Types the `train` section; `None` if the file has none.
+    pub fn read(file: &File, found: &mut Vec<Diagnostic>) -> Option<Run> {
+        let item = section(file, "train", found)?;
+        let keys = decode(&item.section, &schema::TRAIN, "train", found);
+        let seq = keys.integer("seq").unwrap_or(super::PLACEHOLDER_SEQ);
+        let batch = match keys.get("batch") {
+            Typed::Batch(n, false) => *n,
+            Typed::Batch(n, true) => tokens_to_sequences(*n, seq, &keys, found),
+            _ => super::PLACEHOLDER_BATCH,
+        };
+        let microbatch = keys.integer("microbatch").unwrap_or(batch);
+        if batch % microbatch != 0 {
+            let below = (1..=microbatch.min(batch)).rev().find(|m| batch % m == 0).unwrap_or(1);
+            let above = (microbatch..=batch).find(|m| batch % m == 0).unwrap_or(batch);
+            found.push(
+                Diagnostic::error(codes::BATCH_DIVIDE, format!("the batch does not divide into microbatches: {batch} by {microbatch}"))
+                    .at(keys.field("microbatch").at, format!("{batch} is not a multiple of {microbatch}"))
+                    .and(keys.field("batch").at, "the batch")
+                    .help(if below == above { format!("use {below}") } else { format!("use {below} or {above}") }),
+            );
+        }
+        Some(Run { keys, batch, seq, microbatch, span: item.kind.span })
+    }
+
+    /// The sizes the model takes from the run.
+    pub fn sizes(&self) -> RunSizes {
+        let place = |name: &str, other: &str| {
+            let at = self.keys.field(name).at;
+            if at.is_written() { at } else { self.keys.field(other).at }
+        };
+        RunSizes { batch: self.microbatch, seq: self.seq, span: Some((place("microbatch", "batch"), place("seq", "seq"))) }
+    }
+
+    /// The checked section; parameter groups are resolved with the model.
+    pub fn finish(&self, model: &Model, found: &mut Vec<Diagnostic>) -> Option<Train> {
+        let errors = found.iter().filter(|d| d.is_error()).count();
+        let steps = self.keys.integer("steps")?;
+        let optimizer = self.optimizer(model, found)?;
+        let schedule = self.schedule(optimizer.lr, steps, found)?;
+        let train = Train {
+            steps,
+            batch: self.batch,
+            seq: self.seq,
+            microbatch: self.microbatch,
+            accumulation: (self.batch / self.microbatch).max(1),
+            seed: self.keys.integer("seed")?,
+            data: source(self.keys.get("data"))?,
+            tokenizer: self.keys.text("tokenizer").map(str::to_string),
+            optimizer,
+            schedule,
+            precision: self.precision(model, found)?,
+            checkpoint: self.checkpoint()?,
+            eval: self.eval(),
+            log: Log { every: self.keys.section("log")?.integer("every")? },
+            keys: keys(&self.keys, "train"),
+            span: self.span,
+        };
+        self.vocabulary(model, &train, found);
+        self.remat(model, found);
+        (found.iter().filter(|d| d.is_error()).count() == errors).then_some(train)
+    }
+
+    fn optimizer(&self, model: &Model, found: &mut Vec<Diagnostic>) -> Option<Optimizer> {
+        let Typed::Variant(variant, _, keys) = self.keys.get("optimizer") else { return None };
+        let rule = match variant.tag {
+            "adamw" => {
+                let Typed::Pair(beta1, beta2, _) = keys.get("betas") else { return None };
+                Rule::AdamW { beta1: *beta1, beta2: *beta2, eps: keys.real("eps")? }
+            }
+            "sgd" => {
+                let nesterov = matches!(keys.get("nesterov"), Typed::Flag(true));
+                Rule::Sgd { momentum: keys.real("momentum")?, nesterov }
+            }
+            // Reported as not available when it was typed.
+            _ => return None,
+        };
+        let (lr, decay) = (keys.real("lr")?, keys.real("decay")?);
+        let mut groups = vec![];
+        let mut per_param = vec![ParamRate { lr, decay }; model.params.len()];
+        for glob in &keys.globs {
+            let Typed::Section(given) = &glob.value else { continue };
+            let (lr, decay) = (given.real("lr"), given.real("decay"));
+            let params = params_hit(model, glob, found);
+            for id in &params {
+                let rate = &mut per_param[id.0 as usize];
+                rate.lr = lr.unwrap_or(rate.lr);
+                rate.decay = decay.unwrap_or(rate.decay);
+            }
+            groups.push(Group { glob: glob.glob.clone(), params, lr, decay, span: glob.span });
+        }
+        Some(Optimizer { rule, lr, decay, clip: keys.real("clip"), groups, per_param })
+    }
+
+    fn schedule(&self, lr: f64, steps: u64, found: &mut Vec<Diagnostic>) -> Option<Schedule> {
+        let Typed::Chain(chain) = self.keys.get("schedule") else { return None };
+        let mut pieces: Vec<Piece> = vec![];
+        let (mut begin, mut rate) = (0, lr);
+        for (i, (piece, span)) in chain.iter().enumerate() {
+            let Typed::Variant(variant, args, _) = piece else { return None };
+            let last = i + 1 == chain.len();
+            let end = match args.integer("steps") {
+                Some(n) => begin + n,
+                None if last => steps.max(begin),
+                None => {
+                    found.push(
+                        Diagnostic::error(codes::MISSING_KEY, format!("`{}` needs its number of steps", variant.tag))
+                            .at(*span, "another piece follows")
+                            .help("only the last piece of a schedule may run to the end"),
+                    );
+                    return None;
+                }
+            };
+            if end > steps || (begin >= steps && i > 0) {
+                found.push(
+                    Diagnostic::error(codes::RANGE, format!("the schedule is longer than the run: {end} of {steps} steps"))
+                        .at(*span, format!("from step {begin} to {end}"))
+                        .and(self.keys.field("steps").at, format!("the run has {steps} steps")),
+                );
+                return None;
+            }
+            let (shape, from, to) = match variant.tag {
+                "warmup" => (Shape::Warmup, 0.0, lr),
+                "cosine" => (Shape::Cosine, rate, args.real("to")?),
+                "linear" => (Shape::Linear, rate, args.real("to")?),
+                _ => (Shape::Constant, rate, rate),
+            };
+            if shape == Shape::Warmup && i > 0 {
+                let title = "`warmup` starts a schedule";
+                found.push(Diagnostic::error(codes::PLACE, title).at(*span, "not at the start"));
+                return None;
+            }
+            pieces.push(Piece { shape, begin, end, from, to });
+            (begin, rate) = (end, to);
+        }
+        Some(Schedule { pieces })
+    }
+
+    fn precision(&self, model: &Model, found: &mut Vec<Diagnostic>) -> Option<Precision> {
+        let section = self.keys.section("precision")?;
+        let float = |name: &str| if section.text(name) == Some("bf16") { Float::Bf16 } else { Float::F32 };
+        for glob in &section.globs {
+            params_hit(model, glob, found);
+            found.push(super::not_applied("precision by parameter", glob.span));
+        }
+        for field in section.fields.iter().filter(|f| matches!(&f.value, Typed::Word(w) if w == "bf16")) {
+            found.push(super::not_applied(&format!("{} = bf16", field.key.name), field.origin.to(field.at)));
+        }
+        let [params, matmul, stored, reduce] = ["params", "matmul", "stored", "reduce"].map(float);
+        Some(Precision { params, matmul, stored, reduce })
+    }
+
+    fn checkpoint(&self) -> Option<Checkpoint> {
+        let c = self.keys.section("checkpoint")?;
+        Some(Checkpoint {
+            every: c.integer("every")?,
+            keep: c.integer("keep")?,
+            keep_every: c.integer("keep_every")?,
+            dir: c.text("dir")?.to_string(),
+        })
+    }
+
+    fn eval(&self) -> Option<Eval> {
+        let e = self.keys.section("eval")?;
+        Some(Eval { every: e.integer("every")?, data: source(e.get("data"))?, batches: e.integer("batches")? })
+    }
+
+    /// Bytes are ids below 256, so the model needs as many.
+    fn vocabulary(&self, model: &Model, train: &Train, found: &mut Vec<Diagnostic>) {
+        let eval = train.eval.as_ref().map(|e| &e.data);
+        let bytes = |d: &Data| matches!(d, Data::Bytes { .. });
+        if !bytes(&train.data) && !eval.is_some_and(bytes) {
+            return;
+        }
+        for input in &model.inputs {
+            if let Some(bound) = input.bound.filter(|b| *b < 256) {
+                found.push(
+                    Diagnostic::error(codes::VOCABULARY, format!("bytes need a vocabulary of 256, `{}` has {bound}", input.name))
+                        .at(self.keys.field("data").at, "every byte is an id")
+                        .and(input.span, "declared here"),
+                );
+            }
+        }
+    }
+
+    fn remat(&self, model: &Model, found: &mut Vec<Diagnostic>) {
+        let Some(remat) = self.keys.section("remat") else { return };
+        let known = super::layout::value_paths(model);
+        for glob in &remat.globs {
+            super::layout::values_hit(&known, &glob.glob, glob.span, found);
+        }
+    }
+}
+
+fn tokens_to_sequences(tokens: u64, seq: u64, keys: &Decoded, found: &mut Vec<Diagnostic>) -> u64 {
+    if tokens % seq != 0 {
+        found.push(
+            Diagnostic::error(codes::BATCH_DIVIDE, format!("the batch is not a whole number of sequences: {tokens} tokens by {seq}"))
+                .at(keys.field("batch").at, format!("{tokens} is not a multiple of {seq}"))
+                .and(keys.field("seq").at, "tokens per sequence"),
+        );
+    }
+    (tokens / seq).max(1)
+}
+
+/// Parameters a glob hits; an error if there are none, or if it hits single iterations of a repeat.
+pub fn params_hit(model: &Model, glob: &GlobField, found: &mut Vec<Diagnostic>) -> Vec<ParamId> {
+    let except = glob.except.as_deref();
+    glob_params(model, &glob.glob, except, glob.span, found)
+}
+
+/// As [`params_hit`], for a glob anywhere.
+pub fn glob_params(
+    model: &Model,
+    glob: &str,
+    except: Option<&str>,
+    span: Span,
+    found: &mut Vec<Diagnostic>,
+) -> Vec<ParamId> {
+    let mut ids = vec![];
+    let mut part = None;
+    for (i, param) in model.params.iter().enumerate() {
+        match hit(glob, &param.path, &param.repeats) {
+            Hit::No => {}
+            Hit::Part => part = Some(param),
+            Hit::Whole => {
+                let left_out = except.is_some_and(|e| hit(e, &param.path, &param.repeats) == Hit::Whole);
+                if !left_out {
+                    ids.push(ParamId(i as u32));
+                }
+            }
+        }
+    }
+    if let Some(param) = part {
+        found.push(part_of_repeat(glob, &param.path, param.repeats.last(), span));
+    } else if ids.is_empty() {
+        let paths = model.params.iter().map(|p| p.path.as_str());
+        found.push(hits_nothing(glob, "parameter", paths, span));
+    }
+    ids
+}
+
+/// A glob that hits single iterations.
+pub fn part_of_repeat(glob: &str, path: &str, repeat: Option<&RepeatDim>, span: Span) -> Diagnostic {
+    let count = repeat.map_or(0, |r| r.axis.size);
+    let axis = repeat.map_or("layers", |r| r.axis.name.as_str());
+    Diagnostic::error(codes::PART_OF_REPEAT, format!("the rule hits single iterations of `{path}`"))
+        .at(span, format!("`{glob}` names some of {count}"))
+        .meaning("all iterations of a repeat share one compiled body")
+        .help(format!("give each pair its own body, `repeat[{axis} / 2](Pair@pair, x)`, or cycle a constant, `window = [4096, none]`"))
+}
+
+/// A glob that hits nothing.
+pub fn hits_nothing<'a>(glob: &str, what: &str, paths: impl IntoIterator<Item = &'a str>, span: Span) -> Diagnostic {
+    let near = nearest_paths(glob, paths);
+    let diagnostic = Diagnostic::error(codes::GLOB_NOTHING, format!("the glob hits no {what}: `{glob}`")).at(span, "hits nothing");
+    if near.is_empty() { diagnostic } else { diagnostic.help(format!("nearest: {}", near.join(", "))) }
+}
+
+fn source(value: &Typed) -> Option<Data> {
+    match value {
+        Typed::Mix(parts) => {
+            let parts: Option<Vec<(f64, Data)>> = parts.iter().map(|(w, s)| Some((*w, source(s)?))).collect();
+            Some(Data::Mix(parts?))
+        }
+        Typed::Variant(variant, args, _) => {
+            let glob = || args.text("files").map(str::to_string);
+            Some(match variant.tag {
+                "bytes" => Data::Bytes { glob: glob()? },
+                "tokens" => Data::Tokens {
+                    glob: glob()?,
+                    id_bytes: if args.text("dtype") == Some("u32") { 4 } else { 2 },
+                    records: args.text("layout") == Some("records"),
+                },
+                "text" => Data::Text { glob: glob()? },
+                "parquet" => Data::Parquet { glob: glob()?, column: args.text("text")?.to_string() },
+                _ => Data::Synthetic,
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Every key below a section with its value and origin.
+pub fn keys(section: &Decoded, path: &str) -> Vec<Key> {
+    let mut all = vec![];
+    for field in &section.fields {
+        let path = format!("{path}.{}", field.key.name);
+        match &field.value {
+            Typed::Absent => continue,
+            Typed::Section(inner) => all.extend(keys(inner, &path)),
+            Typed::Variant(variant, args, body) => {
+                let head = Typed::Variant(variant, args.clone(), Box::new(Decoded { fields: vec![], ..(**body).clone() }));
+                all.push(Key { path: path.clone(), value: head.show(), origin: field.origin, at_run_time: field.key.at_run_time });
+                all.extend(keys(body, &path));
+            }
+            value => all.push(Key { path, value: value.show(), origin: field.origin, at_run_time: field.key.at_run_time }),
+        }
+    }
+    all
+}
+
+/// The machine: the file's first target, or this machine's CPU.
+pub fn target(file: &File, found: &mut Vec<Diagnostic>) -> Target {
+    let mut chosen = None;
+    let mut labels: Vec<(String, Span)> = vec![];
+    for item in &file.items {
+        let Item::Target(t) = item else { continue };
+        let keys = decode(&t.section, &schema::TARGET, "target", found);
+        let kind = match t.kind.name.as_str() {
+            "cpu" => TargetKind::Cpu,
+            "cuda" => {
+                found.push(super::not_applied("target cuda", t.kind.span));
+                TargetKind::Cuda
+            }
+            other => {
+                let title = format!("unknown target: `{other}`");
+                found.push(Diagnostic::error(codes::VALUE_TYPE, title).at(t.kind.span, "expected `cpu` or `cuda`"));
+                TargetKind::Cpu
+            }
+        };
+        let label = t.label.as_ref().map(|l| l.value.clone());
+        let name = format!("{} {}", t.kind.name, label.clone().unwrap_or_default());
+        if let Some((_, first)) = labels.iter().find(|(n, _)| *n == name) {
+            found.push(
+                Diagnostic::error(codes::DUPLICATE, "two targets of one name").at(t.kind.span, "again").and(*first, "first given here"),
+            );
+        }
+        labels.push((name, t.kind.span));
+        let arch = keys.text("arch").map(str::to_string);
+        let memory_bytes = keys.integer("memory");
+        if chosen.is_none() {
+            chosen = Some(Target { kind, label, memory_bytes, arch, span: t.kind.span });
+        }
+    }
+    let this_machine = Target { kind: TargetKind::Cpu, label: None, memory_bytes: None, arch: None, span: Span::NONE };
+    chosen.unwrap_or(this_machine)
+}

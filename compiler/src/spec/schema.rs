@@ -1,0 +1,437 @@
+//! Every key of the run side of a spec: its type, its default, whether it is baked into the binary, what it means.
+//!
+//! These tables are the only place that knows keys. Files, `with`, `--set`, `--expand`, the binary's run-time keys and the
+//! documentation all read them.
+
+/// What kind of value a key takes.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// A whole number from 1.
+    Count,
+    /// A whole number from 0.
+    Whole,
+    /// A real number above 0.
+    Positive,
+    /// A real number from 0.
+    NonNegative,
+    /// A real number from 0, below 1.
+    Fraction,
+    /// Two fractions: `(0.9, 0.95)`.
+    Betas,
+    /// `true` or `false`.
+    Switch,
+    /// A quoted string.
+    Text,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// Any word.
+    AnyWord,
+    /// A number of bytes: `16GiB`.
+    Bytes,
+    /// `1024 sequences` (the default unit) or `4Mi tokens`.
+    Batch,
+    /// `none`, or the inner kind.
+    OrNone(&'static Kind),
+    /// One of these forms.
+    Variant(&'static [Variant]),
+    /// Forms joined by `then`.
+    Chain(&'static [Variant]),
+    /// A data source, or a weighted `mix` of them.
+    Source,
+    /// Keys in braces.
+    Section(&'static Section),
+    /// One of these words, or keys in braces.
+    WordOrSection(&'static [&'static str], &'static Section),
+    /// `steps(100..102)`
+    StepRange,
+}
+
+/// Keys in braces.
+#[derive(Debug)]
+pub struct Section {
+    /// Its keys.
+    pub keys: &'static [Key],
+    /// Entries with a glob.
+    pub globs: &'static [Glob],
+}
+
+/// An entry with a glob: `params "**" { decay = 0 }`.
+#[derive(Debug)]
+pub struct Glob {
+    /// The word before the glob.
+    pub verb: &'static str,
+    /// What follows: keys in braces, a value behind a colon, or nothing.
+    pub value: Option<Kind>,
+}
+
+/// What holds if a key is not written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// It must be written.
+    Required,
+    /// Nothing; the documentation says what that means.
+    Absent,
+    /// This value, in the spelling of the language.
+    Is(&'static str),
+}
+
+/// A key.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// What holds if it is not written.
+    pub default: Fallback,
+    /// True if the binary takes it as an option, without a rebuild.
+    pub at_run_time: bool,
+    /// False if it is checked but has no effect yet.
+    pub applied: bool,
+    /// One sentence.
+    pub doc: &'static str,
+}
+
+/// One form of a value: `adamw { … }`, `tokens("a.bin", dtype = u16)`.
+#[derive(Debug)]
+pub struct Variant {
+    /// The word.
+    pub tag: &'static str,
+    /// Keys in parentheses; those without a name are taken in this order.
+    pub args: &'static [Key],
+    /// Keys in braces.
+    pub section: Section,
+    /// False if it can't be built yet.
+    pub available: bool,
+    /// One sentence.
+    pub doc: &'static str,
+}
+
+const fn key(name: &'static str, kind: Kind, default: Fallback, at_run_time: bool, doc: &'static str) -> Key {
+    Key { name, kind, default, at_run_time, applied: true, doc }
+}
+
+const fn later(name: &'static str, kind: Kind, default: Fallback, at_run_time: bool, doc: &'static str) -> Key {
+    Key { name, kind, default, at_run_time, applied: false, doc }
+}
+
+const NO_KEYS: Section = Section { keys: &[], globs: &[] };
+const BAKED: bool = false;
+const RUN_TIME: bool = true;
+use Fallback::{Absent, Is, Required};
+
+const FLOATS: Kind = Kind::Word(&["f32", "bf16"]);
+const MAYBE_POSITIVE: Kind = Kind::OrNone(&Kind::Positive);
+
+/// `train { … }`
+pub static TRAIN: Section = Section {
+    keys: &[
+        key("model", Kind::AnyWord, Absent, BAKED, "Which model to train, if the file has several."),
+        key("steps", Kind::Count, Required, RUN_TIME, "Number of updates; also the horizon of the schedule."),
+        key("batch", Kind::Batch, Required, BAKED, "Sequences (or tokens) per update."),
+        key("seq", Kind::Count, Required, BAKED, "Tokens per sequence."),
+        key("microbatch", Kind::Count, Absent, BAKED, "Sequences processed at once per data shard; the whole batch if absent."),
+        key("seed", Kind::Whole, Is("0"), RUN_TIME, "Seed of everything random."),
+        key("data", Kind::Source, Required, RUN_TIME, "Where training data comes from."),
+        key("tokenizer", Kind::Text, Absent, RUN_TIME, "Path of a tokenizer file."),
+        later("pack", Kind::Word(&["none", "documents"]), Is("none"), BAKED, "How documents share a sequence."),
+        key("optimizer", Kind::Variant(OPTIMIZERS), Required, RUN_TIME, "The update rule with its hyper-parameters."),
+        key("schedule", Kind::Chain(SCHEDULES), Is("constant"), RUN_TIME, "The learning rate over time."),
+        key("precision", Kind::Section(&PRECISION), Is("{}"), BAKED, "Widths of floating-point numbers by role."),
+        later("remat", Kind::WordOrSection(&["none", "full", "dots", "attn"], &REMAT), Is("none"), BAKED, "What the forward pass keeps for the backward pass."),
+        key("checkpoint", Kind::Section(&CHECKPOINT), Is("{}"), RUN_TIME, "When and where the state is saved."),
+        key("eval", Kind::Section(&EVAL), Absent, RUN_TIME, "Evaluation on held-out data."),
+        key("log", Kind::Section(&LOG), Is("{}"), RUN_TIME, "What is logged, and when."),
+    ],
+    globs: &[],
+};
+
+/// The optimizers.
+pub static OPTIMIZERS: &[Variant] = &[
+    Variant {
+        tag: "adamw",
+        args: &[],
+        section: Section {
+            keys: &[
+                key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
+                key("betas", Kind::Betas, Is("(0.9, 0.95)"), RUN_TIME, "Decay of the first and second moment."),
+                key("eps", Kind::Positive, Is("1e-8"), RUN_TIME, "Added to the root of the second moment."),
+                key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
+                key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
+            ],
+            globs: GROUPS,
+        },
+        available: true,
+        doc: "Adam with decoupled weight decay (Loshchilov, Hutter 2017, arXiv:1711.05101).",
+    },
+    Variant {
+        tag: "sgd",
+        args: &[],
+        section: Section {
+            keys: &[
+                key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
+                key("momentum", Kind::Fraction, Is("0"), RUN_TIME, "Share of the last step kept; 0 keeps no state."),
+                key("nesterov", Kind::Switch, Is("false"), BAKED, "Nesterov's form of momentum."),
+                key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
+                key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
+            ],
+            globs: GROUPS,
+        },
+        available: true,
+        doc: "Stochastic gradient descent, with momentum if it is above 0.",
+    },
+    Variant {
+        tag: "adafactor",
+        args: &[],
+        section: Section {
+            keys: &[
+                key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
+                key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
+                key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
+            ],
+            globs: GROUPS,
+        },
+        available: false,
+        doc: "Factored second moments (Shazeer, Stern 2018, arXiv:1804.04235).",
+    },
+    Variant {
+        tag: "lion",
+        args: &[],
+        section: Section {
+            keys: &[
+                key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
+                key("betas", Kind::Betas, Is("(0.9, 0.99)"), RUN_TIME, "Shares of the step and of the momentum."),
+                key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
+                key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
+            ],
+            globs: GROUPS,
+        },
+        available: false,
+        doc: "Sign of an interpolated momentum (Chen et al. 2023, arXiv:2302.06675).",
+    },
+    Variant {
+        tag: "muon",
+        args: &[],
+        section: Section {
+            keys: &[
+                key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
+                key("momentum", Kind::Fraction, Is("0.95"), RUN_TIME, "Share of the last step kept."),
+                key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
+                key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
+            ],
+            globs: GROUPS,
+        },
+        available: false,
+        doc: "Orthogonalised momentum for matrices (Liu et al. 2025, arXiv:2502.16982).",
+    },
+];
+
+const GROUPS: &[Glob] = &[Glob { verb: "params", value: Some(Kind::Section(&GROUP)) }];
+
+/// `params "**.norm*.w" { … }` of an optimizer.
+pub static GROUP: Section = Section {
+    keys: &[
+        key("lr", Kind::NonNegative, Absent, RUN_TIME, "Peak learning rate of the group."),
+        key("decay", Kind::NonNegative, Absent, RUN_TIME, "Weight decay of the group."),
+    ],
+    globs: &[],
+};
+
+/// Pieces of a schedule.
+pub static SCHEDULES: &[Variant] = &[
+    Variant {
+        tag: "constant",
+        args: &[key("steps", Kind::Count, Absent, RUN_TIME, "How long; to the end if absent.")],
+        section: NO_KEYS,
+        available: true,
+        doc: "The rate stays.",
+    },
+    Variant {
+        tag: "warmup",
+        args: &[key("steps", Kind::Count, Required, RUN_TIME, "How long.")],
+        section: NO_KEYS,
+        available: true,
+        doc: "The rate rises in a straight line to the optimizer's `lr`.",
+    },
+    Variant {
+        tag: "cosine",
+        args: &[
+            key("to", Kind::NonNegative, Is("0"), RUN_TIME, "Rate at the end."),
+            key("steps", Kind::Count, Absent, RUN_TIME, "How long; to the end if absent."),
+        ],
+        section: NO_KEYS,
+        available: true,
+        doc: "The rate falls along half a cosine (Loshchilov, Hutter 2016, arXiv:1608.03983).",
+    },
+    Variant {
+        tag: "linear",
+        args: &[
+            key("to", Kind::NonNegative, Is("0"), RUN_TIME, "Rate at the end."),
+            key("steps", Kind::Count, Absent, RUN_TIME, "How long; to the end if absent."),
+        ],
+        section: NO_KEYS,
+        available: true,
+        doc: "The rate changes in a straight line.",
+    },
+];
+
+const FILES: Key = key("files", Kind::Text, Required, RUN_TIME, "Path of a file, or a glob of several.");
+
+/// Data sources; `mix { 0.7 …, 0.3 … }` combines them.
+pub static SOURCES: &[Variant] = &[
+    Variant {
+        tag: "bytes",
+        args: &[FILES],
+        section: NO_KEYS,
+        available: true,
+        doc: "Files as they are: every byte is an id, so the vocabulary has at least 256.",
+    },
+    Variant {
+        tag: "tokens",
+        args: &[
+            FILES,
+            key("dtype", Kind::Word(&["u16", "u32"]), Is("u16"), BAKED, "Width of an id in files without a header."),
+            key("layout", Kind::Word(&["stream", "records"]), Is("stream"), BAKED, "One stream of ids, or fixed records of seq + 1."),
+        ],
+        section: NO_KEYS,
+        available: true,
+        doc: "Shards of token ids, with or without the header of llm.c.",
+    },
+    Variant {
+        tag: "synthetic",
+        args: &[],
+        section: NO_KEYS,
+        available: true,
+        doc: "Ids made from the seed; needs no files.",
+    },
+    Variant {
+        tag: "text",
+        args: &[FILES],
+        section: NO_KEYS,
+        available: false,
+        doc: "Text files, tokenized while reading.",
+    },
+    Variant {
+        tag: "parquet",
+        args: &[FILES, key("text", Kind::Text, Is("\"text\""), RUN_TIME, "The column.")],
+        section: NO_KEYS,
+        available: false,
+        doc: "Parquet files, tokenized while reading.",
+    },
+];
+
+/// `precision = { … }`
+pub static PRECISION: Section = Section {
+    keys: &[
+        key("params", FLOATS, Is("f32"), BAKED, "Parameters at rest."),
+        key("matmul", FLOATS, Is("f32"), BAKED, "Operands of matrix products."),
+        key("stored", FLOATS, Is("f32"), BAKED, "What the forward pass keeps for the backward pass."),
+        key("reduce", FLOATS, Is("f32"), BAKED, "Sums across devices."),
+    ],
+    globs: &[Glob { verb: "params", value: Some(FLOATS) }],
+};
+
+/// `remat = { … }`
+pub static REMAT: Section = Section {
+    keys: &[],
+    globs: &[
+        Glob { verb: "recompute", value: None },
+        Glob { verb: "keep", value: None },
+        Glob { verb: "offload", value: None },
+    ],
+};
+
+/// `checkpoint = { … }`
+pub static CHECKPOINT: Section = Section {
+    keys: &[
+        key("every", Kind::Whole, Is("1000"), RUN_TIME, "Steps between checkpoints; 0 is only at the end."),
+        key("keep", Kind::Count, Is("3"), RUN_TIME, "How many of the newest checkpoints stay."),
+        key("keep_every", Kind::Whole, Is("0"), RUN_TIME, "Checkpoints at multiples of this stay for good; 0 is none."),
+        key("dir", Kind::Text, Is("\"ckpt\""), RUN_TIME, "Directory."),
+    ],
+    globs: &[],
+};
+
+/// `eval = { … }`
+pub static EVAL: Section = Section {
+    keys: &[
+        key("every", Kind::Count, Is("1000"), RUN_TIME, "Steps between evaluations."),
+        key("data", Kind::Source, Required, RUN_TIME, "Held-out data."),
+        key("batches", Kind::Count, Is("32"), RUN_TIME, "Microbatches per evaluation."),
+    ],
+    globs: &[],
+};
+
+/// `log = { … }`
+pub static LOG: Section = Section {
+    keys: &[
+        key("every", Kind::Count, Is("10"), RUN_TIME, "Steps between lines."),
+        later("tensorboard", Kind::Text, Absent, RUN_TIME, "Directory of TensorBoard events."),
+        later("profile", Kind::StepRange, Absent, RUN_TIME, "Steps to trace."),
+    ],
+    globs: &[],
+};
+
+/// `store { … }`
+pub static STORE: Section = Section {
+    keys: &[
+        later("params", Kind::Word(&["sharded", "whole"]), Is("sharded"), BAKED, "Parameters at rest."),
+        later("grads", Kind::Word(&["sharded", "whole"]), Is("sharded"), BAKED, "Gradients between microbatches."),
+        later("state", Kind::Word(&["sharded", "whole"]), Is("sharded"), BAKED, "Optimizer states."),
+        later("regather", Kind::Word(&["backward", "never"]), Is("backward"), BAKED, "When parameters are gathered again."),
+    ],
+    globs: &[],
+};
+
+/// `pipeline { … }`, without `stages = n over axis`, which has a form of its own.
+pub static PIPELINE: Section = Section {
+    keys: &[
+        later("schedule", Kind::Variant(PIPELINE_SCHEDULES), Is("one_f_one_b"), BAKED, "Order of microbatches."),
+        later("microbatches", Kind::Count, Absent, BAKED, "Microbatches in flight per update."),
+    ],
+    globs: &[],
+};
+
+/// Pipeline schedules.
+pub static PIPELINE_SCHEDULES: &[Variant] = &[
+    Variant {
+        tag: "gpipe",
+        args: &[],
+        section: NO_KEYS,
+        available: true,
+        doc: "All forward, then all backward (Huang et al. 2018, arXiv:1811.06965).",
+    },
+    Variant {
+        tag: "one_f_one_b",
+        args: &[],
+        section: NO_KEYS,
+        available: true,
+        doc: "One forward, one backward (Narayanan et al. 2021, arXiv:2104.04473, §2.2).",
+    },
+    Variant {
+        tag: "interleaved",
+        args: &[key("chunks", Kind::Count, Required, BAKED, "Stages per device.")],
+        section: NO_KEYS,
+        available: true,
+        doc: "Several stages per device (arXiv:2104.04473, §2.2).",
+    },
+];
+
+/// `target cpu { … }`
+pub static TARGET: Section = Section {
+    keys: &[
+        key("memory", Kind::Bytes, Absent, BAKED, "The plan must fit in this; unlimited if absent."),
+        key("arch", Kind::AnyWord, Absent, BAKED, "Instruction set; this machine's if absent."),
+    ],
+    globs: &[],
+};
+
+/// `adapter lora { … }`
+pub static LORA: Section = Section {
+    keys: &[
+        later("rank", Kind::Count, Required, BAKED, "Rank of the added product (Hu et al. 2021, arXiv:2106.09685)."),
+        later("alpha", Kind::Positive, Absent, BAKED, "The product is scaled by alpha / rank; alpha = rank if absent."),
+        later("on", Kind::Text, Required, BAKED, "Glob of the parameters adapted."),
+    ],
+    globs: &[],
+};
