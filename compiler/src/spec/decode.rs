@@ -86,7 +86,10 @@ pub enum Typed {
 impl Decoded {
     /// The field of a key of the table.
     pub fn field(&self, name: &str) -> &Field {
-        self.fields.iter().find(|f| f.key.name == name).unwrap_or_else(|| panic!("the table has no key `{name}`"))
+        self.fields
+            .iter()
+            .find(|f| f.key.name == name)
+            .unwrap_or_else(|| panic!("the table has no key `{name}`"))
     }
 
     /// A key's value.
@@ -119,7 +122,12 @@ impl Decoded {
 }
 
 /// Types a section; `path` is where it stands, such as `train.optimizer`.
-pub fn decode(section: &AstSection, table: &'static Section, path: &str, found: &mut Vec<Diagnostic>) -> Decoded {
+pub fn decode(
+    section: &AstSection,
+    table: &'static Section,
+    path: &str,
+    found: &mut Vec<Diagnostic>,
+) -> Decoded {
     Decoder { found, path: path.to_string() }.section(section, table)
 }
 
@@ -161,7 +169,11 @@ impl Decoder<'_> {
                     globs.extend(self.glob(table, verb, glob, except.as_ref(), value.as_ref()));
                 }
                 Entry::Weighted { value, .. } => {
-                    self.wrong::<()>(value.span, "a weighted entry stands only in `mix`", "expected `key = value`");
+                    self.wrong::<()>(
+                        value.span,
+                        "a weighted entry stands only in `mix`",
+                        "expected `key = value`",
+                    );
                 }
                 // `with` of a target was applied when the target was chosen.
                 Entry::With(_) => {}
@@ -257,8 +269,16 @@ impl Decoder<'_> {
         let value = match (known.value, value) {
             (None, None) => Typed::Absent,
             (Some(kind), Some(value)) => self.inside(known.verb, |d| d.value(value, kind))?,
-            (None, Some(value)) => return self.wrong(value.span, "nothing follows this glob", "not expected here"),
-            (Some(_), None) => return self.wrong(glob.span, "the glob lacks what holds for it", "expected `{ … }` or `: value`"),
+            (None, Some(value)) => {
+                return self.wrong(value.span, "nothing follows this glob", "not expected here");
+            }
+            (Some(_), None) => {
+                return self.wrong(
+                    glob.span,
+                    "the glob lacks what holds for it",
+                    "expected `{ … }` or `: value`",
+                );
+            }
         };
         let except = except.map(|e| e.value.clone());
         Some(GlobField { verb: known.verb, glob: glob.value.clone(), except, value, span: glob.span })
@@ -306,7 +326,9 @@ impl Decoder<'_> {
                 None => self.mismatch(value, "a word"),
             },
             Kind::Bytes => match plain_number(value) {
-                Some(n) if n.unit == Unit::Bytes => n.integer.map(Typed::Integer).or_else(|| self.range(value, "a whole number of bytes")),
+                Some(n) if n.unit == Unit::Bytes => {
+                    n.integer.map(Typed::Integer).or_else(|| self.range(value, "a whole number of bytes"))
+                }
                 _ => self.mismatch(value, "a number of bytes such as `16GiB`"),
             },
             Kind::Batch => self.batch(value),
@@ -333,7 +355,9 @@ impl Decoder<'_> {
         };
         match number.integer {
             Some(n) if n >= least => Some(Typed::Integer(n)),
-            _ => self.range(value, if least == 0 { "a whole number from 0" } else { "a whole number from 1" }),
+            _ => {
+                self.range(value, if least == 0 { "a whole number from 0" } else { "a whole number from 1" })
+            }
         }
     }
 
@@ -341,11 +365,17 @@ impl Decoder<'_> {
         let Some(number) = plain_number(value).filter(|n| n.unit == Unit::One) else {
             return self.mismatch(value, "a number");
         };
-        if fits(number.value) { Some(Typed::Real(number.value, number.text.clone())) } else { self.range(value, allowed) }
+        if fits(number.value) {
+            Some(Typed::Real(number.value, number.text.clone()))
+        } else {
+            self.range(value, allowed)
+        }
     }
 
     fn betas(&mut self, value: &Value) -> Option<Typed> {
-        let ValueKind::Tuple(items) = &value.kind else { return self.mismatch(value, "two numbers such as `(0.9, 0.95)`") };
+        let ValueKind::Tuple(items) = &value.kind else {
+            return self.mismatch(value, "two numbers such as `(0.9, 0.95)`");
+        };
         let numbers: Vec<f64> = items.iter().filter_map(plain_number).map(|n| n.value).collect();
         match (numbers.as_slice(), items.len()) {
             ([a, b], 2) if (0.0..1.0).contains(a) && (0.0..1.0).contains(b) => {
@@ -395,7 +425,11 @@ impl Decoder<'_> {
         if let ValueKind::Section(s) = &value.kind {
             let first = &variants[0];
             let body = self.section(s, &first.section);
-            return Some(Typed::Variant(first, Box::new(self.arguments(first, &[], value.span)?), Box::new(body)));
+            return Some(Typed::Variant(
+                first,
+                Box::new(self.arguments(first, &[], value.span)?),
+                Box::new(body),
+            ));
         }
         let ValueKind::Tagged { tag, args, section } = &value.kind else {
             return self.mismatch(value, &one_of(variants));
@@ -423,14 +457,20 @@ impl Decoder<'_> {
     }
 
     /// The arguments of a form, as if they were keys of a section.
-    fn arguments(&mut self, variant: &'static Variant, args: &[super::ast::ValueArg], span: Span) -> Option<Decoded> {
+    fn arguments(
+        &mut self,
+        variant: &'static Variant,
+        args: &[super::ast::ValueArg],
+        span: Span,
+    ) -> Option<Decoded> {
         let mut named: Vec<(Ident, Value)> = vec![];
         let mut good = true;
         for arg in args {
             let Some(name) = &arg.name else { continue };
             if !variant.args.iter().any(|k| k.name == name.name) {
                 let title = format!("`{}` has no argument `{}`", variant.tag, name.name);
-                let mut diagnostic = Diagnostic::error(codes::UNKNOWN_KEY, title).at(name.span, "unknown argument");
+                let mut diagnostic =
+                    Diagnostic::error(codes::UNKNOWN_KEY, title).at(name.span, "unknown argument");
                 if let Some(near) = nearest(&name.name, variant.args.iter().map(|k| k.name)) {
                     diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
                 }
@@ -438,7 +478,8 @@ impl Decoder<'_> {
                 good = false;
             } else if named.iter().any(|(n, _)| n.name == name.name) {
                 self.found.push(
-                    Diagnostic::error(codes::DUPLICATE, format!("`{}` is given twice", name.name)).at(name.span, "again"),
+                    Diagnostic::error(codes::DUPLICATE, format!("`{}` is given twice", name.name))
+                        .at(name.span, "again"),
                 );
                 good = false;
             } else {
@@ -448,10 +489,13 @@ impl Decoder<'_> {
         for arg in args.iter().filter(|a| a.name.is_none()) {
             let free = variant.args.iter().find(|k| !named.iter().any(|(n, _)| n.name == k.name));
             match free {
-                Some(key) => named.push((Ident { name: key.name.into(), span: arg.value.span }, arg.value.clone())),
+                Some(key) => {
+                    named.push((Ident { name: key.name.into(), span: arg.value.span }, arg.value.clone()))
+                }
                 None => {
                     let title = format!("`{}` takes at most {} arguments", variant.tag, variant.args.len());
-                    self.found.push(Diagnostic::error(codes::ARGUMENTS, title).at(arg.value.span, "one too many"));
+                    self.found
+                        .push(Diagnostic::error(codes::ARGUMENTS, title).at(arg.value.span, "one too many"));
                     good = false;
                 }
             }
@@ -470,7 +514,9 @@ impl Decoder<'_> {
 
     fn source(&mut self, value: &Value) -> Option<Typed> {
         match &value.kind {
-            ValueKind::Tagged { tag, args: None, section: Some(s) } if tag.name == "mix" => self.mix(s, tag.span),
+            ValueKind::Tagged { tag, args: None, section: Some(s) } if tag.name == "mix" => {
+                self.mix(s, tag.span)
+            }
             ValueKind::Tagged { tag, .. } if tag.name == "mix" => {
                 self.mismatch(value, "weighted sources: `mix { 0.7 tokens(…), 0.3 tokens(…) }`")
             }
@@ -484,7 +530,11 @@ impl Decoder<'_> {
         let mut sum = 0.0;
         for entry in &section.entries {
             let Entry::Weighted { weight, value } = entry else {
-                return self.wrong(section.span, "`mix` takes weighted sources only", "expected `0.7 tokens(…)`");
+                return self.wrong(
+                    section.span,
+                    "`mix` takes weighted sources only",
+                    "expected `0.7 tokens(…)`",
+                );
             };
             sum += weight.value;
             parts.push((weight.value, self.variant(value, SOURCES)?));
@@ -548,7 +598,8 @@ impl Typed {
                 let args = show_fields(args);
                 let body = show_fields(body);
                 let args = if args.is_empty() { String::new() } else { format!("({})", args.join(", ")) };
-                let body = if body.is_empty() { String::new() } else { format!(" {{ {} }}", body.join(", ")) };
+                let body =
+                    if body.is_empty() { String::new() } else { format!(" {{ {} }}", body.join(", ")) };
                 let needs_call = !variant.args.is_empty() || SOURCES.iter().any(|s| s.tag == variant.tag);
                 let args = if args.is_empty() && needs_call { "()".to_string() } else { args };
                 format!("{}{args}{body}", variant.tag)

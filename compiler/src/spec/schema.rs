@@ -111,7 +111,13 @@ const fn key(name: &'static str, kind: Kind, default: Fallback, at_run_time: boo
     Key { name, kind, default, at_run_time, applied: true, doc }
 }
 
-const fn later(name: &'static str, kind: Kind, default: Fallback, at_run_time: bool, doc: &'static str) -> Key {
+const fn later(
+    name: &'static str,
+    kind: Kind,
+    default: Fallback,
+    at_run_time: bool,
+    doc: &'static str,
+) -> Key {
     Key { name, kind, default, at_run_time, applied: false, doc }
 }
 
@@ -130,16 +136,52 @@ pub static TRAIN: Section = Section {
         key("steps", Kind::Count, Required, RUN_TIME, "Number of updates; also the horizon of the schedule."),
         key("batch", Kind::Batch, Required, BAKED, "Sequences (or tokens) per update."),
         key("seq", Kind::Count, Required, BAKED, "Tokens per sequence."),
-        key("microbatch", Kind::Count, Absent, BAKED, "Sequences processed at once per data shard; the whole batch if absent."),
+        key(
+            "microbatch",
+            Kind::Count,
+            Absent,
+            BAKED,
+            "Sequences processed at once per data shard; the whole batch if absent.",
+        ),
         key("seed", Kind::Whole, Is("0"), RUN_TIME, "Seed of everything random."),
         key("data", Kind::Source, Required, RUN_TIME, "Where training data comes from."),
         key("tokenizer", Kind::Text, Absent, RUN_TIME, "Path of a tokenizer file."),
-        later("pack", Kind::Word(&["none", "documents"]), Is("none"), BAKED, "How documents share a sequence."),
-        key("optimizer", Kind::Variant(OPTIMIZERS), Required, RUN_TIME, "The update rule with its hyper-parameters."),
+        later(
+            "pack",
+            Kind::Word(&["none", "documents"]),
+            Is("none"),
+            BAKED,
+            "How documents share a sequence.",
+        ),
+        key(
+            "optimizer",
+            Kind::Variant(OPTIMIZERS),
+            Required,
+            RUN_TIME,
+            "The update rule with its hyper-parameters.",
+        ),
         key("schedule", Kind::Chain(SCHEDULES), Is("constant"), RUN_TIME, "The learning rate over time."),
-        key("precision", Kind::Section(&PRECISION), Is("{}"), BAKED, "Widths of floating-point numbers by role."),
-        later("remat", Kind::WordOrSection(&["none", "full", "dots", "attn"], &REMAT), Is("none"), BAKED, "What the forward pass keeps for the backward pass."),
-        key("checkpoint", Kind::Section(&CHECKPOINT), Is("{}"), RUN_TIME, "When and where the state is saved."),
+        key(
+            "precision",
+            Kind::Section(&PRECISION),
+            Is("{}"),
+            BAKED,
+            "Widths of floating-point numbers by role.",
+        ),
+        later(
+            "remat",
+            Kind::WordOrSection(&["none", "full", "dots", "attn"], &REMAT),
+            Is("none"),
+            BAKED,
+            "What the forward pass keeps for the backward pass.",
+        ),
+        key(
+            "checkpoint",
+            Kind::Section(&CHECKPOINT),
+            Is("{}"),
+            RUN_TIME,
+            "When and where the state is saved.",
+        ),
         key("eval", Kind::Section(&EVAL), Absent, RUN_TIME, "Evaluation on held-out data."),
         key("log", Kind::Section(&LOG), Is("{}"), RUN_TIME, "What is logged, and when."),
     ],
@@ -154,7 +196,13 @@ pub static OPTIMIZERS: &[Variant] = &[
         section: Section {
             keys: &[
                 key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
-                key("betas", Kind::Betas, Is("(0.9, 0.95)"), RUN_TIME, "Decay of the first and second moment."),
+                key(
+                    "betas",
+                    Kind::Betas,
+                    Is("(0.9, 0.95)"),
+                    RUN_TIME,
+                    "Decay of the first and second moment.",
+                ),
                 key("eps", Kind::Positive, Is("1e-8"), RUN_TIME, "Added to the root of the second moment."),
                 key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
                 key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
@@ -170,7 +218,13 @@ pub static OPTIMIZERS: &[Variant] = &[
         section: Section {
             keys: &[
                 key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
-                key("momentum", Kind::Fraction, Is("0"), RUN_TIME, "Share of the last step kept; 0 keeps no state."),
+                key(
+                    "momentum",
+                    Kind::Fraction,
+                    Is("0"),
+                    RUN_TIME,
+                    "Share of the last step kept; 0 keeps no state.",
+                ),
                 key("nesterov", Kind::Switch, Is("false"), BAKED, "Nesterov's form of momentum."),
                 key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
                 key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
@@ -200,7 +254,13 @@ pub static OPTIMIZERS: &[Variant] = &[
         section: Section {
             keys: &[
                 key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
-                key("betas", Kind::Betas, Is("(0.9, 0.99)"), RUN_TIME, "Shares of the step and of the momentum."),
+                key(
+                    "betas",
+                    Kind::Betas,
+                    Is("(0.9, 0.99)"),
+                    RUN_TIME,
+                    "Shares of the step and of the momentum.",
+                ),
                 key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
                 key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
             ],
@@ -290,8 +350,20 @@ pub static SOURCES: &[Variant] = &[
         tag: "tokens",
         args: &[
             FILES,
-            key("dtype", Kind::Word(&["u16", "u32"]), Is("u16"), BAKED, "Width of an id in files without a header."),
-            key("layout", Kind::Word(&["stream", "records"]), Is("stream"), BAKED, "One stream of ids, or fixed records of seq + 1."),
+            key(
+                "dtype",
+                Kind::Word(&["u16", "u32"]),
+                Is("u16"),
+                BAKED,
+                "Width of an id in files without a header.",
+            ),
+            key(
+                "layout",
+                Kind::Word(&["stream", "records"]),
+                Is("stream"),
+                BAKED,
+                "One stream of ids, or fixed records of seq + 1.",
+            ),
         ],
         section: NO_KEYS,
         available: true,
@@ -346,7 +418,13 @@ pub static CHECKPOINT: Section = Section {
     keys: &[
         key("every", Kind::Whole, Is("1000"), RUN_TIME, "Steps between checkpoints; 0 is only at the end."),
         key("keep", Kind::Count, Is("3"), RUN_TIME, "How many of the newest checkpoints stay."),
-        key("keep_every", Kind::Whole, Is("0"), RUN_TIME, "Checkpoints at multiples of this stay for good; 0 is none."),
+        key(
+            "keep_every",
+            Kind::Whole,
+            Is("0"),
+            RUN_TIME,
+            "Checkpoints at multiples of this stay for good; 0 is none.",
+        ),
         key("dir", Kind::Text, Is("\"ckpt\""), RUN_TIME, "Directory."),
     ],
     globs: &[],
@@ -376,9 +454,21 @@ pub static LOG: Section = Section {
 pub static STORE: Section = Section {
     keys: &[
         later("params", Kind::Word(&["sharded", "whole"]), Is("sharded"), BAKED, "Parameters at rest."),
-        later("grads", Kind::Word(&["sharded", "whole"]), Is("sharded"), BAKED, "Gradients between microbatches."),
+        later(
+            "grads",
+            Kind::Word(&["sharded", "whole"]),
+            Is("sharded"),
+            BAKED,
+            "Gradients between microbatches.",
+        ),
         later("state", Kind::Word(&["sharded", "whole"]), Is("sharded"), BAKED, "Optimizer states."),
-        later("regather", Kind::Word(&["backward", "never"]), Is("backward"), BAKED, "When parameters are gathered again."),
+        later(
+            "regather",
+            Kind::Word(&["backward", "never"]),
+            Is("backward"),
+            BAKED,
+            "When parameters are gathered again.",
+        ),
     ],
     globs: &[],
 };
@@ -386,7 +476,13 @@ pub static STORE: Section = Section {
 /// `pipeline { … }`, without `stages = n over axis`, which has a form of its own.
 pub static PIPELINE: Section = Section {
     keys: &[
-        later("schedule", Kind::Variant(PIPELINE_SCHEDULES), Is("one_f_one_b"), BAKED, "Order of microbatches."),
+        later(
+            "schedule",
+            Kind::Variant(PIPELINE_SCHEDULES),
+            Is("one_f_one_b"),
+            BAKED,
+            "Order of microbatches.",
+        ),
         later("microbatches", Kind::Count, Absent, BAKED, "Microbatches in flight per update."),
     ],
     globs: &[],
@@ -429,8 +525,20 @@ pub static TARGET: Section = Section {
 /// `adapter lora { … }`
 pub static LORA: Section = Section {
     keys: &[
-        later("rank", Kind::Count, Required, BAKED, "Rank of the added product (Hu et al. 2021, arXiv:2106.09685)."),
-        later("alpha", Kind::Positive, Absent, BAKED, "The product is scaled by alpha / rank; alpha = rank if absent."),
+        later(
+            "rank",
+            Kind::Count,
+            Required,
+            BAKED,
+            "Rank of the added product (Hu et al. 2021, arXiv:2106.09685).",
+        ),
+        later(
+            "alpha",
+            Kind::Positive,
+            Absent,
+            BAKED,
+            "The product is scaled by alpha / rank; alpha = rank if absent.",
+        ),
         later("on", Kind::Text, Required, BAKED, "Glob of the parameters adapted."),
     ],
     globs: &[],

@@ -8,7 +8,7 @@ use super::run;
 use crate::spec::ast::{self, Entry, File, Item, ShardScope, Value, ValueKind};
 use crate::spec::checked::*;
 use crate::spec::codes;
-use crate::spec::decode::decode;
+use crate::spec::decode::{Decoded, decode};
 use crate::spec::diagnostic::{Diagnostic, nearest};
 use crate::spec::glob::{Hit, hit};
 use crate::spec::schema;
@@ -55,7 +55,7 @@ pub fn check_layout(file: &File, model: &Model, found: &mut Vec<Diagnostic>) {
             Item::Adapter(a) => adapter(a, model, found),
             Item::Kernel(k) => found.push(super::not_applied("kernel", k.span)),
             Item::Section(s) if s.kind.name == "store" => {
-                decode(&s.section, &schema::STORE, "store", found);
+                decode_with_one_note(s, &schema::STORE, "store", found);
             }
             Item::Section(s) if s.kind.name == "pipeline" => pipeline(s, model, found),
             Item::Section(_) | Item::Use(_) | Item::Model(_) | Item::Block(_) | Item::Target(_) => {}
@@ -63,7 +63,9 @@ pub fn check_layout(file: &File, model: &Model, found: &mut Vec<Diagnostic>) {
     }
     if !mesh.is_empty() && !sharded {
         let title = "a mesh without rules: nothing is split over it";
-        found.push(Diagnostic::warning(codes::UNTOUCHED, title).at(mesh[0].span, "").help("add a `shard { … }`"));
+        found.push(
+            Diagnostic::warning(codes::UNTOUCHED, title).at(mesh[0].span, "").help("add a `shard { … }`"),
+        );
     }
 }
 
@@ -79,7 +81,10 @@ fn mesh(file: &File, found: &mut Vec<Diagnostic>) -> Vec<MeshAxis> {
     let mut axes: Vec<MeshAxis> = vec![];
     for entry in &item.section.entries {
         let Entry::Assign { key, value } = entry else {
-            found.push(Diagnostic::error(codes::VALUE_TYPE, "a mesh takes `axis = size` only").at(item.section.span, ""));
+            found.push(
+                Diagnostic::error(codes::VALUE_TYPE, "a mesh takes `axis = size` only")
+                    .at(item.section.span, ""),
+            );
             continue;
         };
         if key.name == "order" {
@@ -107,7 +112,9 @@ fn mesh_size(value: &Value, found: &mut Vec<Diagnostic>) -> Option<u64> {
         None
     };
     match &value.kind {
-        ValueKind::Over(inner, place) if ["nodes", "node"].contains(&place.name.as_str()) => mesh_size(inner, found),
+        ValueKind::Over(inner, place) if ["nodes", "node"].contains(&place.name.as_str()) => {
+            mesh_size(inner, found)
+        }
         ValueKind::Over(_, place) => wrong(place.span),
         ValueKind::Number(n, kind) => {
             let known = kind.as_ref().is_none_or(|k| k.name == "pipeline");
@@ -167,10 +174,13 @@ fn shard_rules(
     if !mesh.is_empty() && !untouched.is_empty() {
         let keyword = Span { end: shard.span.start + 5, ..shard.span };
         found.push(
-            Diagnostic::warning(codes::UNTOUCHED, "parameters that no rule touches stay whole on every device")
-                .at(keyword, "these rules")
-                .meaning(format!("not touched: {}", untouched.join(", ")))
-                .help("say so if that is meant: `params \"…\": axis -> none`"),
+            Diagnostic::warning(
+                codes::UNTOUCHED,
+                "parameters that no rule touches stay whole on every device",
+            )
+            .at(keyword, "these rules")
+            .meaning(format!("not touched: {}", untouched.join(", ")))
+            .help("say so if that is meant: `params \"…\": axis -> none`"),
         );
     }
 }
@@ -185,8 +195,9 @@ fn mesh_names(rule: &ast::ShardRule, mesh: &[MeshAxis], found: &mut Vec<Diagnost
     let mut names: Vec<String> = vec![];
     for axis in &rule.mesh_axes {
         if !mesh.iter().any(|m| m.name == axis.name) {
-            let mut diagnostic = Diagnostic::error(codes::UNKNOWN_NAME, format!("unknown mesh axis: `{}`", axis.name))
-                .at(axis.span, "not in the mesh");
+            let mut diagnostic =
+                Diagnostic::error(codes::UNKNOWN_NAME, format!("unknown mesh axis: `{}`", axis.name))
+                    .at(axis.span, "not in the mesh");
             if let Some(near) = nearest(&axis.name, mesh.iter().map(|m| m.name.as_str())) {
                 diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
             } else {
@@ -222,7 +233,8 @@ fn tensor_axes(
             Some(size) => axes.push(Axis { name: name.name.clone(), size: *size }),
             None => {
                 let title = format!("no tensor has the axis `{}`", name.name);
-                let mut diagnostic = Diagnostic::error(codes::UNKNOWN_NAME, title).at(name.span, "not an axis of the model");
+                let mut diagnostic =
+                    Diagnostic::error(codes::UNKNOWN_NAME, title).at(name.span, "not an axis of the model");
                 if let Some(near) = nearest(&name.name, known.keys().copied()) {
                     diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
                 }
@@ -235,24 +247,35 @@ fn tensor_axes(
 
 /// The product of the axes splits evenly over the mesh axes whose sizes are known. Sizes by the run are not checked here:
 /// `batch` is split by the number of data shards, which the placeholder does not know.
-fn divides(choice: &ast::AxisChoice, axes: &[Axis], names: &[String], mesh: &[MeshAxis], found: &mut Vec<Diagnostic>) {
+fn divides(
+    choice: &ast::AxisChoice,
+    axes: &[Axis],
+    names: &[String],
+    mesh: &[MeshAxis],
+    found: &mut Vec<Diagnostic>,
+) {
     if axes.iter().any(|a| a.name == "batch") {
         return;
     }
     let over: Vec<&MeshAxis> = names.iter().filter_map(|n| mesh.iter().find(|m| m.name == *n)).collect();
     let devices: Option<u64> = over.iter().try_fold(1u64, |p, m| p.checked_mul(m.size?));
-    let (Some(devices), size) = (devices, axes.iter().fold(1u64, |p, a| p.saturating_mul(a.size))) else { return };
+    let (Some(devices), size) = (devices, axes.iter().fold(1u64, |p, a| p.saturating_mul(a.size))) else {
+        return;
+    };
     if size % devices == 0 {
         return;
     }
     let shown: Vec<&str> = axes.iter().map(|a| a.name.as_str()).collect();
-    let mesh_sizes: Vec<String> = over.iter().map(|m| format!("{} = {}", m.name, m.size.unwrap_or(1))).collect();
+    let mesh_sizes: Vec<String> =
+        over.iter().map(|m| format!("{} = {}", m.name, m.size.unwrap_or(1))).collect();
     let fit = (1..=devices).rev().find(|n| size % n == 0).unwrap_or(1);
     let title = format!("`{}` does not split {devices} ways", shown.join(" "));
     found.push(
         Diagnostic::error(codes::INDIVISIBLE, title)
             .at(choice.span, format!("{}, {}", show_axes(axes), mesh_sizes.join(", ")))
-            .help(format!("{size} is not a multiple of {devices}; the nearest number of devices that fits is {fit}")),
+            .help(format!(
+                "{size} is not a multiple of {devices}; the nearest number of devices that fits is {fit}"
+            )),
     );
 }
 
@@ -273,9 +296,11 @@ fn mesh_axis_twice(
             for m in mesh {
                 if let Some(other) = seen.insert(m, axis)
                     && rule.mesh_axes.iter().any(|r| r.name == *m)
-                    && !param_alternatives(other, axis)
                 {
-                    let title = format!("the mesh axis `{m}` would split two axes of `{}`: `{other}` and `{axis}`", param.path);
+                    let title = format!(
+                        "the mesh axis `{m}` would split two axes of `{}`: `{other}` and `{axis}`",
+                        param.path
+                    );
                     found.push(
                         Diagnostic::error(codes::MESH_AXIS_TWICE, title)
                             .at(rule.span, "by this rule")
@@ -288,18 +313,18 @@ fn mesh_axis_twice(
     }
 }
 
-/// Axes of one tensor may both ask for a mesh axis when one is a sub-axis of a joint rule; plain axes never may.
-fn param_alternatives(a: &str, b: &str) -> bool {
-    a == b
-}
-
 // ---- values
 
 /// Every named value of the model with its axes and role.
 pub fn value_paths(model: &Model) -> Vec<ValuePath> {
     let mut all = vec![];
     for input in &model.inputs {
-        all.push(ValuePath { path: input.name.clone(), repeats: vec![], axes: input.ty.axes.clone(), role: None });
+        all.push(ValuePath {
+            path: input.name.clone(),
+            repeats: vec![],
+            axes: input.ty.axes.clone(),
+            role: None,
+        });
     }
     statements(&model.body, &mut vec![], &mut all);
     walk(&model.loss.value, &mut vec![], &mut all);
@@ -401,7 +426,8 @@ fn role_hit(values: &[ValuePath], role: &ast::Ident, found: &mut Vec<Diagnostic>
         return;
     }
     let mut diagnostic =
-        Diagnostic::error(codes::GLOB_NOTHING, format!("no value has the role `{}`", role.name)).at(role.span, "hits nothing");
+        Diagnostic::error(codes::GLOB_NOTHING, format!("no value has the role `{}`", role.name))
+            .at(role.span, "hits nothing");
     if let Some(near) = nearest(&role.name, values.iter().filter_map(|v| v.role.as_deref())) {
         diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
     }
@@ -410,12 +436,25 @@ fn role_hit(values: &[ValuePath], role: &ast::Ident, found: &mut Vec<Diagnostic>
 
 // ---- the rest
 
+/// Types a section without effect: its errors, and one note for the whole of it.
+fn decode_with_one_note(
+    item: &ast::SectionItem,
+    table: &'static schema::Section,
+    name: &str,
+    found: &mut Vec<Diagnostic>,
+) -> Decoded {
+    let mut inner = vec![];
+    let keys = decode(&item.section, table, name, &mut inner);
+    found.extend(inner.into_iter().filter(Diagnostic::is_error));
+    found.push(super::not_applied(name, item.kind.span));
+    keys
+}
+
 fn pipeline(item: &ast::SectionItem, model: &Model, found: &mut Vec<Diagnostic>) {
-    let mut rest = item.section.clone();
+    let mut rest_item = item.clone();
     let stages = super::assigned(&item.section, "stages").map(|(k, v)| (k.clone(), v.clone()));
-    rest.entries.retain(|e| !matches!(e, Entry::Assign { key, .. } if key.name == "stages"));
-    decode(&rest, &schema::PIPELINE, "pipeline", found);
-    found.push(super::not_applied("pipeline", item.kind.span));
+    rest_item.section.entries.retain(|e| !matches!(e, Entry::Assign { key, .. } if key.name == "stages"));
+    decode_with_one_note(&rest_item, &schema::PIPELINE, "pipeline", found);
     let Some((_, value)) = stages else {
         found.push(
             Diagnostic::error(codes::MISSING_KEY, "missing key: `pipeline.stages`")
@@ -432,8 +471,13 @@ fn pipeline(item: &ast::SectionItem, model: &Model, found: &mut Vec<Diagnostic>)
         _ => None,
     };
     let Some((stages, axis)) = form else {
-        let title = format!("`pipeline.stages` takes a number over a repeat, found `{}`", crate::spec::print::value(&value));
-        found.push(Diagnostic::error(codes::VALUE_TYPE, title).at(value.span, "expected such as `8 over layers`"));
+        let title = format!(
+            "`pipeline.stages` takes a number over a repeat, found `{}`",
+            crate::spec::print::value(&value)
+        );
+        found.push(
+            Diagnostic::error(codes::VALUE_TYPE, title).at(value.span, "expected such as `8 over layers`"),
+        );
         return;
     };
     let repeated = model.params.iter().flat_map(|p| &p.repeats).find(|r| r.axis.name == axis.name);
@@ -445,7 +489,9 @@ fn pipeline(item: &ast::SectionItem, model: &Model, found: &mut Vec<Diagnostic>)
         Some(_) => {}
         None => {
             let title = format!("no repeat runs over `{}`", axis.name);
-            found.push(Diagnostic::error(codes::UNKNOWN_NAME, title).at(axis.span, "not the size of a repeat"));
+            found.push(
+                Diagnostic::error(codes::UNKNOWN_NAME, title).at(axis.span, "not the size of a repeat"),
+            );
         }
     }
 }
@@ -456,11 +502,8 @@ fn adapter(a: &ast::Adapter, model: &Model, found: &mut Vec<Diagnostic>) {
         found.push(Diagnostic::error(codes::VALUE_TYPE, title).at(a.kind.span, "expected `lora`"));
         return;
     }
-    let mut inner = vec![];
-    let keys = decode(&a.section, &schema::LORA, "adapter lora", &mut inner);
-    // One note for the whole construct says enough.
-    found.extend(inner.into_iter().filter(Diagnostic::is_error));
-    found.push(super::not_applied("adapter", a.kind.span));
+    let item = ast::SectionItem { kind: a.kind.clone(), section: a.section.clone() };
+    let keys = decode_with_one_note(&item, &schema::LORA, "adapter", found);
     if let Some(glob) = keys.text("on") {
         run::glob_params(model, glob, None, keys.field("on").at, found);
     }

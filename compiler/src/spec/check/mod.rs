@@ -89,7 +89,9 @@ fn check_units(units: &Units, found: &mut Vec<Diagnostic>) -> Option<Spec> {
 /// Applies the `with { … }` of the first target: overrides for one kind of hardware.
 fn apply_target_overrides(file: &mut ast::File, found: &mut Vec<Diagnostic>) {
     let mut overrides = vec![];
-    if let Some(target) = file.items.iter().find_map(|i| if let ast::Item::Target(t) = i { Some(t) } else { None }) {
+    if let Some(target) =
+        file.items.iter().find_map(|i| if let ast::Item::Target(t) = i { Some(t) } else { None })
+    {
         for entry in &target.section.entries {
             let ast::Entry::With(section) = entry else { continue };
             for entry in &section.entries {

@@ -56,10 +56,17 @@ impl Run {
             let below = (1..=microbatch.min(batch)).rev().find(|m| batch % m == 0).unwrap_or(1);
             let above = (microbatch..=batch).find(|m| batch % m == 0).unwrap_or(batch);
             found.push(
-                Diagnostic::error(codes::BATCH_DIVIDE, format!("the batch does not divide into microbatches: {batch} by {microbatch}"))
-                    .at(keys.field("microbatch").at, format!("{batch} is not a multiple of {microbatch}"))
-                    .and(keys.field("batch").at, "the batch")
-                    .help(if below == above { format!("use {below}") } else { format!("use {below} or {above}") }),
+                Diagnostic::error(
+                    codes::BATCH_DIVIDE,
+                    format!("the batch does not divide into microbatches: {batch} by {microbatch}"),
+                )
+                .at(keys.field("microbatch").at, format!("{batch} is not a multiple of {microbatch}"))
+                .and(keys.field("batch").at, "the batch")
+                .help(if below == above {
+                    format!("use {below}")
+                } else {
+                    format!("use {below} or {above}")
+                }),
             );
         }
         Some(Run { keys, batch, seq, microbatch, span: item.kind.span })
@@ -71,7 +78,11 @@ impl Run {
             let at = self.keys.field(name).at;
             if at.is_written() { at } else { self.keys.field(other).at }
         };
-        RunSizes { batch: self.microbatch, seq: self.seq, span: Some((place("microbatch", "batch"), place("seq", "seq"))) }
+        RunSizes {
+            batch: self.microbatch,
+            seq: self.seq,
+            span: Some((place("microbatch", "batch"), place("seq", "seq"))),
+        }
     }
 
     /// The checked section; parameter groups are resolved with the model.
@@ -146,18 +157,24 @@ impl Run {
                 None if last => steps.max(begin),
                 None => {
                     found.push(
-                        Diagnostic::error(codes::MISSING_KEY, format!("`{}` needs its number of steps", variant.tag))
-                            .at(*span, "another piece follows")
-                            .help("only the last piece of a schedule may run to the end"),
+                        Diagnostic::error(
+                            codes::MISSING_KEY,
+                            format!("`{}` needs its number of steps", variant.tag),
+                        )
+                        .at(*span, "another piece follows")
+                        .help("only the last piece of a schedule may run to the end"),
                     );
                     return None;
                 }
             };
             if end > steps || (begin >= steps && i > 0) {
                 found.push(
-                    Diagnostic::error(codes::RANGE, format!("the schedule is longer than the run: {end} of {steps} steps"))
-                        .at(*span, format!("from step {begin} to {end}"))
-                        .and(self.keys.field("steps").at, format!("the run has {steps} steps")),
+                    Diagnostic::error(
+                        codes::RANGE,
+                        format!("the schedule is longer than the run: {end} of {steps} steps"),
+                    )
+                    .at(*span, format!("from step {begin} to {end}"))
+                    .and(self.keys.field("steps").at, format!("the run has {steps} steps")),
                 );
                 return None;
             }
@@ -204,7 +221,11 @@ impl Run {
 
     fn eval(&self) -> Option<Eval> {
         let e = self.keys.section("eval")?;
-        Some(Eval { every: e.integer("every")?, data: source(e.get("data"))?, batches: e.integer("batches")? })
+        Some(Eval {
+            every: e.integer("every")?,
+            data: source(e.get("data"))?,
+            batches: e.integer("batches")?,
+        })
     }
 
     /// Bytes are ids below 256, so the model needs as many.
@@ -217,9 +238,12 @@ impl Run {
         for input in &model.inputs {
             if let Some(bound) = input.bound.filter(|b| *b < 256) {
                 found.push(
-                    Diagnostic::error(codes::VOCABULARY, format!("bytes need a vocabulary of 256, `{}` has {bound}", input.name))
-                        .at(self.keys.field("data").at, "every byte is an id")
-                        .and(input.span, "declared here"),
+                    Diagnostic::error(
+                        codes::VOCABULARY,
+                        format!("bytes need a vocabulary of 256, `{}` has {bound}", input.name),
+                    )
+                    .at(self.keys.field("data").at, "every byte is an id")
+                    .and(input.span, "declared here"),
                 );
             }
         }
@@ -237,9 +261,12 @@ impl Run {
 fn tokens_to_sequences(tokens: u64, seq: u64, keys: &Decoded, found: &mut Vec<Diagnostic>) -> u64 {
     if tokens % seq != 0 {
         found.push(
-            Diagnostic::error(codes::BATCH_DIVIDE, format!("the batch is not a whole number of sequences: {tokens} tokens by {seq}"))
-                .at(keys.field("batch").at, format!("{tokens} is not a multiple of {seq}"))
-                .and(keys.field("seq").at, "tokens per sequence"),
+            Diagnostic::error(
+                codes::BATCH_DIVIDE,
+                format!("the batch is not a whole number of sequences: {tokens} tokens by {seq}"),
+            )
+            .at(keys.field("batch").at, format!("{tokens} is not a multiple of {seq}"))
+            .and(keys.field("seq").at, "tokens per sequence"),
         );
     }
     (tokens / seq).max(1)
@@ -293,9 +320,15 @@ pub fn part_of_repeat(glob: &str, path: &str, repeat: Option<&RepeatDim>, span: 
 }
 
 /// A glob that hits nothing.
-pub fn hits_nothing<'a>(glob: &str, what: &str, paths: impl IntoIterator<Item = &'a str>, span: Span) -> Diagnostic {
+pub fn hits_nothing<'a>(
+    glob: &str,
+    what: &str,
+    paths: impl IntoIterator<Item = &'a str>,
+    span: Span,
+) -> Diagnostic {
     let near = nearest_paths(glob, paths);
-    let diagnostic = Diagnostic::error(codes::GLOB_NOTHING, format!("the glob hits no {what}: `{glob}`")).at(span, "hits nothing");
+    let diagnostic = Diagnostic::error(codes::GLOB_NOTHING, format!("the glob hits no {what}: `{glob}`"))
+        .at(span, "hits nothing");
     if near.is_empty() { diagnostic } else { diagnostic.help(format!("nearest: {}", near.join(", "))) }
 }
 
@@ -332,11 +365,25 @@ pub fn keys(section: &Decoded, path: &str) -> Vec<Key> {
             Typed::Absent => continue,
             Typed::Section(inner) => all.extend(keys(inner, &path)),
             Typed::Variant(variant, args, body) => {
-                let head = Typed::Variant(variant, args.clone(), Box::new(Decoded { fields: vec![], ..(**body).clone() }));
-                all.push(Key { path: path.clone(), value: head.show(), origin: field.origin, at_run_time: field.key.at_run_time });
+                let head = Typed::Variant(
+                    variant,
+                    args.clone(),
+                    Box::new(Decoded { fields: vec![], ..(**body).clone() }),
+                );
+                all.push(Key {
+                    path: path.clone(),
+                    value: head.show(),
+                    origin: field.origin,
+                    at_run_time: field.key.at_run_time,
+                });
                 all.extend(keys(body, &path));
             }
-            value => all.push(Key { path, value: value.show(), origin: field.origin, at_run_time: field.key.at_run_time }),
+            value => all.push(Key {
+                path,
+                value: value.show(),
+                origin: field.origin,
+                at_run_time: field.key.at_run_time,
+            }),
         }
     }
     all
@@ -357,7 +404,9 @@ pub fn target(file: &File, found: &mut Vec<Diagnostic>) -> Target {
             }
             other => {
                 let title = format!("unknown target: `{other}`");
-                found.push(Diagnostic::error(codes::VALUE_TYPE, title).at(t.kind.span, "expected `cpu` or `cuda`"));
+                found.push(
+                    Diagnostic::error(codes::VALUE_TYPE, title).at(t.kind.span, "expected `cpu` or `cuda`"),
+                );
                 TargetKind::Cpu
             }
         };
@@ -365,7 +414,9 @@ pub fn target(file: &File, found: &mut Vec<Diagnostic>) -> Target {
         let name = format!("{} {}", t.kind.name, label.clone().unwrap_or_default());
         if let Some((_, first)) = labels.iter().find(|(n, _)| *n == name) {
             found.push(
-                Diagnostic::error(codes::DUPLICATE, "two targets of one name").at(t.kind.span, "again").and(*first, "first given here"),
+                Diagnostic::error(codes::DUPLICATE, "two targets of one name")
+                    .at(t.kind.span, "again")
+                    .and(*first, "first given here"),
             );
         }
         labels.push((name, t.kind.span));
@@ -375,6 +426,7 @@ pub fn target(file: &File, found: &mut Vec<Diagnostic>) -> Target {
             chosen = Some(Target { kind, label, memory_bytes, arch, span: t.kind.span });
         }
     }
-    let this_machine = Target { kind: TargetKind::Cpu, label: None, memory_bytes: None, arch: None, span: Span::NONE };
+    let this_machine =
+        Target { kind: TargetKind::Cpu, label: None, memory_bytes: None, arch: None, span: Span::NONE };
     chosen.unwrap_or(this_machine)
 }
