@@ -1,6 +1,6 @@
 //! Loop shapes several kernels share.
 
-use crate::kir::{Builder, Value};
+use crate::kir::{Builder, CompareOp, Value};
 
 /// Vectors over `0..n`: whole ones in a loop, then a partial one with its number of active lanes.
 pub fn for_vectors(b: &mut Builder, n: u64, lanes: u32, body: impl Fn(&mut Builder, Value, Option<Value>)) {
@@ -29,4 +29,21 @@ pub fn part_of(b: &mut Builder, part: Value, size: u64, end: u64) -> (Value, Val
     let end = b.index(end);
     let hi = b.min(next, end);
     (lo, hi)
+}
+
+/// As [`for_vectors`] with a bound known at run time only and carried values.
+pub fn for_vectors_carried(
+    b: &mut Builder,
+    n: Value,
+    lanes: u32,
+    init: &[Value],
+    body: impl Fn(&mut Builder, Value, Option<Value>, &[Value]) -> Vec<Value>,
+) -> Vec<Value> {
+    let step = b.index(u64::from(lanes));
+    let count = b.rem(n, step);
+    let whole = b.sub(n, count);
+    let zero = b.index(0);
+    let carried = b.for_carried(zero, whole, i64::from(lanes), init, |b, at, c| body(b, at, None, c));
+    let is_left = b.compare(CompareOp::Gt, count, zero);
+    b.if_else(is_left, |b| body(b, whole, Some(count), &carried), |_| carried.clone())
 }

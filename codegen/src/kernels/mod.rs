@@ -4,6 +4,7 @@
 //! which other tiles the same call computes; sums run in chunks of fixed length joined in a fixed order; nothing
 //! depends on the number of threads. Sizes of vectors, blocks and register tiles come from the [`Target`] alone.
 
+mod attention;
 mod buffers;
 mod gather;
 mod gemm;
@@ -29,6 +30,7 @@ pub fn expand(spec: &KernelSpec, target: &Target) -> Kernel {
         KernelSpec::Gemm(s) => gemm::gemm(s, target),
         KernelSpec::Gather(s) => gather::gather(s, target),
         KernelSpec::Scatter(s) => scatter::scatter(s, target),
-        KernelSpec::Attention(_) | KernelSpec::AttentionGrad(_) => panic!("no expansion for {spec:?}"),
+        KernelSpec::Attention(s) => attention::attention(s, target),
+        KernelSpec::AttentionGrad(s) => attention::attention_grad(s, target),
     }
 }

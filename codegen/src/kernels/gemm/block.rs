@@ -65,7 +65,7 @@ fn split(size: u64, wanted: u64, unit: u64) -> (u64, u64) {
 /// Rows and vectors of the register tile: the shape that computes the fewest elements beyond the edges, among those
 /// whose accumulators, vectors of b and one broadcast fit the registers. The percentage is what a shape loses beside the
 /// square-ish one: tall tiles load a broadcast for nearly every multiply-add, wide ones stream more of b from L2.
-fn register_tile(m: u64, n: u64, lanes: u64, target: &Target) -> (u64, u64) {
+pub fn register_tile(m: u64, n: u64, lanes: u64, target: &Target) -> (u64, u64) {
     let accumulators = u64::from(target.vector_registers) * 3 / 4;
     let shapes = [(2, 100), (3, 101), (4, 103), (1, 106), (8, 108)]
         .map(|(vectors, percent)| (accumulators / vectors, vectors, percent));

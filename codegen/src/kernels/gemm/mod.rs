@@ -26,9 +26,10 @@ use crate::kir::{Builder, Elem, Kernel, Mem, Value};
 use crate::program::{GemmSpec, Operand};
 use crate::target::Target;
 use block::Blocks;
-use micro::Micro;
+pub use block::register_tile;
+pub use micro::Micro;
 use mlc_runtime::abi::DType;
-pub use pack::{Packing, Panels, pack};
+pub use pack::{Packing, Panels, pack, pack_all};
 use sink::{Adds, Sink};
 
 /// Expands a matrix product.
@@ -178,14 +179,10 @@ impl<'a> Plan<'a> {
     fn block(&self, b: &mut Builder, sink: &Sink, first: Value, depth: Value) {
         let k = &self.blocks;
         let right = self.panels(b, &self.right, sink.place, sink.place.column, first, k.nr);
+        let packing = Packing { depth, max_depth: k.kc, count: sink.columns, to: sink.scratch.right };
+        pack_all(b, &right, &packing, k.tile_columns_are_whole(self.right.size));
         let n_panels = panels(b, sink.columns, k.nr);
         let zero = b.index(0);
-        b.for_each(zero, n_panels, 1, |b, j| {
-            let at = b.mul_const(j, k.nr as i64);
-            let to = b.mul_const(j, (k.nr * k.kc) as i64);
-            let packing = Packing { depth, max_depth: k.kc, count: sink.columns, to: sink.scratch.right };
-            pack(b, &right, &packing, at, to, k.tile_columns_are_whole(self.right.size));
-        });
         let left = self.panels(b, &self.left, sink.place, sink.place.row, first, k.mr);
         let m_panels = panels(b, sink.rows, k.mr);
         b.for_each(zero, m_panels, 1, |b, i| {
@@ -201,6 +198,7 @@ impl<'a> Plan<'a> {
                     lanes: self.lanes,
                     elem: self.elem,
                     left: sink.scratch.left,
+                    left_strides: (1, k.mr),
                     right: sink.scratch.right,
                 };
                 let sums = micro.multiply(b, zero, right_at, depth);
@@ -236,7 +234,7 @@ impl<'a> Plan<'a> {
 }
 
 /// `⌈count / width⌉`.
-fn panels(b: &mut Builder, count: Value, width: u64) -> Value {
+pub fn panels(b: &mut Builder, count: Value, width: u64) -> Value {
     if let Some(count) = b.known(count) {
         return b.index((count as u64).div_ceil(width));
     }

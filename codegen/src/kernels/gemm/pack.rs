@@ -33,6 +33,17 @@ pub struct Packing {
     pub to: Mem,
 }
 
+/// Packs all panels that hold `packing.count` elements, one after the other from the start of the scratch region.
+pub fn pack_all(b: &mut Builder, panels: &Panels, packing: &Packing, is_whole: bool) {
+    let n = super::panels(b, packing.count, panels.width);
+    let zero = b.index(0);
+    b.for_each(zero, n, 1, |b, j| {
+        let start = b.mul_const(j, panels.width as i64);
+        let to = b.mul_const(j, (panels.width * packing.max_depth) as i64);
+        pack(b, panels, packing, start, to, is_whole);
+    });
+}
+
 /// Packs the panel that starts at `start` along the width, to element `to` of the scratch region. `is_whole`: no panel
 /// of the operand is cut by its edge.
 pub fn pack(b: &mut Builder, panels: &Panels, packing: &Packing, start: Value, to: Value, is_whole: bool) {

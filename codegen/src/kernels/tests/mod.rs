@@ -1,5 +1,6 @@
 //! Kernels against the plain evaluator, on both targets, over many shapes.
 
+mod attention;
 mod gather;
 mod gemm;
 mod map;

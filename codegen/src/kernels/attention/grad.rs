@@ -1,0 +1,355 @@
+//! Attention, backward: two kernels, each recomputing the probabilities of its blocks from the log-sum-exp.
+//!
+//! ```text
+//! s  = score(q·kᵀ)       p  = exp(s − lse)
+//! dp = do·vᵀ             ds = p ∘ (dp − delta) ∘ score'
+//! Query     a tile is a block of queries:  dq = Σ over key blocks    ds · k
+//! KeyValue  a tile is a block of keys:     dk = Σ over query blocks  dsᵀ · q     dv = Σ pᵀ · do    and over the group
+//! ```
+
+use super::*;
+use crate::kernels::buffers::{Buffers, extent};
+use crate::kernels::loops::for_vectors_carried;
+use crate::kir::Kernel;
+use crate::math;
+use crate::program::{AttentionGradPart, AttentionGradSpec};
+
+/// Expands one of the two backward kernels.
+pub fn attention_grad(spec: &AttentionGradSpec, target: &Target) -> Kernel {
+    let plan = Plan::new(&spec.shape, target);
+    match spec.part {
+        AttentionGradPart::Query => query_kernel(spec, &plan),
+        AttentionGradPart::KeyValue => key_value_kernel(spec, &plan),
+    }
+}
+
+fn declare(b: &mut Builder, spec: &AttentionGradSpec) {
+    let s = &spec.shape;
+    let with = |last: &[u64]| [&s.batch[..], last].concat();
+    let (q_dims, k_dims) = (with(&[s.group, s.sq, s.hd]), with(&[s.sk, s.hd]));
+    let v_dims = with(&[s.sk, s.hv]);
+    let mut buffers = Buffers::default();
+    buffers.read("q", &spec.q, &q_dims);
+    buffers.read("k", &spec.k, &k_dims);
+    buffers.read("v", &spec.v, &v_dims);
+    buffers.read("do", &spec.d_o, &with(&[s.group, s.sq, s.hv]));
+    buffers.read("lse", &spec.lse, &with(&[s.group, s.sq]));
+    buffers.read("delta", &spec.delta, &with(&[s.group, s.sq]));
+    for extra in &s.extras {
+        let len = extent(extra, &with(&[s.group, s.sq, s.sk]));
+        buffers.add("extra", extra, len, true, false);
+    }
+    match spec.part {
+        AttentionGradPart::Query => buffers.write("dq", &spec.outputs[0], &q_dims),
+        AttentionGradPart::KeyValue => {
+            buffers.write("dk", &spec.outputs[0], &k_dims);
+            buffers.write("dv", &spec.outputs[1], &v_dims);
+        }
+    }
+    buffers.declare(b);
+}
+
+fn builder(spec: &AttentionGradSpec, n_tiles: u64) -> Builder {
+    let mut b = Builder::new(n_tiles, if spec.shape.has_bases { 2 } else { 0 });
+    declare(&mut b, spec);
+    b
+}
+
+/// Scratch of both kernels.
+struct Scratch {
+    q: Mem,
+    d_o: Mem,
+    /// Keys and values as right operands of scores.
+    k: Mem,
+    v: Mem,
+    /// Probabilities and score gradients, `[queries, KEYS]`; first the products they are made from.
+    p: Mem,
+    ds: Mem,
+}
+
+impl Scratch {
+    fn new(b: &mut Builder, plan: &Plan, heads: u64) -> Scratch {
+        let s = plan.shape;
+        Scratch {
+            q: b.scratch("q_rows", DType::F32, heads * plan.queries * s.hd),
+            d_o: b.scratch("do_rows", DType::F32, heads * plan.queries * s.hv),
+            k: plan.packed(b, "k_panels", KEYS, s.hd),
+            v: plan.packed(b, "v_panels", KEYS, s.hv),
+            p: b.scratch("p", DType::F32, plan.queries * KEYS),
+            ds: b.scratch("ds", DType::F32, plan.queries * KEYS),
+        }
+    }
+}
+
+/// What both kernels compute in: one batch entry.
+struct Block<'a> {
+    spec: &'a AttentionGradSpec,
+    plan: &'a Plan<'a>,
+    scratch: &'a Scratch,
+    batch: &'a [Value],
+}
+
+/// `rows` queries of one head from `query` on; `slot` is their place among the rows in scratch.
+#[derive(Clone, Copy)]
+struct Queries {
+    head: Value,
+    query: Value,
+    rows: Value,
+    slot: Value,
+}
+
+impl Block<'_> {
+    fn n(&self) -> usize {
+        self.batch.len()
+    }
+
+    /// Address of an operand over (batch, head, query) and its strides along the row and within it.
+    fn rows_of(&self, b: &mut Builder, operand: &Operand, queries: &Queries) -> (Value, (u64, u64)) {
+        let from = at(b, operand, &[self.batch, &[queries.head, queries.query]].concat());
+        (from, (operand.strides[self.n() + 1], operand.strides[self.n() + 2]))
+    }
+
+    /// Address of an operand over (batch, key) and its strides.
+    fn keys_of(&self, b: &mut Builder, operand: &Operand, key: Value) -> (Value, (u64, u64)) {
+        let from = at(b, operand, &[self.batch, &[key]].concat());
+        (from, (operand.strides[self.n()], operand.strides[self.n() + 1]))
+    }
+
+    fn copy_queries(&self, b: &mut Builder, queries: &Queries) {
+        let (plan, s, spec) = (self.plan, self.plan.shape, self.spec);
+        let (from, strides) = self.rows_of(b, &spec.q, queries);
+        let to = b.mul_const(queries.slot, s.hd as i64);
+        copy_rows(b, plan, &spec.q, from, strides, s.hd, queries.rows, self.scratch.q, to);
+        let (from, strides) = self.rows_of(b, &spec.d_o, queries);
+        let to = b.mul_const(queries.slot, s.hv as i64);
+        copy_rows(b, plan, &spec.d_o, from, strides, s.hv, queries.rows, self.scratch.d_o, to);
+    }
+
+    fn pack_keys(&self, b: &mut Builder, key: Value, keys: Value) {
+        let (plan, s, spec) = (self.plan, self.plan.shape, self.spec);
+        let (from, strides) = self.keys_of(b, &spec.k, key);
+        pack_rows_as_columns(b, plan, &spec.k, from, strides, s.hd, keys, self.scratch.k);
+        let (from, strides) = self.keys_of(b, &spec.v, key);
+        pack_rows_as_columns(b, plan, &spec.v, from, strides, s.hv, keys, self.scratch.v);
+    }
+
+    /// Fills `p` and `ds` for these queries and keys.
+    fn probabilities(&self, b: &mut Builder, queries: &Queries, key: Value, keys: Value) {
+        let (plan, s) = (self.plan, self.plan.shape);
+        let zero = b.index(0);
+        let product = |b: &mut Builder, left, right, width: u64, out| {
+            let product = Product {
+                left,
+                left_at: b.mul_const(queries.slot, width as i64),
+                left_strides: (width, 1),
+                right,
+                max_depth: width,
+                out,
+                out_at: zero,
+                out_row: KEYS,
+                columns: KEYS,
+            };
+            let depth = b.index(width);
+            product.emit(b, plan, queries.rows, keys, depth, Update::Overwrite);
+        };
+        product(b, self.scratch.q, self.scratch.k, s.hd, self.scratch.p);
+        product(b, self.scratch.d_o, self.scratch.v, s.hv, self.scratch.ds);
+        b.for_each(zero, queries.rows, 1, |b, i| self.row(b, queries, i, key, keys));
+    }
+
+    fn row(&self, b: &mut Builder, queries: &Queries, i: Value, key: Value, keys: Value) {
+        let (plan, s, lanes) = (self.plan, self.plan.shape, self.plan.lanes);
+        let query = b.add(queries.query, i);
+        let row = ScoreRow { plan, batch: self.batch, head: queries.head, query, key };
+        let index = [self.batch, &[queries.head, query]].concat();
+        let [lse, delta] = [&self.spec.lse, &self.spec.delta].map(|o| {
+            let address = at(b, o, &index);
+            b.load(mem(o), address, 1)
+        });
+        // A row without keys has lse = −∞; +∞ in its place makes every probability 0.
+        let (none, far) =
+            (b.const_float(Type::F32, f64::NEG_INFINITY), b.const_float(Type::F32, f64::INFINITY));
+        let is_empty = b.compare(CompareOp::Eq, lse, none);
+        let lse = b.select(is_empty, far, lse);
+        let (lse, delta) = (b.splat(lse, lanes), b.splat(delta, lanes));
+        let start = b.mul_const(i, KEYS as i64);
+        for_vectors_carried(b, keys, lanes, &[], |b, j, count, _| {
+            let at = b.add(start, j);
+            let dot = b.load(self.scratch.p, at, lanes);
+            let dp = b.load(self.scratch.ds, at, lanes);
+            let score = row.region(b, &s.score, dot, j, count);
+            let slope = row.region(b, &s.score_grad, dot, j, count);
+            let distance = b.sub(score, lse);
+            let p = math::exp(b, distance);
+            let inner = b.sub(dp, delta);
+            let inner = b.mul(p, inner);
+            let ds = b.mul(inner, slope);
+            b.store(self.scratch.p, at, p);
+            b.store(self.scratch.ds, at, ds);
+            Vec::new()
+        });
+    }
+}
+
+/// Zeros in `rows` rows of `width` elements.
+fn clear(b: &mut Builder, plan: &Plan, to: Mem, rows: u64, width: u64) {
+    for_vectors(b, rows * width, plan.lanes, |b, at, count| {
+        let nothing = b.const_float(f32x(plan.lanes), 0.0);
+        b.store_at(At { mem: to, index: at, stride: None }, nothing, count);
+    });
+}
+
+/// Rows of sums in scratch, `row_len` apart, to an operand.
+fn store_rows(
+    b: &mut Builder,
+    plan: &Plan,
+    from: (Mem, Value, u64),
+    operand: &Operand,
+    to: Value,
+    strides: (u64, u64),
+    width: u64,
+    rows: Value,
+) {
+    let zero = b.index(0);
+    let (source, first, row_len) = from;
+    b.for_each(zero, rows, 1, |b, i| {
+        let row = offset_by(b, first, &[(i, row_len)]);
+        let to = offset_by(b, to, &[(i, strides.0)]);
+        for_vectors(b, width, plan.lanes, |b, j, count| {
+            let index = b.add(row, j);
+            let value = b.load(source, index, plan.lanes);
+            let to = offset_by(b, to, &[(j, strides.1)]);
+            store_along(b, mem(operand), to, strides.1, plan.lanes, value, count);
+        });
+    });
+}
+
+/// Tiles are blocks of queries of up to [`HEADS`] heads.
+fn query_kernel(spec: &AttentionGradSpec, plan: &Plan) -> Kernel {
+    let s = &spec.shape;
+    let last = [s.group.div_ceil(plan.heads), s.sq.div_ceil(plan.queries)];
+    let sizes = [&s.batch[..], &last].concat();
+    let mut b = builder(spec, sizes.iter().product());
+    let scratch = Scratch::new(&mut b, plan, plan.heads);
+    let key_rows = plan.packed(&mut b, "k_rows", s.hd, KEYS);
+    let padded = plan.padded(s.hd);
+    let dq = b.scratch("dq", DType::F32, plan.heads * plan.queries * padded);
+    b.for_tiles(|b, tile| {
+        let mut batch = unflatten(b, tile, &sizes);
+        let block = batch.pop().expect("a tile has a query block");
+        let chunk = batch.pop().expect("a tile has a chunk of heads");
+        let tile = Block { spec, plan, scratch: &scratch, batch: &batch };
+        let query = b.mul_const(block, plan.queries as i64);
+        let first_head = b.mul_const(chunk, plan.heads as i64);
+        let (end, group, zero) = (b.index(s.sq), b.index(s.group), b.index(0));
+        let heads = length(b, first_head, plan.heads, group);
+        let rows = length(b, query, plan.queries, end);
+        let queries = |b: &mut Builder, h: Value| Queries {
+            head: b.add(first_head, h),
+            query,
+            rows,
+            slot: b.mul_const(h, plan.queries as i64),
+        };
+        clear(b, plan, dq, plan.heads * plan.queries, padded);
+        b.for_each(zero, heads, 1, |b, h| {
+            let queries = queries(b, h);
+            tile.copy_queries(b, &queries);
+        });
+        let last = b.add(query, rows);
+        let (lo, hi) = plan.keys_of(b, query, last);
+        b.for_each(lo, hi, KEYS as i64, |b, key| {
+            let keys = length(b, key, KEYS, hi);
+            tile.pack_keys(b, key, keys);
+            let (from, strides) = tile.keys_of(b, &spec.k, key);
+            pack_rows(b, plan, &spec.k, from, strides, s.hd, keys, KEYS, key_rows);
+            b.for_each(zero, heads, 1, |b, h| {
+                let queries = queries(b, h);
+                tile.probabilities(b, &queries, key, keys);
+                let product = Product {
+                    left: scratch.ds,
+                    left_at: zero,
+                    left_strides: (KEYS, 1),
+                    right: key_rows,
+                    max_depth: KEYS,
+                    out: dq,
+                    out_at: b.mul_const(queries.slot, padded as i64),
+                    out_row: padded,
+                    columns: s.hd,
+                };
+                let width = b.index(s.hd);
+                product.emit(b, plan, rows, width, keys, Update::Add);
+            });
+        });
+        b.for_each(zero, heads, 1, |b, h| {
+            let queries = queries(b, h);
+            let (to, strides) = tile.rows_of(b, &spec.outputs[0], &queries);
+            let first = b.mul_const(queries.slot, padded as i64);
+            store_rows(b, plan, (dq, first, padded), &spec.outputs[0], to, strides, s.hd, rows);
+        });
+    });
+    b.finish()
+}
+
+/// Tiles are blocks of keys.
+fn key_value_kernel(spec: &AttentionGradSpec, plan: &Plan) -> Kernel {
+    let s = &spec.shape;
+    let sizes = [&s.batch[..], &[s.sk.div_ceil(KEYS)]].concat();
+    let mut b = builder(spec, sizes.iter().product());
+    let scratch = Scratch::new(&mut b, plan, 1);
+    let q_rows = plan.packed(&mut b, "q_panels", s.hd, plan.queries);
+    let do_rows = plan.packed(&mut b, "do_panels", s.hv, plan.queries);
+    let (k_padded, v_padded) = (plan.padded(s.hd), plan.padded(s.hv));
+    let dk = b.scratch("dk", DType::F32, KEYS * k_padded);
+    let dv = b.scratch("dv", DType::F32, KEYS * v_padded);
+    b.for_tiles(|b, tile| {
+        let mut batch = unflatten(b, tile, &sizes);
+        let block = batch.pop().expect("a tile has a key block");
+        let tile = Block { spec, plan, scratch: &scratch, batch: &batch };
+        let key = b.mul_const(block, KEYS as i64);
+        let (end, zero) = (b.index(s.sk), b.index(0));
+        let keys = length(b, key, KEYS, end);
+        clear(b, plan, dk, KEYS, k_padded);
+        clear(b, plan, dv, KEYS, v_padded);
+        tile.pack_keys(b, key, keys);
+        let last = b.add(key, keys);
+        let (lo, hi) = plan.queries_of(b, key, last);
+        let accumulate = |b: &mut Builder, queries: &Queries| {
+            tile.copy_queries(b, queries);
+            let (from, strides) = tile.rows_of(b, &spec.q, queries);
+            pack_rows(b, plan, &spec.q, from, strides, s.hd, queries.rows, plan.queries, q_rows);
+            let (from, strides) = tile.rows_of(b, &spec.d_o, queries);
+            pack_rows(b, plan, &spec.d_o, from, strides, s.hv, queries.rows, plan.queries, do_rows);
+            tile.probabilities(b, queries, key, keys);
+            for (left, right, out, out_row, columns) in
+                [(scratch.ds, q_rows, dk, k_padded, s.hd), (scratch.p, do_rows, dv, v_padded, s.hv)]
+            {
+                let product = Product {
+                    left,
+                    left_at: zero,
+                    left_strides: (1, KEYS),
+                    right,
+                    max_depth: plan.queries,
+                    out,
+                    out_at: zero,
+                    out_row,
+                    columns,
+                };
+                let width = b.index(columns);
+                product.emit(b, plan, keys, width, queries.rows, Update::Add);
+            }
+        };
+        b.for_range(s.group, |b, head| {
+            b.for_each(lo, hi, plan.queries as i64, |b, query| {
+                let rows = length(b, query, plan.queries, hi);
+                accumulate(b, &Queries { head, query, rows, slot: zero });
+            });
+        });
+        for (from, row_len, output, width) in
+            [(dk, k_padded, &spec.outputs[0], s.hd), (dv, v_padded, &spec.outputs[1], s.hv)]
+        {
+            let (to, strides) = tile.keys_of(b, output, key);
+            store_rows(b, plan, (from, zero, row_len), output, to, strides, width, keys);
+        }
+    });
+    b.finish()
+}
