@@ -1,15 +1,25 @@
 //! The threads of one rank.
 //!
-//! A launch splits its tiles into one contiguous, balanced range per thread and returns when all are done. Which thread
-//! computes a tile cannot change its bits, because tiles are independent; the pool therefore needs no particular
-//! number of threads for a particular result. The calling thread is thread 0.
+//! A launch gives every thread a contiguous, balanced range of the tiles, cut into a few chunks. A thread works off its own
+//! range first, which keeps it near the data it touched in earlier launches, and then takes chunks from the others, so that
+//! a thread the system holds up (another process, a slower core, a late wake-up) delays a launch by one chunk at most. Which
+//! thread computes a tile cannot change its bits, because tiles are independent; the result therefore depends neither on
+//! the number of threads nor on who took what. The calling thread is thread 0.
 //!
 //! Workers wait by spinning for a few microseconds, as consecutive kernels are usually that close, and then sleep in
 //! the kernel (futex), so that an idle rank costs nothing. A launch allocates nothing.
+//!
+//! ```text
+//! caller                                             worker
+//! job, unfinished, then left[t] = (epoch, chunks)    waits for epoch to move
+//! epoch += 1, wakes who sleeps
+//! help                                               help: claim by compare-and-swap (epoch, n) -> (epoch, n - 1)
+//! waits for unfinished = 0                           a claimed chunk keeps the job alive until it is counted off
+//! ```
 
 use std::cell::UnsafeCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use crate::failure::Failure;
@@ -18,6 +28,8 @@ use crate::failure::Failure;
 const STACK_BYTES: usize = 4 << 20;
 /// Turns of the spin loop before a thread sleeps: about 20 µs on current x86 cores.
 const SPIN_TURNS: u32 = 1500;
+/// Chunks of a thread's range. More would balance better, fewer cost less; a chunk costs some 50 ns.
+const CHUNKS: i64 = 8;
 
 /// Work over tiles: `work(begin, end, thread)`.
 pub type Work<'a> = dyn Fn(i64, i64, usize) + Sync + 'a;
@@ -33,17 +45,18 @@ pub struct Pool {
 struct Line<T>(T);
 
 struct Shared {
-    threads: usize,
     spin_turns: u32,
     /// Counts launches; workers wait for it to move.
     epoch: Line<AtomicU32>,
     /// Workers asleep on `epoch`.
     sleeping: Line<AtomicU32>,
-    /// Workers that have not finished the current launch.
-    remaining: Line<AtomicU32>,
-    /// The caller sleeps on `remaining`.
+    /// Chunks of the current launch that are not computed yet.
+    unfinished: Line<AtomicU32>,
+    /// The caller sleeps on `unfinished`.
     caller_sleeps: Line<AtomicBool>,
     stop: AtomicBool,
+    /// Per thread, chunks of its range that nobody claimed yet, in the low half; the epoch they belong to in the high half.
+    left: Vec<Line<AtomicU64>>,
     job: UnsafeCell<Job>,
 }
 
@@ -53,7 +66,7 @@ struct Job {
     tiles: i64,
 }
 
-// SAFETY: `job` is written by the caller only while every worker waits for `epoch`, and read after it moved.
+// SAFETY: `job` is written by the caller only while no chunk is claimed or claimable, and read only by who claimed one.
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `job` is only followed during `Pool::run`, while what it points at is borrowed.
 unsafe impl Send for Shared {}
@@ -70,13 +83,13 @@ impl Pool {
         let spin_turns = if threads <= cpus.len().max(1) { SPIN_TURNS } else { 0 };
         let idle: &Work<'static> = &|_, _, _| ();
         let shared = Arc::new(Shared {
-            threads,
             spin_turns,
             epoch: Line(AtomicU32::new(0)),
             sleeping: Line(AtomicU32::new(0)),
-            remaining: Line(AtomicU32::new(0)),
+            unfinished: Line(AtomicU32::new(0)),
             caller_sleeps: Line(AtomicBool::new(false)),
             stop: AtomicBool::new(false),
+            left: (0..threads).map(|_| Line(AtomicU64::new(0))).collect(),
             job: UnsafeCell::new(Job { work: idle, tiles: 0 }),
         });
         let mut pool = Pool { shared, workers: Vec::with_capacity(threads - 1) };
@@ -94,7 +107,7 @@ impl Pool {
                     if let Some(cpu) = cpu {
                         pin_to(cpu);
                     }
-                    shared.work(thread);
+                    shared.serve(thread);
                 })
                 .map_err(|e| {
                     Failure::machine(format!("error: cannot start thread {thread} of {threads}: {e}"))
@@ -106,32 +119,24 @@ impl Pool {
 
     /// Number of threads, the caller included.
     pub fn threads(&self) -> usize {
-        self.shared.threads
+        self.shared.left.len()
     }
 
-    /// Runs `work` over `0..tiles` on all threads and returns when it is done. Must not be called from inside `work`.
+    /// Runs `work` over `0..tiles` on all threads and returns when it is done. Must not be called from inside `work`, nor
+    /// from two threads at once.
     pub fn run(&self, tiles: i64, work: &Work<'_>) {
-        let shared = &*self.shared;
-        if shared.threads == 1 || tiles <= 1 {
+        if self.threads() == 1 || tiles <= 1 {
             if tiles > 0 {
                 work(0, tiles, 0);
             }
             return;
         }
-        // SAFETY: workers are waiting, hence nobody reads `job`; they stop using the pointer before this call returns,
-        // while `work` is still borrowed, so that erasing its lifetime is sound.
-        unsafe {
-            let work: *const Work<'static> = std::mem::transmute(std::ptr::from_ref(work));
-            *shared.job.get() = Job { work, tiles };
+        self.shared.launch(tiles, work);
+        if self.shared.sleeping.0.load(Ordering::SeqCst) > 0 {
+            futex_wake(&self.shared.epoch.0, i32::MAX);
         }
-        shared.remaining.0.store(shared.threads as u32 - 1, Ordering::Relaxed);
-        shared.epoch.0.fetch_add(1, Ordering::SeqCst);
-        if shared.sleeping.0.load(Ordering::SeqCst) > 0 {
-            futex_wake(&shared.epoch.0, i32::MAX);
-        }
-        let (begin, end) = share(tiles, shared.threads, 0);
-        work(begin, end, 0);
-        shared.await_workers();
+        self.shared.help(0, self.shared.epoch.0.load(Ordering::Relaxed));
+        self.shared.await_the_end();
     }
 }
 
@@ -147,27 +152,59 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    fn work(&self, thread: usize) {
+    /// Makes the chunks of a launch claimable. Only the caller does this, after the previous launch ended.
+    fn launch(&self, tiles: i64, work: &Work<'_>) {
+        let threads = self.left.len();
+        // SAFETY: the previous launch has ended, hence no chunk is claimed and none can be: nobody reads `job`. The pointer is
+        // followed only by who holds a claimed chunk of this launch, and `run` waits for all of them while `work` is
+        // borrowed, so that erasing its lifetime is sound.
+        unsafe {
+            let work: *const Work<'static> = std::mem::transmute(std::ptr::from_ref(work));
+            *self.job.get() = Job { work, tiles };
+        }
+        let epoch = self.epoch.0.load(Ordering::Relaxed).wrapping_add(1);
+        let total: i64 = (0..threads).map(|t| chunks_of(share(tiles, threads, t))).sum();
+        self.unfinished.0.store(total as u32, Ordering::Relaxed);
+        for (thread, left) in self.left.iter().enumerate() {
+            let chunks = chunks_of(share(tiles, threads, thread)) as u64;
+            left.0.store(u64::from(epoch) << 32 | chunks, Ordering::Release);
+        }
+        self.epoch.0.store(epoch, Ordering::SeqCst);
+    }
+
+    /// Computes chunks of launch `epoch` until none is left, those of `thread`'s own range first.
+    fn help(&self, thread: usize, epoch: u32) {
+        let threads = self.left.len();
+        for owner in (thread..threads).chain(0..thread) {
+            while let Some(left) = claim(&self.left[owner].0, epoch) {
+                // SAFETY: the claim's acquire makes the job of this epoch visible, and it stays until the chunk is counted off
+                // below.
+                let Job { work, tiles } = unsafe { *self.job.get() };
+                let (begin, end) = chunk(share(tiles, threads, owner), left);
+                // SAFETY: as above.
+                unsafe { (*work)(begin, end, thread) };
+                self.count_off();
+            }
+        }
+    }
+
+    fn count_off(&self) {
+        if self.unfinished.0.fetch_sub(1, Ordering::SeqCst) == 1
+            && self.caller_sleeps.0.load(Ordering::SeqCst)
+        {
+            futex_wake(&self.unfinished.0, 1);
+        }
+    }
+
+    /// The life of a worker.
+    fn serve(&self, thread: usize) {
         let mut seen = 0;
         loop {
             seen = self.await_launch(seen);
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            // SAFETY: the launch that moved `epoch` wrote the job before, and does not return before `remaining` is 0.
-            let (work, tiles) = unsafe {
-                let job = *self.job.get();
-                (&*job.work, job.tiles)
-            };
-            let (begin, end) = share(tiles, self.threads, thread);
-            if begin < end {
-                work(begin, end, thread);
-            }
-            if self.remaining.0.fetch_sub(1, Ordering::SeqCst) == 1
-                && self.caller_sleeps.0.load(Ordering::SeqCst)
-            {
-                futex_wake(&self.remaining.0, 1);
-            }
+            self.help(thread, seen);
         }
     }
 
@@ -191,23 +228,37 @@ impl Shared {
         }
     }
 
-    /// Waits until every worker finished the current launch.
-    fn await_workers(&self) {
-        for _ in 0..self.spin_turns.saturating_mul(4) {
-            if self.remaining.0.load(Ordering::Acquire) == 0 {
+    /// Waits until every chunk of the current launch is computed.
+    fn await_the_end(&self) {
+        for _ in 0..self.spin_turns {
+            if self.unfinished.0.load(Ordering::Acquire) == 0 {
                 return;
             }
             std::hint::spin_loop();
         }
         self.caller_sleeps.0.store(true, Ordering::SeqCst);
         loop {
-            let remaining = self.remaining.0.load(Ordering::SeqCst);
-            if remaining == 0 {
+            let unfinished = self.unfinished.0.load(Ordering::SeqCst);
+            if unfinished == 0 {
                 break;
             }
-            futex_wait(&self.remaining.0, remaining);
+            futex_wait(&self.unfinished.0, unfinished);
         }
         self.caller_sleeps.0.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Takes one chunk of launch `epoch`; returns how many were left, itself included.
+fn claim(left: &AtomicU64, epoch: u32) -> Option<i64> {
+    let mut seen = left.load(Ordering::Acquire);
+    loop {
+        if (seen >> 32) as u32 != epoch || seen as u32 == 0 {
+            return None;
+        }
+        match left.compare_exchange_weak(seen, seen - 1, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return Some(i64::from(seen as u32)),
+            Err(now) => seen = now,
+        }
     }
 }
 
@@ -215,6 +266,18 @@ impl Shared {
 fn share(tiles: i64, threads: usize, thread: usize) -> (i64, i64) {
     let cut = |i: usize| (i128::from(tiles) * i as i128 / threads as i128) as i64;
     (cut(thread), cut(thread + 1))
+}
+
+/// Number of chunks of a range.
+fn chunks_of((begin, end): (i64, i64)) -> i64 {
+    (end - begin).min(CHUNKS)
+}
+
+/// The chunk claimed when `left` were left, the first chunk being claimed first.
+fn chunk((begin, end): (i64, i64), left: i64) -> (i64, i64) {
+    let chunks = chunks_of((begin, end));
+    let cut = |i: i64| begin + (end - begin) * i / chunks;
+    (cut(chunks - left), cut(chunks - left + 1))
 }
 
 /// Sleeps while `word` holds `expected`; may return early.
@@ -280,6 +343,35 @@ mod tests {
                 assert_eq!(next, tiles);
             }
         }
+    }
+
+    #[test]
+    fn chunks_cover_a_share_once() {
+        for range in [(0, 1), (3, 9), (5, 13), (5, 14), (100, 1101)] {
+            let chunks = chunks_of(range);
+            let mut next = range.0;
+            for left in (1..=chunks).rev() {
+                let (begin, end) = chunk(range, left);
+                assert!(begin == next && end > begin, "{range:?}");
+                next = end;
+            }
+            assert_eq!(next, range.1);
+        }
+        assert_eq!(chunks_of((4, 4)), 0);
+    }
+
+    /// Thread 1 is held up in its first chunk until all other chunks are done: the caller must take over the rest.
+    #[test]
+    fn run_takes_over_the_chunks_of_a_thread_that_is_held_up() {
+        let pool = Pool::new(2, false).unwrap();
+        let done = AtomicU64::new(0);
+        pool.run(64, &|begin, end, thread| {
+            while thread == 1 && done.load(Ordering::SeqCst) + ((end - begin) as u64) < 64 {
+                std::hint::spin_loop();
+            }
+            done.fetch_add((end - begin) as u64, Ordering::SeqCst);
+        });
+        assert_eq!(done.load(Ordering::SeqCst), 64);
     }
 
     #[test]
