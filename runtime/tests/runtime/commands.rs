@@ -152,3 +152,17 @@ fn a_machine_without_the_features_is_refused() {
     assert_eq!((output.exit, output.exit.code()), (Exit::Machine, 4));
     assert!(output.err.contains("this CPU lacks a feature the kernels use: warp_drive"), "{}", output.err);
 }
+
+/// The manual names every option but the hidden command's own, and every exit code.
+#[test]
+fn the_manual_is_complete() {
+    use mlc_runtime::options::{Command, OPTIONS};
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/training-binary.md");
+    let manual = std::fs::read_to_string(path).unwrap();
+    for opt in OPTIONS.iter().filter(|opt| opt.commands != [Command::Bench]) {
+        assert!(manual.contains(&format!("--{}", opt.name)), "--{} is not in the manual", opt.name);
+    }
+    for exit in [Exit::Done, Exit::Failed, Exit::Usage, Exit::NotFinite, Exit::Machine, Exit::Preempted] {
+        assert!(manual.contains(&format!("\n| {} |", exit.code())), "{exit:?} is not in the manual");
+    }
+}
