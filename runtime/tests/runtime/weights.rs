@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use mlc_runtime::failure::Exit;
+use mlc_runtime::random::Stream;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
 use crate::fixture::{LAYERS, VOCAB};
@@ -152,4 +153,38 @@ fn a_checkpoint_wins_over_init() {
     let output = folder.train("run", "--init @/w.safetensors");
     assert!(output.err.contains("--init is not used"), "{}", output.err);
     assert_eq!(folder.losses("run"), folder.losses("whole"));
+}
+
+/// Whatever is in the file, the answer is one error or a run, never a panic. Bytes are changed at 200 places drawn from a
+/// fixed stream, mostly in the header, and the file is cut at 40 lengths.
+#[test]
+fn init_survives_damaged_files() {
+    let mut folder = Folder::new();
+    // The weights' values do not matter here, only what the header says; a smaller file damages faster.
+    folder.info.run.log_every = 0;
+    let whole = std::fs::read(write(&folder, "w.safetensors", &logical())).unwrap();
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap());
+    let stream = Stream::new(1, "damage");
+    let mut refused = 0;
+    for i in 0..240 {
+        let mut bytes = whole.clone();
+        if i < 200 {
+            let at = stream.word(3 * i) % if i % 4 == 0 { bytes.len() as u64 } else { header };
+            bytes[at as usize] = stream.word(3 * i + 1) as u8;
+        } else {
+            bytes.truncate((stream.word(3 * i) % (2 * header)) as usize);
+        }
+        std::fs::write(folder.file("damaged.safetensors"), bytes).unwrap();
+        let line = "train --data synthetic --out @/x --steps 1 --checkpoint-every never --init @/damaged.safetensors";
+        let output = folder.run(line);
+        match output.exit {
+            Exit::Failed => {
+                refused += 1;
+                assert!(output.err.starts_with("error: "), "{}", output.err);
+            }
+            // A changed byte inside the numbers may go unnoticed, or make the loss infinite.
+            exit => assert!(matches!(exit, Exit::Done | Exit::NotFinite), "{exit:?}: {}", output.err),
+        }
+    }
+    assert!(refused > 150, "{refused}");
 }
