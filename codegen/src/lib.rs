@@ -3,8 +3,24 @@
 /// The calling conventions and tables shared with the runtime.
 pub use mlc_runtime::abi;
 
+pub mod build;
+pub mod cache;
+pub mod emit;
 pub mod kernels;
 pub mod kir;
+pub mod link;
+#[cfg(feature = "llvm")]
+pub mod llvm;
 pub mod math;
+pub mod mlir;
 pub mod program;
+#[cfg(feature = "llvm")]
+pub mod run;
 pub mod target;
+#[cfg(all(test, feature = "llvm"))]
+mod tests;
+pub mod worker;
+
+pub use build::{BuildOptions, Built, Error, KernelReport, Progress, build};
+pub use emit::{KernelStage, emit};
+pub use worker::{WORKER_ARGUMENT, WorkerCommand, worker_main};

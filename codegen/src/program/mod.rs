@@ -10,13 +10,20 @@
 //! * every operand's strides have as many entries as the iteration space has dimensions;
 //! * scalar regions are in single-assignment order and well typed.
 
+mod interpret;
+mod operands;
+mod print;
 pub mod reference;
 pub mod region;
+mod verify;
 
 use mlc_runtime::abi::{DType, ProgramInfo};
 use serde::{Deserialize, Serialize};
 
+pub use interpret::InterpretedProgram;
+pub use operands::Use;
 pub use region::{BinaryOp, CompareOp, ReduceOp, Region, ScalarId, ScalarOp, UnaryOp};
+pub use verify::verify;
 
 /// A whole training program for one role.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,177 @@
+//! Builds the runtime as a static library with a cargo of its own and links it, the C library and the start files into
+//! one relocatable object that codegen embeds. So a training binary is linked from objects alone: a machine that has
+//! `mlc` needs a linker, but no C library, compiler or Rust.
+//!
+//! Also gives the code generator a version, a hash of its sources: it is part of the key of every cached object.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    let here = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
+    println!("cargo:rustc-env=MLC_CODEGEN_VERSION={:016x}", version(&here.join("src")));
+    let out = PathBuf::from(variable("OUT_DIR")).join("runtime.o");
+    if env::var_os("CARGO_FEATURE_LLVM").is_none() {
+        write(&out, b"");
+        return;
+    }
+    let workspace = here.parent().unwrap_or(&here).to_path_buf();
+    let runtime = workspace.join("runtime");
+    for input in ["src", "Cargo.toml"] {
+        println!("cargo:rerun-if-changed={}", runtime.join(input).display());
+    }
+    println!("cargo:rerun-if-changed={}", workspace.join("Cargo.lock").display());
+    let library = build_runtime(&workspace, &runtime);
+    prelink(&library, &out);
+}
+
+fn variable(name: &str) -> OsString {
+    env::var_os(name).unwrap_or_else(|| fail(&format!("cargo did not set {name}")))
+}
+
+fn fail(message: &str) -> ! {
+    eprintln!("mlc-codegen: {message}");
+    exit(1);
+}
+
+fn write(path: &Path, bytes: &[u8]) {
+    fs::write(path, bytes).unwrap_or_else(|e| fail(&format!("cannot write {}: {e}", path.display())));
+}
+
+/// FNV-1a over the sources that decide what a kernel's KIR becomes.
+fn version(src: &Path) -> u64 {
+    let mut files = vec![src.join("target.rs")];
+    for room in ["kir", "mlir", "llvm"] {
+        println!("cargo:rerun-if-changed={}", src.join(room).display());
+        collect(&src.join(room), &mut files);
+    }
+    println!("cargo:rerun-if-changed={}", src.join("target.rs").display());
+    files.sort();
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for file in files {
+        let bytes = fs::read(&file).unwrap_or_else(|e| fail(&format!("cannot read {}: {e}", file.display())));
+        for byte in bytes {
+            hash = (hash ^ byte as u64).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    hash
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    let entries =
+        fs::read_dir(folder).unwrap_or_else(|e| fail(&format!("cannot read {}: {e}", folder.display())));
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+/// `libmlc_runtime.a`, in a target folder shared by all profiles of the outer build.
+fn build_runtime(workspace: &Path, runtime: &Path) -> PathBuf {
+    let out = PathBuf::from(variable("OUT_DIR"));
+    // OUT_DIR is target/PROFILE/build/mlc-codegen-HASH/out.
+    let target_dir = out.ancestors().nth(4).unwrap_or(&out).join("runtime-static");
+    let triple = variable("TARGET").to_string_lossy().into_owned();
+    let mut flags = vec![
+        "-Ctarget-feature=+crt-static".to_string(),
+        "-Crelocation-model=static".to_string(),
+        "-Cpanic=abort".to_string(),
+    ];
+    // No path of this machine goes into a training binary.
+    for (from, to) in [(Some(workspace.to_path_buf()), "mlc"), (cargo_home(), "cargo")] {
+        if let Some(from) = from {
+            flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+        }
+    }
+    let mut cargo = Command::new(variable("CARGO"));
+    cargo
+        .args(["build", "--release", "--lib", "--locked", "--quiet", "--target", &triple, "--target-dir"])
+        .arg(&target_dir)
+        .arg("--manifest-path")
+        .arg(runtime.join("Cargo.toml"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
+    // What the outer build set for itself does not concern the runtime.
+    for name in
+        ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"]
+    {
+        cargo.env_remove(name);
+    }
+    match cargo.status() {
+        Ok(status) if status.success() => target_dir.join(triple).join("release/libmlc_runtime.a"),
+        Ok(_) => fail("the runtime does not build; its errors are above"),
+        Err(e) => fail(&format!("cargo does not start: {e}")),
+    }
+}
+
+fn cargo_home() -> Option<PathBuf> {
+    env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")))
+}
+
+/// Links start files, runtime and the parts of the C library it uses into one object. What neither the start nor
+/// the runtime's entry reaches is left out.
+fn prelink(library: &Path, out: &Path) {
+    let found: Vec<PathBuf> = [
+        "crt1.o",
+        "crti.o",
+        "crtbeginT.o",
+        "libm.a",
+        "libc.a",
+        "libgcc.a",
+        "libgcc_eh.a",
+        "crtend.o",
+        "crtn.o",
+    ]
+    .map(locate)
+    .into();
+    let [crt1, crti, begin, libm, libc, libgcc, libgcc_eh, end, crtn] = found.as_slice() else { return };
+    // The C compiler's own linker: lld's relocatable output of these archives has broken unwind tables.
+    let mut ld = Command::new(answer("-print-prog-name=ld").unwrap_or_else(|| "ld".to_string()));
+    ld.args(["-r", "--strip-debug", "--gc-sections", "-e", "_start", "-u", "mlc_runtime_main", "-o"])
+        .arg(out)
+        .args([crt1, crti, begin])
+        .arg(library)
+        .arg("--start-group")
+        .args([libm, libc, libgcc, libgcc_eh])
+        .arg("--end-group")
+        .args([end, crtn]);
+    run(ld);
+    // Rust's own library carries LLVM bitcode for link-time optimisation, four times the size of the rest.
+    let mut objcopy =
+        Command::new(answer("-print-prog-name=objcopy").unwrap_or_else(|| "objcopy".to_string()));
+    objcopy.args(["--remove-section=.llvmbc", "--remove-section=.llvmcmd"]).arg(out);
+    run(objcopy);
+}
+
+fn run(mut command: Command) {
+    match command.status() {
+        Ok(status) if status.success() => {}
+        Ok(_) => fail("the runtime does not link; the linker's errors are above"),
+        Err(e) => fail(&format!("no linker: {e}; install gcc and libc6-dev (`make setup` does)")),
+    }
+}
+
+/// Where the C compiler finds one of its files.
+fn locate(name: &str) -> PathBuf {
+    match answer(&format!("-print-file-name={name}")) {
+        Some(path) if Path::new(&path).is_absolute() => PathBuf::from(path),
+        _ => fail(&format!("the C compiler has no {name}; install gcc and libc6-dev (`make setup` does)")),
+    }
+}
+
+fn answer(flag: &str) -> Option<String> {
+    let output = Command::new("cc").arg(flag).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.trim().to_string()).filter(|t| !t.is_empty())
+}

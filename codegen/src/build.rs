@@ -1,0 +1,356 @@
+//! From a [`Program`] to the bytes of a training binary.
+//!
+//! ```text
+//! program ── verify ── expand each kernel ── cache, or a worker ── objects ─┐
+//!        └── info, entries ──────────────── cache, or a worker ── object ──┴── link
+//! ```
+//! One kernel is one object, named by its content: kernels of equal KIR share it, within a program and across builds.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use crate::cache::Cache;
+use crate::kernels;
+use crate::kir::Kernel;
+use crate::link::{Object, link_executable};
+use crate::program::{Program, verify};
+use crate::target::Target;
+use crate::worker::{Failure, Request, Server, Worker, WorkerCommand};
+
+/// How to build.
+pub struct BuildOptions<'a> {
+    /// Machine to build for.
+    pub target: Target,
+    /// Where objects are kept; `None` keeps none. [`Cache::default_folder`] is the usual place.
+    pub cache: Option<PathBuf>,
+    /// Worker processes, ≥ 1.
+    pub jobs: usize,
+    /// How to start a worker; `None` compiles in this process, where an LLVM abort ends everything.
+    pub worker: Option<WorkerCommand>,
+    /// Called after each kernel, from any thread.
+    pub progress: &'a (dyn Fn(Progress<'_>) + Sync),
+}
+
+/// How far a build is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// Kernels done.
+    pub done: usize,
+    /// Kernels in all.
+    pub total: usize,
+    /// The kernel just done.
+    pub kernel: &'a str,
+    /// Whether its object was found in the cache.
+    pub cached: bool,
+}
+
+/// A finished build.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The training binary.
+    pub elf: Vec<u8>,
+    /// One per kernel of the program, in its order.
+    pub kernels: Vec<KernelReport>,
+    /// Milliseconds for linking.
+    pub link_ms: f64,
+}
+
+/// What became of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelReport {
+    /// Name in the program.
+    pub name: String,
+    /// Hash of its content, the target and the code generator: the key of its object.
+    pub hash: String,
+    /// Whether the object says that its LLVM module was translated from an MLIR module.
+    pub came_through_mlir: bool,
+    /// Whether the object was there already: in the cache, or made for an equal kernel of this program.
+    pub cached: bool,
+    /// Milliseconds to compile it, 0 if cached.
+    pub ms: f64,
+    /// Bytes of the object.
+    pub object_bytes: u64,
+}
+
+/// Why there is no binary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The program breaks its invariants: a mistake in what made it. All violations.
+    Program(Vec<String>),
+    /// A kernel does not compile.
+    Kernel {
+        /// Its name.
+        name: String,
+        /// What was said.
+        message: String,
+        /// Its KIR with a note of the target, when the worker died of it.
+        reproducer: Option<PathBuf>,
+    },
+    /// The step program does not compile.
+    Step(String),
+    /// Workers do not start.
+    Worker(String),
+    /// The objects do not link.
+    Link(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Program(violations) => {
+                write!(
+                    f,
+                    "the compiler made an invalid program (a mistake in mlc): {}",
+                    violations.join("; ")
+                )
+            }
+            Error::Kernel { name, message, reproducer } => {
+                write!(f, "kernel `{name}` does not compile (a mistake in mlc): {message}")?;
+                match reproducer {
+                    Some(path) => write!(f, "\nits KIR is in {}", path.display()),
+                    None => Ok(()),
+                }
+            }
+            Error::Step(message) => {
+                write!(f, "the step program does not compile (a mistake in mlc): {message}")
+            }
+            Error::Worker(message) | Error::Link(message) => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// An object to make: its key, and the request that makes it.
+struct Job {
+    name: String,
+    key: String,
+    request: Request,
+}
+
+/// An object made or found.
+struct Made {
+    object: Vec<u8>,
+    cached: bool,
+    ms: f64,
+}
+
+/// Builds a training binary.
+///
+/// The same program, target and version of mlc give the same bytes, whatever the cache holds and however many workers
+/// there are.
+///
+/// # Errors
+/// See [`Error`].
+pub fn build(program: &Program, options: &BuildOptions<'_>) -> Result<Built, Error> {
+    verify(program).map_err(Error::Program)?;
+    let expanded = expand_all(program, &options.target);
+    let cache = Cache::new(options.cache.clone());
+
+    // Equal kernels are one job.
+    let mut jobs: Vec<Job> = Vec::new();
+    let mut job_of_key: BTreeMap<String, usize> = BTreeMap::new();
+    let mut job_of_kernel = Vec::new();
+    for (kernel, (kir, _)) in program.kernels.iter().zip(&expanded) {
+        let key = kernel_key(kir, &options.target);
+        let job = *job_of_key.entry(key.clone()).or_insert_with(|| {
+            let (symbol, target) = (symbol(&key), options.target.name.to_string());
+            let request = Request::Kernel { kir: kir.clone(), symbol, target };
+            jobs.push(Job { name: kernel.name.clone(), key, request });
+            jobs.len() - 1
+        });
+        job_of_kernel.push(job);
+    }
+    let n_kernels = jobs.len();
+    jobs.push(step_job(program, &expanded, &jobs, &job_of_kernel, &options.target)?);
+
+    let made = make_all(&jobs, &cache, options)?;
+    let objects: Vec<Object> = jobs
+        .iter()
+        .zip(&made)
+        .map(|(j, m)| Object { name: j.name.clone(), bytes: m.object.clone() })
+        .collect();
+    let started = Instant::now();
+    let elf = link_executable(&objects).map_err(Error::Link)?;
+    let link_ms = milliseconds(started);
+
+    let mut seen = vec![false; n_kernels];
+    let report = |(kernel, &job): (&crate::program::Kernel, &usize)| {
+        let again = std::mem::replace(&mut seen[job], true);
+        KernelReport {
+            name: kernel.name.clone(),
+            hash: jobs[job].key.clone(),
+            came_through_mlir: came_through_mlir(&made[job].object),
+            cached: made[job].cached || again,
+            ms: if again { 0.0 } else { made[job].ms },
+            object_bytes: made[job].object.len() as u64,
+        }
+    };
+    let kernels = program.kernels.iter().zip(&job_of_kernel).map(report).collect();
+    Ok(Built { elf, kernels, link_ms })
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// KIR text and kernel of every kernel of the program.
+fn expand_all(program: &Program, target: &Target) -> Vec<(String, Kernel)> {
+    let expand = |kernel: &crate::program::Kernel| {
+        let kernel = kernels::expand(&kernel.spec, target);
+        (kernel.to_string(), kernel)
+    };
+    program.kernels.iter().map(expand).collect()
+}
+
+fn kernel_key(kir: &str, target: &Target) -> String {
+    Cache::key(&[b"kernel", format!("{target:?}").as_bytes(), kir.as_bytes()])
+}
+
+/// Symbol of the kernel of a key. 128 bits keep two kernels of a program apart.
+fn symbol(key: &str) -> String {
+    format!("kernel_{}", &key[..32])
+}
+
+/// The step program's job. What codegen alone knows is put into the description: scratch size and CPU features.
+fn step_job(
+    program: &Program,
+    expanded: &[(String, Kernel)],
+    jobs: &[Job],
+    job_of_kernel: &[usize],
+    target: &Target,
+) -> Result<Job, Error> {
+    let mut program = program.clone();
+    let scratch = expanded.iter().map(|(_, kernel)| kernel.scratch_bytes()).max().unwrap_or(0);
+    program.info.scratch_bytes = scratch.max(program.info.scratch_bytes);
+    program.info.cpu_features = target.cpu_features.iter().map(|f| f.to_string()).collect();
+    let link = |(&job, (_, kernel)): (&usize, &(String, Kernel))| (symbol(&jobs[job].key), kernel.tiles);
+    let kernels: Vec<(String, u64)> = job_of_kernel.iter().zip(expanded).map(link).collect();
+    // What the kernels compute is in their own objects.
+    program.kernels.clear();
+    let json = serde_json::to_string(&program).map_err(|e| Error::Step(e.to_string()))?;
+    let list = format!("{kernels:?}");
+    let key = Cache::key(&[b"step", format!("{target:?}").as_bytes(), json.as_bytes(), list.as_bytes()]);
+    let request = Request::Step { program: json, kernels, target: target.name.to_string() };
+    Ok(Job { name: "step".to_string(), key, request })
+}
+
+/// LLVM modules made by MLIR carry this as the name of their source, which LLVM writes into the object's symbol table.
+fn came_through_mlir(object: &[u8]) -> bool {
+    let mark = b"LLVMDialectModule";
+    object.windows(mark.len()).any(|w| w == mark)
+}
+
+// ---- making objects
+
+/// Makes or finds every job's object, in the jobs' order. The first failing job (in that order) is the error.
+fn make_all(jobs: &[Job], cache: &Cache, options: &BuildOptions<'_>) -> Result<Vec<Made>, Error> {
+    let results: Vec<Mutex<Option<Result<Made, Error>>>> = jobs.iter().map(|_| Mutex::new(None)).collect();
+    let done = AtomicUsize::new(0);
+    let finish = |job: usize, result: Result<Made, Error>| {
+        let cached = result.as_ref().is_ok_and(|made| made.cached);
+        if let Ok(mut slot) = results[job].lock() {
+            *slot = Some(result);
+        }
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        (options.progress)(Progress { done, total: jobs.len(), kernel: &jobs[job].name, cached });
+    };
+    let mut missing = Vec::new();
+    for (index, job) in jobs.iter().enumerate() {
+        match cache.get(&job.key) {
+            Some(object) => finish(index, Ok(Made { object, cached: true, ms: 0.0 })),
+            None => missing.push(index),
+        }
+    }
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut compiler = Compiler { options, running: None };
+        while let Some(&job) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+            finish(job, compiler.make(&jobs[job], cache));
+        }
+    };
+    match (&options.worker, missing.len()) {
+        (_, 0) => {}
+        (None, _) => work(),
+        (Some(_), n) => std::thread::scope(|scope| {
+            for _ in 0..options.jobs.clamp(1, n) {
+                scope.spawn(work);
+            }
+        }),
+    }
+    let taken = results.into_iter().map(|slot| slot.into_inner().ok().flatten());
+    taken
+        .map(|result| result.unwrap_or_else(|| Err(Error::Worker("a worker thread ended early".to_string()))))
+        .collect()
+}
+
+/// A running worker.
+enum Running {
+    Process(Worker),
+    Here(Box<Server>),
+}
+
+/// One thread's worker, started when first needed and again when it has died.
+struct Compiler<'a> {
+    options: &'a BuildOptions<'a>,
+    running: Option<Running>,
+}
+
+impl Compiler<'_> {
+    fn make(&mut self, job: &Job, cache: &Cache) -> Result<Made, Error> {
+        let started = Instant::now();
+        let object = self.ask(&job.request).map_err(|failure| explain(failure, job, cache))?;
+        cache.put(&job.key, &object);
+        Ok(Made { object, cached: false, ms: milliseconds(started) })
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<Vec<u8>, Failure> {
+        let running = match self.running.take() {
+            Some(running) => running,
+            None => match &self.options.worker {
+                Some(command) => Running::Process(Worker::start(command)?),
+                None => Running::Here(Box::new(Server::new())),
+            },
+        };
+        let (result, running) = match running {
+            Running::Process(mut worker) => (worker.ask(request), Running::Process(worker)),
+            Running::Here(mut server) => {
+                (server.answer(request).map_err(Failure::Refused), Running::Here(server))
+            }
+        };
+        if !matches!(result, Err(Failure::Died(_))) {
+            self.running = Some(running);
+        }
+        result
+    }
+}
+
+fn explain(failure: Failure, job: &Job, cache: &Cache) -> Error {
+    match (failure, &job.request) {
+        (Failure::NotStarted(message), _) => Error::Worker(message),
+        (Failure::Refused(message), Request::Kernel { .. }) => {
+            Error::Kernel { name: job.name.clone(), message, reproducer: None }
+        }
+        (Failure::Died(message), Request::Kernel { kir, symbol, target }) => {
+            let text = format!("// kernel {} for target {target}, symbol {symbol}\n{kir}", job.name);
+            let message = format!("the code generator died: {message}");
+            Error::Kernel { name: job.name.clone(), message, reproducer: write_reproducer(job, &text, cache) }
+        }
+        (Failure::Refused(message), Request::Step { .. } | Request::Abort) => Error::Step(message),
+        (Failure::Died(message), Request::Step { .. } | Request::Abort) => {
+            Error::Step(format!("the code generator died: {message}"))
+        }
+    }
+}
+
+/// Writes a kernel that killed its worker beside the cache, or to the temporary folder.
+fn write_reproducer(job: &Job, text: &str, cache: &Cache) -> Option<PathBuf> {
+    let folder = cache.folder().map_or_else(std::env::temp_dir, |folder| folder.join("crashes"));
+    let path = folder.join(format!("{}-{}.kir", job.name, &job.key[..16]));
+    std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(&path, text)).ok()?;
+    Some(path)
+}

@@ -1,0 +1,70 @@
+//! What a kernel looks like on its way down, as text.
+
+use crate::kernels;
+use crate::program::KernelSpec;
+use crate::target::Target;
+
+/// A stage of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KernelStage {
+    /// KIR.
+    Kir,
+    /// MLIR, as it is given to MLIR.
+    Mlir,
+    /// LLVM IR after optimisation.
+    Llvm,
+    /// Assembly.
+    Asm,
+}
+
+impl KernelStage {
+    /// Every stage, from the top.
+    pub const ALL: [KernelStage; 4] =
+        [KernelStage::Kir, KernelStage::Mlir, KernelStage::Llvm, KernelStage::Asm];
+
+    /// Name on the command line, and the ending of a file of it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            KernelStage::Kir => "kir",
+            KernelStage::Mlir => "mlir",
+            KernelStage::Llvm => "llvm",
+            KernelStage::Asm => "asm",
+        }
+    }
+
+    /// The stage of this name.
+    pub fn by_name(name: &str) -> Option<KernelStage> {
+        KernelStage::ALL.into_iter().find(|s| s.name() == name)
+    }
+}
+
+/// The text of a kernel at a stage; its function is called `symbol`.
+///
+/// # Errors
+/// MLIR or LLVM refuse the kernel, or the stage needs LLVM and this mlc was built without it.
+pub fn emit(spec: &KernelSpec, symbol: &str, target: &Target, stage: KernelStage) -> Result<String, String> {
+    let kernel = kernels::expand(spec, target);
+    match stage {
+        KernelStage::Kir => Ok(kernel.to_string()),
+        KernelStage::Mlir => Ok(crate::mlir::emit(&kernel, symbol)),
+        KernelStage::Llvm | KernelStage::Asm => compiled(&kernel, symbol, target, stage),
+    }
+}
+
+#[cfg(feature = "llvm")]
+fn compiled(
+    kernel: &crate::kir::Kernel,
+    symbol: &str,
+    target: &Target,
+    stage: KernelStage,
+) -> Result<String, String> {
+    use crate::llvm::{KernelCompiler, Stage};
+    let stage = if stage == KernelStage::Llvm { Stage::Llvm } else { Stage::Asm };
+    let bytes = KernelCompiler::new().compile(kernel, symbol, target, stage)?;
+    String::from_utf8(bytes).map_err(|e| e.to_string())
+}
+
+#[cfg(not(feature = "llvm"))]
+fn compiled(_: &crate::kir::Kernel, _: &str, _: &Target, stage: KernelStage) -> Result<String, String> {
+    Err(format!("this mlc was built without the feature `llvm`; the stage {} needs it", stage.name()))
+}

@@ -1,0 +1,241 @@
+//! Compiled kernels and programs inside this process: what tests compare with the interpreters.
+
+use std::ffi::{CStr, CString, c_void};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::abi::{EntryFn, KernelFn, ProgramTable, StepContext};
+use crate::kir::Kernel;
+use crate::kir::interpret::Binding;
+use crate::link::{Object, link_shared};
+use crate::llvm::{KernelCompiler, KernelLink, Stage, step_object};
+use crate::program::{Program, verify};
+use crate::target::Target;
+
+/// Kernels compiled for a target and loaded.
+pub struct Loaded {
+    library: Library,
+    kernels: Vec<Function>,
+}
+
+struct Function {
+    call: KernelFn,
+    buffer_bytes: Vec<u64>,
+    n_scalars: usize,
+    scratch_bytes: u64,
+}
+
+/// 64 bytes, aligned as scratch must be.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line {
+    _bytes: [u8; 64],
+}
+
+/// Scratch as kernels find it in tests: all ones.
+fn scratch(bytes: u64) -> Vec<Line> {
+    vec![Line { _bytes: [0xff; 64] }; bytes.div_ceil(64) as usize]
+}
+
+impl Loaded {
+    /// Compiles kernels and loads them.
+    ///
+    /// # Errors
+    /// This machine cannot run the target, a kernel does not compile, or the objects do not link or load.
+    pub fn new(kernels: &[&Kernel], target: &Target) -> Result<Loaded, String> {
+        can_run(target)?;
+        let compiler = KernelCompiler::new();
+        let mut objects = Vec::new();
+        for (i, kernel) in kernels.iter().enumerate() {
+            let name = format!("kernel_{i}");
+            let bytes = compiler.compile(kernel, &name, target, Stage::Object)?;
+            objects.push(Object { name, bytes });
+        }
+        let mut loaded = Loaded { library: Library::open(&link_shared(&objects)?)?, kernels: Vec::new() };
+        for (kernel, object) in kernels.iter().zip(&objects) {
+            let address = loaded.library.find(&object.name)?;
+            loaded.kernels.push(Function {
+                // SAFETY: the symbol is a kernel just compiled with this convention.
+                call: unsafe { std::mem::transmute::<*mut c_void, KernelFn>(address) },
+                buffer_bytes: kernel.buffers.iter().map(|b| b.len * b.dtype.bytes()).collect(),
+                n_scalars: kernel.n_scalars(),
+                scratch_bytes: kernel.scratch_bytes(),
+            });
+        }
+        Ok(loaded)
+    }
+
+    /// Runs tiles of kernel `index`, as [`Interpreter::run`](crate::kir::interpret::Interpreter::run) does. Scratch
+    /// starts as all ones there and here.
+    ///
+    /// # Errors
+    /// A wrong number of buffers or scalars, or a buffer that reaches beyond its space.
+    pub fn run(
+        &self,
+        index: usize,
+        spaces: &mut [Vec<u8>],
+        buffers: &[Binding],
+        scalars: &[i64],
+        tiles: std::ops::Range<i64>,
+    ) -> Result<(), String> {
+        let kernel = self.kernels.get(index).ok_or_else(|| format!("there is no kernel {index}"))?;
+        if buffers.len() != kernel.buffer_bytes.len() || scalars.len() != kernel.n_scalars {
+            return Err("wrong number of buffers or scalars".to_string());
+        }
+        let mut addresses = Vec::new();
+        for (binding, bytes) in buffers.iter().zip(&kernel.buffer_bytes) {
+            let space = spaces
+                .get_mut(binding.space)
+                .ok_or_else(|| format!("there is no space {}", binding.space))?;
+            if binding.offset.saturating_add(*bytes) > space.len() as u64 {
+                return Err(format!("a buffer reaches beyond its space of {} bytes", space.len()));
+            }
+            addresses.push(space[binding.offset as usize..].as_mut_ptr());
+        }
+        let mut scratch = scratch(kernel.scratch_bytes);
+        // SAFETY: every address has as many bytes behind it as the kernel's declaration says, scratch as many as it
+        // asks for; that it stays within is what the interpreter checks.
+        unsafe {
+            (kernel.call)(
+                addresses.as_ptr(),
+                scalars.as_ptr(),
+                tiles.start,
+                tiles.end,
+                scratch.as_mut_ptr().cast::<u8>(),
+            );
+        }
+        Ok(())
+    }
+}
+
+fn can_run(target: &Target) -> Result<(), String> {
+    if target.runs_here() { Ok(()) } else { Err(format!("this machine does not run {target}")) }
+}
+
+/// A whole program compiled for a target and loaded: the step functions of a binary without its runtime.
+pub struct CompiledProgram {
+    _library: Library,
+    entries: Vec<(String, EntryFn)>,
+    space_bytes: Vec<u64>,
+    scratch_bytes: u64,
+}
+
+impl CompiledProgram {
+    /// Compiles a program and loads it.
+    ///
+    /// # Errors
+    /// This machine cannot run the target, the program does not verify or does not compile, or the objects do not load.
+    pub fn new(program: &Program, target: &Target) -> Result<CompiledProgram, String> {
+        can_run(target)?;
+        verify(program).map_err(|errors| errors.join("; "))?;
+        let compiler = KernelCompiler::new();
+        let (mut objects, mut links, mut scratch_bytes) = (Vec::new(), Vec::new(), 0);
+        for (i, kernel) in program.kernels.iter().enumerate() {
+            let symbol = format!("kernel_{i}");
+            let kir = crate::kernels::expand(&kernel.spec, target);
+            scratch_bytes = kir.scratch_bytes().max(scratch_bytes);
+            let bytes = compiler.compile(&kir, &symbol, target, Stage::Object);
+            objects.push(Object {
+                name: symbol.clone(),
+                bytes: bytes.map_err(|e| format!("{}: {e}", kernel.name))?,
+            });
+            links.push(KernelLink { symbol, tiles: kir.tiles });
+        }
+        objects
+            .push(Object { name: "step".to_string(), bytes: step_object(program, &links, b"{}", target)? });
+        let library = Library::open(&link_shared(&objects)?)?;
+        let table = library.find("program_table")?.cast::<ProgramTable>();
+        let names = program.entries.iter().map(|e| e.name.clone());
+        // SAFETY: the table is the one `step_object` emits, with an entry per entry of the program.
+        let functions = unsafe { std::slice::from_raw_parts((*table).entries, (*table).n_entries as usize) };
+        let entries = names.zip(functions.iter().copied()).collect();
+        let space_bytes = program.info.spaces.iter().map(|s| s.bytes).collect();
+        Ok(CompiledProgram { _library: library, entries, space_bytes, scratch_bytes })
+    }
+
+    /// Runs an entry on memory spaces of the sizes that `info.spaces` states, on this thread.
+    ///
+    /// # Errors
+    /// There is no such entry, or a space has another size.
+    pub fn run(&self, entry: &str, spaces: &mut [Vec<u8>]) -> Result<(), String> {
+        let found = self.entries.iter().find(|(name, _)| name == entry);
+        let (_, function) = found.ok_or_else(|| format!("there is no entry {entry}"))?;
+        let sizes: Vec<u64> = spaces.iter().map(|s| s.len() as u64).collect();
+        if sizes != self.space_bytes {
+            return Err(format!("the spaces have {sizes:?} bytes instead of {:?}", self.space_bytes));
+        }
+        let mut scratch = scratch(self.scratch_bytes);
+        let bases: Vec<*mut u8> = spaces.iter_mut().map(|s| s.as_mut_ptr()).collect();
+        let runtime = scratch.as_mut_ptr().cast::<c_void>();
+        let context = StepContext { spaces: bases.as_ptr(), launch, runtime };
+        // SAFETY: spaces are as large as the program's verifier assumed, and scratch as its kernels ask.
+        unsafe { function(&context) };
+        Ok(())
+    }
+}
+
+/// Runs all tiles of a launch here and now.
+///
+/// # Safety
+/// As [`LaunchFn`](crate::abi::LaunchFn); `runtime` is this thread's scratch.
+unsafe extern "C" fn launch(
+    context: *const StepContext,
+    _op: u32,
+    kernel: KernelFn,
+    buffers: *const *mut u8,
+    scalars: *const i64,
+    tiles: i64,
+) {
+    // SAFETY: passed on from the caller.
+    unsafe { kernel(buffers, scalars, 0, tiles, (*context).runtime.cast::<u8>()) }
+}
+
+/// A shared object in this process.
+struct Library {
+    handle: *mut c_void,
+}
+
+impl Library {
+    /// Loads a shared object from memory, by way of a file that is gone afterwards. Functions nothing defines, such as
+    /// the runtime's, are an error only when called.
+    fn open(bytes: &[u8]) -> Result<Library, String> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("mlc-run-{}-{}.so", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path: PathBuf = std::env::temp_dir().join(name);
+        std::fs::write(&path, bytes).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+        let name = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|e| e.to_string())?;
+        // SAFETY: the object holds kernels and step functions only and has no initialisers.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
+        let error = if handle.is_null() { last_error() } else { String::new() };
+        let _ = std::fs::remove_file(&path);
+        if handle.is_null() { Err(error) } else { Ok(Library { handle }) }
+    }
+
+    fn find(&self, symbol: &str) -> Result<*mut c_void, String> {
+        let name = CString::new(symbol).map_err(|e| e.to_string())?;
+        // SAFETY: the library is open.
+        let address = unsafe { libc::dlsym(self.handle, name.as_ptr()) };
+        if address.is_null() { Err(last_error()) } else { Ok(address) }
+    }
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        // SAFETY: opened once, closed once; what was found in it goes with its owner.
+        unsafe {
+            libc::dlclose(self.handle);
+        }
+    }
+}
+
+fn last_error() -> String {
+    // SAFETY: dlerror gives a C string or nothing.
+    unsafe {
+        let text = libc::dlerror();
+        if text.is_null() {
+            "unknown error".to_string()
+        } else {
+            CStr::from_ptr(text).to_string_lossy().into_owned()
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! KIR interpreter = LLVM, bit for bit.

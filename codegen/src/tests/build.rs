@@ -1,0 +1,269 @@
+//! Programs built to binaries, and their step functions run.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::abi::{DType, EntryInfo, OpInfo, ProgramInfo, RunInfo, SpaceInfo};
+use crate::build::{BuildOptions, Built, Error, build};
+use crate::program::{
+    Address, BinaryOp, Entry, InterpretedProgram, Kernel, KernelSpec, Launch, LoopStride, LoopVar, LoopsSpec,
+    Operand, Program, Region, ScalarArg, ScalarId, ScalarOp, Step, verify,
+};
+use crate::run::CompiledProgram;
+use crate::target::{TARGETS, X86_64_V3};
+use crate::worker::{Failure, Request, Worker, WorkerCommand, worker_main};
+
+const N: u64 = 37;
+
+/// Elements `0..N` of f32 from byte `offset` on, and per step `bytes` further (`slots` of them).
+fn address(offset: u64, var: u32, bytes: u64, slots: u64) -> Address {
+    let strides = if bytes == 0 { vec![] } else { vec![LoopStride { var: LoopVar(var), bytes, slots }] };
+    Address { space: 0, offset, strides }
+}
+
+fn row(buffer: u32) -> Operand {
+    Operand { buffer, dtype: DType::F32, offset: 0, strides: vec![1] }
+}
+
+/// `out = a·b + scalar`, all of length [`N`].
+fn kernel() -> Kernel {
+    let region = Region {
+        ops: vec![
+            ScalarOp::Input(0),
+            ScalarOp::Input(1),
+            ScalarOp::Input(2),
+            ScalarOp::Cast(DType::F32, ScalarId(2)),
+            ScalarOp::Binary(BinaryOp::Mul, ScalarId(0), ScalarId(1)),
+            ScalarOp::Binary(BinaryOp::Add, ScalarId(4), ScalarId(3)),
+        ],
+        results: vec![ScalarId(5)],
+    };
+    let inputs = vec![row(0), row(1)];
+    let spec = LoopsSpec { dims: vec![N], reduced: 0, inputs, n_scalars: 1, region, outputs: vec![row(2)] };
+    Kernel { name: "mul_add".to_string(), spec: KernelSpec::Map(spec) }
+}
+
+/// Six rows; for i in 0..2, for j in 2, 1, 0: row `3 + (i + …) mod 2` = row j · row i + 10·j.
+fn program() -> Program {
+    let launch = Launch {
+        op: 0,
+        kernel: 0,
+        stream: 0,
+        buffers: vec![address(0, 1, 4 * N, 0), address(0, 0, 4 * N, 0), address(3 * 4 * N, 1, 4 * N, 2)],
+        scalars: vec![ScalarArg::Loop(LoopVar(1), 10)],
+    };
+    let inner = Step::Loop { var: LoopVar(1), trip: 3, reverse: true, body: vec![Step::Launch(launch)] };
+    let outer = Step::Loop { var: LoopVar(0), trip: 2, reverse: false, body: vec![inner] };
+    let (batch, seq) = (1, 1);
+    let entry = EntryInfo { name: "train".into(), batch, seq, inputs: vec![], outputs: vec![], flops: 0 };
+    let op = OpInfo {
+        path: "block".into(),
+        kernel: "mul_add".into(),
+        line: "test.spec:1".into(),
+        bytes: 12 * N,
+        flops: 2 * N,
+        stream: 0,
+    };
+    let run = RunInfo {
+        steps: 1,
+        seed: 1,
+        data: None,
+        eval_data: None,
+        eval_every: 0,
+        eval_batches: 0,
+        checkpoint_every: 0,
+        checkpoint_keep: 0,
+        checkpoint_keep_every: 0,
+        checkpoint_dir: "checkpoints".into(),
+        log_every: 1,
+    };
+    let info = ProgramInfo {
+        model: "six_rows".into(),
+        fingerprint: "0".into(),
+        spec: "model six_rows".into(),
+        cpu_features: vec![],
+        spaces: vec![SpaceInfo { name: "device".into(), bytes: 6 * 4 * N }],
+        scratch_bytes: 0,
+        entries: vec![entry],
+        scalars: vec![],
+        tensors: vec![],
+        ops: vec![op],
+        names: vec![],
+        vocab: 0,
+        run,
+        baked: vec![],
+        rebuild: "mlc build six_rows.spec".into(),
+    };
+    let entries = vec![Entry { name: "train".to_string(), body: vec![outer] }];
+    Program { info, kernels: vec![kernel()], entries, streams: 1 }
+}
+
+fn memory() -> Vec<u8> {
+    (0..6 * N).flat_map(|i| (1.0 + i as f32 / 7.0).to_le_bytes()).collect()
+}
+
+fn rows(memory: &[u8]) -> Vec<Vec<f32>> {
+    let values = memory.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]));
+    values.collect::<Vec<f32>>().chunks(N as usize).map(<[f32]>::to_vec).collect()
+}
+
+/// The test executable as a worker: libtest runs one test, [`worker_process`], which sees the mark.
+fn worker() -> WorkerCommand {
+    let arguments =
+        ["--exact", "tests::build::worker_process", "--skip", "codegen-worker"].map(String::from).to_vec();
+    WorkerCommand { program: std::env::current_exe().unwrap(), arguments }
+}
+
+#[test]
+fn worker_process() {
+    if std::env::args().any(|a| a == "codegen-worker") {
+        std::process::exit(worker_main());
+    }
+}
+
+fn build_with(
+    program: &Program,
+    cache: Option<PathBuf>,
+    jobs: usize,
+    worker: Option<WorkerCommand>,
+) -> Result<Built, Error> {
+    build(program, &BuildOptions { target: X86_64_V3, cache, jobs, worker, progress: &|_| {} })
+}
+
+fn temporary(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("mlc-build-test-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&path);
+    path
+}
+
+#[test]
+fn step_launches_in_order_with_moving_addresses() {
+    let program = program();
+    let mut expected = rows(&memory());
+    for i in 0..2 {
+        for j in (0..3).rev() {
+            let row = (0..N as usize).map(|k| expected[j][k] * expected[i][k] + 10.0 * j as f32).collect();
+            expected[3 + j % 2] = row;
+        }
+    }
+    for target in TARGETS.iter().filter(|t| t.runs_here()) {
+        let mut spaces = [memory()];
+        CompiledProgram::new(&program, target).unwrap().run("train", &mut spaces).unwrap();
+        assert_eq!(rows(&spaces[0]), expected, "compiled for {target}");
+        let mut spaces = [memory()];
+        InterpretedProgram::new(&program, target).unwrap().run("train", &mut spaces).unwrap();
+        assert_eq!(rows(&spaces[0]), expected, "interpreted for {target}");
+    }
+}
+
+#[test]
+fn build_gives_the_same_static_binary_however_it_is_built() {
+    let program = program();
+    let cache = temporary("same");
+    let cold = build_with(&program, Some(cache.clone()), 2, Some(worker())).unwrap();
+    let warm = build_with(&program, Some(cache.clone()), 1, Some(worker())).unwrap();
+    let here = build_with(&program, None, 1, None).unwrap();
+    std::fs::remove_dir_all(cache).unwrap();
+    assert!(cold.elf == warm.elf && cold.elf == here.elf, "three builds of one program differ");
+    assert!(cold.elf.len() < 10_000_000, "{} bytes", cold.elf.len());
+    assert!(cold.kernels[0].came_through_mlir && warm.kernels[0].came_through_mlir);
+    assert!(!cold.kernels[0].cached && warm.kernels[0].cached);
+    // Fully static: no program header asks for a dynamic loader (PT_INTERP = 3).
+    let word = |at: usize| u64::from_le_bytes(here.elf[at..at + 8].try_into().unwrap()) as usize;
+    let (headers, count) = (word(0x20), u16::from_le_bytes([here.elf[0x38], here.elf[0x39]]) as usize);
+    assert!((0..count).all(|i| here.elf[headers + 56 * i] != 3));
+}
+
+#[test]
+fn build_makes_a_binary_that_knows_its_model() {
+    use std::os::unix::fs::PermissionsExt;
+    let built = build_with(&program(), None, 1, None).unwrap();
+    let path = temporary("binary");
+    std::fs::write(&path, &built.elf).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let output = Command::new(&path).arg("info").output().unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("six_rows"), "{output:?}");
+}
+
+#[test]
+fn build_shares_the_object_of_equal_kernels() {
+    let mut program = program();
+    program.kernels.push(Kernel { name: "the_same".to_string(), ..kernel() });
+    let built = build_with(&program, None, 1, None).unwrap();
+    assert_eq!(built.kernels[0].hash, built.kernels[1].hash);
+    assert!(built.kernels[1].cached);
+}
+
+#[test]
+fn worker_that_dies_is_an_error_and_no_more() {
+    let mut first = Worker::start(&worker()).unwrap_or_else(|e| panic!("{e:?}"));
+    match first.ask(&Request::Abort) {
+        Err(Failure::Died(message)) => assert!(message.contains("signal: 6"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+    let mut second = Worker::start(&worker()).unwrap_or_else(|e| panic!("{e:?}"));
+    let request = Request::Kernel { kir: "kernel {".into(), symbol: "k".into(), target: "x86-64-v3".into() };
+    assert!(matches!(second.ask(&request), Err(Failure::Refused(m)) if m.contains("line 1")));
+}
+
+#[test]
+fn worker_that_is_not_there_is_a_clear_error() {
+    let missing = WorkerCommand { program: "/nonexistent/mlc".into(), arguments: vec![] };
+    let error = build_with(&program(), None, 1, Some(missing)).unwrap_err();
+    assert!(error.to_string().starts_with("cannot start /nonexistent/mlc"), "{error}");
+}
+
+#[test]
+fn verify_reports_every_violation_of_a_program() {
+    let mut bad = program();
+    bad.info.spaces[0].bytes = 5 * 4 * N - 1;
+    bad.streams = 2;
+    bad.entries[0].name = "fit".to_string();
+    bad.kernels.push(Kernel { name: "mul_add".to_string(), ..kernel() });
+    if let KernelSpec::Map(spec) = &mut bad.kernels[1].spec {
+        spec.region.ops[3] = ScalarOp::Cast(DType::F32, ScalarId(4));
+        spec.outputs[0].strides.clear();
+        spec.inputs[1].buffer = 2;
+        spec.inputs[1].dtype = DType::I32;
+    }
+    insta::assert_snapshot!(verify(&bad).unwrap_err().join("\n"), @"
+        kernel mul_add: the name is not a distinct symbol
+        kernel mul_add: an operand of 1 dimensions has 0 strides
+        kernel mul_add: buffer 2 has two element types
+        kernel mul_add: op 3 of the region uses value 4 before it is defined
+        entries: fit instead of train
+        entry fit, launch of mul_add: buffer 2 reaches to byte 740 of space device, which has 739
+    ");
+}
+
+#[test]
+fn verify_refuses_a_written_buffer_that_overlaps_another() {
+    let mut bad = program();
+    let Step::Loop { body, .. } = &mut bad.entries[0].body[0] else { panic!() };
+    let Step::Loop { body, .. } = &mut body[0] else { panic!() };
+    let Step::Launch(launch) = &mut body[0] else { panic!() };
+    launch.buffers[2] = address(2 * 4 * N + 4, 1, 4 * N, 2);
+    insta::assert_snapshot!(verify(&bad).unwrap_err().join("\n"), @"entry train, launch of mul_add: buffer 2 is written and shares memory with buffer 0");
+}
+
+#[test]
+fn program_prints() {
+    insta::assert_snapshot!(program().to_string(), @"
+        program six_rows {
+          space 0 device: 888 bytes
+          kernel mul_add = map over [37], 6 ops
+            read  b0 f32[37:1]
+            read  b1 f32[37:1]
+            write b2 f32[37:1]
+          entry train {
+            loop i0 < 2 {
+              loop i1 < 3 reverse {
+                mul_add(0:0+148*i1, 0:0+148*i0, 0:444+148*i1%2, 10*i1)  // block test.spec:1
+              }
+            }
+          }
+        }
+    ");
+}
