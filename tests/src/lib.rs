@@ -5,3 +5,4 @@ pub mod harness;
 pub mod numpy;
 pub mod parity;
 pub mod random_graph;
+pub mod training;

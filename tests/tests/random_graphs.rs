@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use mlc::graph::Graph;
+use mlc::graph::passes::passes;
+use mlc::graph::verify::{Stage, verify};
+use mlc::graph::{Graph, parse, print};
 use mlc::interpret::{Environment, Mode, Outputs, Tensor, Values, run};
 use mlc_tests::random_graph::{Random, coverage, reachable_ops, sample};
 
@@ -88,6 +90,35 @@ fn interpreting_in_f32_stays_within_the_derived_bounds() {
     println!("median bound on the loss, a sum of means of tanh: {median:.1e}");
     // A bound that allows everything would prove nothing: half the losses are pinned to better than a thousandth.
     assert!(median < 1e-3, "{median:.1e}");
+}
+
+#[test]
+fn printing_and_parsing_gives_the_same_text() {
+    for seed in seeds() {
+        let graph = sample(seed).with_gradients();
+        verify(&graph, Stage::Any).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let text = print::print(&graph);
+        let back = parse::parse(&text).unwrap_or_else(|e| panic!("seed {seed}: {e}\n{text}"));
+        assert!(
+            print::print(&back) == text,
+            "seed {seed}: the text changes on its way through the parser\n{text}"
+        );
+    }
+}
+
+#[test]
+fn passes_keep_the_meaning() {
+    for seed in seeds() {
+        let sample = sample(seed);
+        let graph = sample.with_gradients();
+        let before = outputs(&graph, &sample.environment, Mode::Bounds);
+        for (name, pass) in passes() {
+            let changed = pass(&graph).unwrap_or_else(|e| panic!("seed {seed}, {name}: {e}"));
+            verify(&changed, Stage::Any).unwrap_or_else(|e| panic!("seed {seed}, after {name}: {e}"));
+            let escaped = escapes(&before, &outputs(&changed, &sample.environment, Mode::F64));
+            assert!(escaped.is_none(), "seed {seed}, {name}: {}\n{graph}", escaped.unwrap_or_default());
+        }
+    }
 }
 
 /// The parameters moved by `h` times the direction.

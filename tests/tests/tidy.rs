@@ -2,7 +2,7 @@
 //!
 //! Every check collects all it finds and prints `file:line: what`, so that one run shows everything.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -263,34 +263,34 @@ fn every_package_takes_the_workspace_lints() {
     );
 }
 
-/// A pass is a file, a function of its name and a line in its room's list: `pub mod insert_reshards;` in a `mod.rs` that says
-/// `//! Passes` names a file that holds `pub fn insert_reshards`.
+/// In a folder `passes/`, every file holds the function of its name, and every name in the table `passes()` is a function there.
 #[test]
 fn a_pass_file_holds_the_function_of_its_name() {
-    let mut passes: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for path in rust_files("compiler")
-        .into_iter()
-        .chain(rust_files("codegen"))
-        .filter(|path| path.ends_with("/mod.rs"))
-    {
-        let text = read(&path);
-        let Some(list) = text.split("//! Passes").nth(1) else { continue };
-        let room = path.trim_end_matches("/mod.rs").to_string();
-        for line in list.lines().skip(1).take_while(|line| line.starts_with("//!")) {
-            if let Some(name) = line.split('`').nth(1) {
-                passes.entry(room.clone()).or_default().push(name.to_string());
-            }
-        }
-    }
     let mut found = Vec::new();
-    for (room, names) in passes {
+    let sources: Vec<String> = ["compiler", "codegen"].into_iter().flat_map(rust_files).collect();
+    let tables: Vec<&String> = sources.iter().filter(|path| path.ends_with("/passes/mod.rs")).collect();
+    assert!(!tables.is_empty(), "no folder `passes/` is left to check");
+    for table in tables {
+        let folder = table.trim_end_matches("mod.rs");
+        let files = sources.iter().filter(|path| path.starts_with(folder) && !path.ends_with("/mod.rs"));
+        let files: Vec<(&String, String)> =
+            files.filter(|path| !is_test_file(path)).map(|path| (path, read(path))).collect();
+        for (path, text) in &files {
+            let name = path.trim_start_matches(folder).trim_end_matches(".rs");
+            if !text.contains(&format!("pub fn {name}(")) {
+                found.push(format!("{path} has no `pub fn {name}`"));
+            }
+        }
+        let text = read(table);
+        let names = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("(\"")?.split_once("\", ").map(|(name, _)| name));
         for name in names {
-            let path = format!("{room}/{name}.rs");
-            let holds = root().join(&path).is_file() && read(&path).contains(&format!("pub fn {name}"));
-            if !holds {
-                found.push(format!("{path} with `pub fn {name}`, listed in {room}/mod.rs"));
+            let function = format!("pub fn {}(", name.replace('-', "_"));
+            if !files.iter().any(|(_, text)| text.contains(&function)) {
+                found.push(format!("{table}: the pass `{name}` has no `{function}`"));
             }
         }
     }
-    assert_none(found, "a pass is a file and a function of one name; missing:");
+    assert_none(found, "a pass is a file and a function of one name:");
 }
