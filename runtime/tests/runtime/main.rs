@@ -5,5 +5,6 @@ mod commands;
 mod fixture;
 mod harness;
 mod process;
+mod program;
 mod training;
 mod weights;
