@@ -81,7 +81,7 @@ fn dispatch(
     }
     match args.command {
         Command::Train => commands::train::train(program, args, console, stop, started),
-        Command::Eval => commands::eval::eval(program, args, console),
+        Command::Eval => commands::eval::eval(program, args, console, stop),
         Command::Generate => commands::generate::generate(program, args, console),
         Command::Info => commands::info::info(program, args, console),
         Command::Bench => commands::bench::bench(program, args, console),

@@ -1,6 +1,7 @@
 //! Requests to stop. Signals are blocked and read from a file descriptor between steps, so that no handler and no
 //! process-global flag is needed.
 
+use std::cell::Cell;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,11 +9,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Where a request to stop may come from.
 pub enum Interrupts {
     /// SIGTERM and SIGINT of this process.
-    Signals(OwnedFd),
+    Signals(Signals),
     /// A flag; tests and embedders set it.
     Flag(Arc<AtomicBool>),
     /// Nowhere.
     Never,
+}
+
+/// The signals of a process, read from a descriptor.
+pub struct Signals {
+    fd: OwnedFd,
+    /// Reading takes a signal away; the first one seen is kept here.
+    seen: Cell<Option<&'static str>>,
 }
 
 impl Interrupts {
@@ -32,23 +40,32 @@ impl Interrupts {
                     libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
                     Interrupts::Never
                 }
-                fd => Interrupts::Signals(OwnedFd::from_raw_fd(fd)),
+                fd => Interrupts::Signals(Signals { fd: OwnedFd::from_raw_fd(fd), seen: Cell::new(None) }),
             }
         }
     }
 
-    /// The name of the request, if one came. After a signal was seen a second one ends the process at once.
+    /// The name of the request, if one came; from then on every call tells it. After a signal was seen a second one ends the
+    /// process at once.
     pub fn requested(&self) -> Option<&'static str> {
         match self {
-            Interrupts::Signals(fd) => {
-                let signal = drain(fd)?;
-                // SAFETY: as in `of_process`.
-                unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &stop_signals(), std::ptr::null_mut()) };
-                Some(if signal == libc::SIGINT as u32 { "SIGINT" } else { "SIGTERM" })
-            }
+            Interrupts::Signals(signals) => signals.seen(),
             Interrupts::Flag(flag) => flag.load(Ordering::SeqCst).then_some("request to stop"),
             Interrupts::Never => None,
         }
+    }
+}
+
+impl Signals {
+    fn seen(&self) -> Option<&'static str> {
+        if self.seen.get().is_none()
+            && let Some(signal) = drain(&self.fd)
+        {
+            // SAFETY: as in `Interrupts::of_process`.
+            unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &stop_signals(), std::ptr::null_mut()) };
+            self.seen.set(Some(if signal == libc::SIGINT as u32 { "SIGINT" } else { "SIGTERM" }));
+        }
+        self.seen.get()
     }
 }
 

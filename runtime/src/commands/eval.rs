@@ -8,6 +8,7 @@ use crate::failure::{Exit, Failure};
 use crate::program::Program;
 use crate::rank::Rank;
 use crate::settings::Settings;
+use crate::signals::Interrupts;
 use crate::step::{Pick, run_batch};
 
 /// Loss over some tokens.
@@ -36,7 +37,7 @@ impl Evaluation {
 
 /// Runs `batches` batches of whole windows in file order, or all that the data holds. Fewer than all are spread evenly
 /// over the data, and are the same every time. The last windows that do not fill a batch are left out; data smaller than
-/// one batch is repeated to fill it.
+/// one batch is repeated to fill it. `None` if a request to stop came meanwhile.
 ///
 /// # Errors
 /// A token id lies outside the vocabulary.
@@ -47,26 +48,35 @@ pub fn evaluate(
     batches: Option<u64>,
     scalars: &[f64],
     step: u64,
-) -> Result<Evaluation, Failure> {
+    stop: &Interrupts,
+) -> Result<Option<Evaluation>, Failure> {
     let (batch, seq) = (rank.program.info.entries[index].batch, rank.program.info.entries[index].seq);
     let available = source.windows().map_or(batches.unwrap_or(1), |windows| (windows / batch).max(1));
     let batches = batches.unwrap_or(available).min(available);
     let (mut sum, mut weight) = (0.0, 0.0);
     for b in 0..batches {
+        if stop.requested().is_some() {
+            return Ok(None);
+        }
         let first = (u128::from(b) * u128::from(available) / u128::from(batches)) as u64 * batch;
         let outcome = run_batch(rank, index, source, Pick::Windows(first), scalars, step)?;
         let tokens = outcome.output("loss_weight").unwrap_or((batch * seq) as f64);
         sum += outcome.loss * tokens;
         weight += tokens;
     }
-    Ok(Evaluation { loss: sum / weight, tokens: batches * batch * seq, is_bytes: source.is_bytes() })
+    Ok(Some(Evaluation { loss: sum / weight, tokens: batches * batch * seq, is_bytes: source.is_bytes() }))
 }
 
 /// The subcommand.
 ///
 /// # Errors
 /// See [`Exit`].
-pub fn eval(program: &Program, args: &Args, console: &mut Console) -> Result<Exit, Failure> {
+pub fn eval(
+    program: &Program,
+    args: &Args,
+    console: &mut Console,
+    stop: &Interrupts,
+) -> Result<Exit, Failure> {
     let settings = Settings::new(program, args)?;
     let (index, entry) = program.require_entry("eval")?;
     let given = args
@@ -78,7 +88,10 @@ pub fn eval(program: &Program, args: &Args, console: &mut Console) -> Result<Exi
     let mut source = Source::open(&data, program.info.vocab, entry.seq, settings.run.seed)?;
     let mut rank = start_rank(program, &settings, false)?;
     let origin = trained_values(&mut rank, &settings, console)?;
-    let evaluation = evaluate(&mut rank, index, &mut source, args.count("batches"), &settings.scalars, 0)?;
+    let (batches, scalars) = (args.count("batches"), &settings.scalars);
+    let Some(evaluation) = evaluate(&mut rank, index, &mut source, batches, scalars, 0, stop)? else {
+        return Ok(Exit::Preempted);
+    };
     console.line(&format!("eval of {origin} on {}: {}", source.description(), evaluation.line()));
     Ok(Exit::Done)
 }

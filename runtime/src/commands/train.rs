@@ -95,10 +95,10 @@ impl Run<'_> {
         for step in begin..end {
             self.step(step, begin, console)?;
             let done = step + 1;
+            self.evaluate_if_due(done, console, stop)?;
             if let Some(signal) = stop.requested() {
                 return self.preempted(done, signal, console);
             }
-            self.evaluate_if_due(done, console)?;
             if matches!(self.settings.saving, Saving::Every(every) if done.is_multiple_of(every)) {
                 self.save(done)?;
             }
@@ -156,12 +156,19 @@ impl Run<'_> {
         Ok(Exit::Preempted)
     }
 
-    fn evaluate_if_due(&mut self, done: u64, console: &mut Console) -> Result<(), Failure> {
+    fn evaluate_if_due(
+        &mut self,
+        done: u64,
+        console: &mut Console,
+        stop: &Interrupts,
+    ) -> Result<(), Failure> {
         let every = self.settings.run.eval_every;
         let due = every > 0 && (done.is_multiple_of(every) || done == self.settings.stop_after);
         let Some((index, source)) = self.held_out.as_mut().filter(|_| due) else { return Ok(()) };
         let batches = Some(self.settings.run.eval_batches.max(1));
-        let evaluation = evaluate(&mut self.rank, *index, source, batches, &self.settings.scalars, done)?;
+        let scalars = &self.settings.scalars;
+        let evaluation = evaluate(&mut self.rank, *index, source, batches, scalars, done, stop)?;
+        let Some(evaluation) = evaluation else { return Ok(()) };
         console.line(&format!("eval {done}/{}  {}", self.settings.stop_after, evaluation.line()));
         if let Some(file) = self.meter.file() {
             record_evaluation(file, done, &evaluation);
