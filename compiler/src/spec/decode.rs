@@ -234,7 +234,11 @@ impl Decoder<'_> {
             Fallback::Is(text) => self.inside(key.name, |d| d.default(text, key.kind)),
             Fallback::Required => {
                 let title = format!("missing key: `{}.{}`", self.path, key.name);
-                self.found.push(Diagnostic::error(codes::MISSING_KEY, title).at(section, "").help(key.doc));
+                self.found.push(
+                    Diagnostic::error(codes::MISSING_KEY, title)
+                        .at(section, "not given here")
+                        .help(format!("`{}`: {}", key.name, key.doc)),
+                );
                 Typed::Absent
             }
         };

@@ -207,11 +207,12 @@ pub fn sort(diagnostics: &mut Vec<Diagnostic>) {
 
 /// The legal name nearest to `wrong` by edit distance, if one is near enough to be what was meant.
 pub fn nearest<'a>(wrong: &str, legal: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let allowed = (wrong.chars().count() / 3).max(1) + 1;
+    let length = wrong.chars().count();
+    let allowed = (length / 3).max(1);
     legal
         .into_iter()
         .map(|name| (edit_distance(wrong, name), name))
-        .filter(|(distance, name)| *distance <= allowed && *distance < name.chars().count().max(2))
+        .filter(|(distance, _)| *distance <= allowed && *distance < length)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)
 }

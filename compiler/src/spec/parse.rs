@@ -25,8 +25,8 @@ use grammar::{Grammar, Rule};
 
 /// Deepest nesting of brackets.
 pub const MAX_NESTING: usize = 64;
-/// Deepest nesting of operators within one expression; a chain of that many `+` counts as that deep.
-pub const MAX_OPERATORS: usize = 200;
+/// Deepest nesting of one expression, counting brackets and operators; a chain of n `+` counts as n deep.
+pub const MAX_DEPTH: usize = 128;
 /// Longest file in bytes.
 pub const MAX_FILE_BYTES: usize = 4 << 20;
 
@@ -37,7 +37,7 @@ pub const MAX_FILE_BYTES: usize = 4 << 20;
 pub fn parse(sources: &SourceMap, id: SourceId) -> Result<File, Vec<Diagnostic>> {
     let text = sources.get(id).map_or("", |s| s.text.as_str());
     limits(id, text).map_err(|d| vec![d])?;
-    let mut build = Build { source: id, base: 0, errors: vec![] };
+    let mut build = Build { source: id, base: 0, depth: 0, errors: vec![] };
     let pairs = match Grammar::parse(Rule::file, text) {
         Ok(pairs) => pairs,
         Err(error) => return Err(vec![syntax_error(id, text, 0, &error)]),
@@ -54,7 +54,7 @@ pub fn parse(sources: &SourceMap, id: SourceId) -> Result<File, Vec<Diagnostic>>
 pub fn parse_set(sources: &SourceMap, id: SourceId) -> Result<(Ident, Value), Vec<Diagnostic>> {
     let text = sources.get(id).map_or("", |s| s.text.as_str());
     limits(id, text).map_err(|d| vec![d])?;
-    let mut build = Build { source: id, base: 0, errors: vec![] };
+    let mut build = Build { source: id, base: 0, depth: 0, errors: vec![] };
     match Grammar::parse(Rule::set_line, text) {
         Err(error) => {
             Err(vec![syntax_error(id, text, 0, &error).help("an override reads `train.steps=100`")])
@@ -172,8 +172,8 @@ fn syntax_error(id: SourceId, text: &str, base: u32, error: &pest::error::Error<
     };
     let span = Span { source: id, start: base + at as u32, end: base + (at + length) as u32 };
     let shown = match &found[..length] {
-        "" => "the end of the text".to_string(),
-        "\n" => "the end of the line".to_string(),
+        "" => "end of the text".to_string(),
+        "\n" => "end of the line".to_string(),
         other => format!("`{other}`"),
     };
     let expected = match &error.variant {
@@ -192,7 +192,13 @@ fn syntax_error(id: SourceId, text: &str, base: u32, error: &pest::error::Error<
     if expected.is_empty() {
         return diagnostic.at(span, "not expected here");
     }
-    diagnostic.at(span, format!("expected {}", join_or(&expected)))
+    let diagnostic = diagnostic.at(span, format!("expected {}", join_or(&expected)));
+    let starts_line = text[..at].rsplit('\n').next().is_some_and(|line| line.trim().is_empty()) && at > 0;
+    if starts_line && found.starts_with(['+', '*', '/', '<', '>', ')', ']', '.']) {
+        return diagnostic
+            .help("a line can be broken after an operator, a comma or an opening bracket, not before one");
+    }
+    diagnostic
 }
 
 /// `a`, `a or b`, `a, b or c`.
@@ -378,6 +384,8 @@ struct Build {
     source: SourceId,
     /// Offset of the parsed text in its source; not 0 inside a string.
     base: u32,
+    /// Depth of the expression being built.
+    depth: usize,
     errors: Vec<Diagnostic>,
 }
 
@@ -800,7 +808,7 @@ impl Build {
         let text = self.text(pair);
         let parts = match Grammar::parse(Rule::name_pattern, inner.as_str()) {
             Ok(pairs) => {
-                let mut build = Build { source: self.source, base, errors: vec![] };
+                let mut build = Build { source: self.source, base, depth: 0, errors: vec![] };
                 let parts = Parts::of(first(pairs)).rest.map(|p| build.pattern_part(p)).collect();
                 self.errors.append(&mut build.errors);
                 parts
@@ -846,22 +854,37 @@ impl Build {
     /// `operand (operator operand)*`: precedence climbing over the flat list.
     fn expr(&mut self, pair: Pair<'_, Rule>) -> Expr {
         let span = self.span(&pair);
+        let parts: Vec<_> = Parts::of(pair).rest.collect();
+        let levels = 1 + parts.len() / 2;
+        self.depth += levels;
+        let expr =
+            if self.depth > MAX_DEPTH { self.too_deep(span) } else { self.operators_and_operands(parts) };
+        self.depth -= levels;
+        expr
+    }
+
+    /// Reports an expression beyond the limit, once, and stands a number in for it.
+    fn too_deep(&mut self, span: Span) -> Expr {
+        if !self.errors.iter().any(|e| e.code == codes::NESTING) {
+            let title = format!("the expression is nested deeper than the limit: {MAX_DEPTH}");
+            self.errors.push(
+                Diagnostic::error(codes::NESTING, title)
+                    .at(span, "counting brackets and operators")
+                    .help("name parts of it with lines of their own"),
+            );
+        }
+        let number = Number { value: 1.0, integer: Some(1), unit: Unit::One, text: "1".into(), span };
+        Expr { kind: ExprKind::Number(number), span }
+    }
+
+    fn operators_and_operands(&mut self, parts: Vec<Pair<'_, Rule>>) -> Expr {
         let mut operands = vec![];
         let mut operators = vec![];
-        for part in Parts::of(pair).rest {
+        for part in parts {
             match binary_op(part.as_rule()) {
                 Some(op) => operators.push((op, self.span(&part))),
                 None => operands.push(self.operand(part)),
             }
-        }
-        if operators.len() > MAX_OPERATORS {
-            let title = format!("more operators in one expression than the limit: {MAX_OPERATORS}");
-            self.errors.push(
-                Diagnostic::error(codes::NESTING, title)
-                    .at(span, "this expression")
-                    .help("name parts of it with lines of their own"),
-            );
-            return operands.swap_remove(0);
         }
         let mut rest = Climb { operands: operands.into_iter(), operators: operators.into_iter().peekable() };
         let first = rest.operands.next().expect("an expression has an operand");
@@ -1035,6 +1058,19 @@ fn suffix_meaning(suffix: &str) -> Option<(f64, Unit)> {
     })
 }
 
+/// Where the suffix of a number begins. An `e` belongs to the number if digits follow it.
+fn suffix_start(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let is_digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
+    for (at, c) in text.char_indices().filter(|(_, c)| c.is_ascii_alphabetic()) {
+        let signed = matches!(bytes.get(at + 1), Some(b'+' | b'-')) && is_digit(at + 2);
+        if !matches!(c, 'e' | 'E') || !(is_digit(at + 1) || signed) {
+            return at;
+        }
+    }
+    text.len()
+}
+
 /// Reads a number as the grammar lets it through.
 fn read_number(text: &str, negative: bool, span: Span) -> Result<Number, &'static str> {
     // An exponent's `e` is followed by a digit or sign; no suffix starts with `e`, so the split is clear.
@@ -1043,7 +1079,8 @@ fn read_number(text: &str, negative: bool, span: Span) -> Result<Number, &'stati
     let split = text.char_indices().find_map(is_suffix).unwrap_or(text.len());
     let (digits, suffix) = text.split_at(split);
     let digits = digits.replace('_', "");
-    let (multiplier, unit) = suffix_meaning(suffix).ok_or("unknown suffix")?;
+    let unknown = "unknown suffix: expected k, M, G, T, Ki, Mi, Gi, Ti, a unit of bytes (B … TiB) or of time (ms, s, min, h, d)";
+    let (multiplier, unit) = suffix_meaning(suffix).ok_or(unknown)?;
     let base: f64 = digits.parse().map_err(|_| "not a number")?;
     let value = base * multiplier;
     if !value.is_finite() {

@@ -6,6 +6,7 @@ use crate::spec::ast::{self, Entry, Ident, Item, Statement, Value};
 use crate::spec::codes;
 use crate::spec::diagnostic::{Diagnostic, nearest};
 use crate::spec::load::Units;
+use crate::spec::source::Span;
 
 /// A model with everything that is needed to check it.
 pub struct Chosen<'a> {
@@ -13,6 +14,8 @@ pub struct Chosen<'a> {
     pub name: String,
     /// The model.
     pub model: &'a ast::Model,
+    /// Where the root file names it.
+    pub named: Span,
     /// Blocks it can call, by name.
     pub blocks: BTreeMap<String, &'a ast::Block>,
     /// Overrides in order; a later one wins.
@@ -41,7 +44,10 @@ pub fn choose<'a>(units: &'a Units, found: &mut Vec<Diagnostic>) -> Option<Chose
             let title = "the file has no model";
             found.push(
                 Diagnostic::error(codes::MODEL_CHOICE, title)
-                    .at(root.file.span, "neither a `model` nor a `use` of one")
+                    .at(
+                        Span { end: root.file.span.start + 6, ..root.file.span },
+                        "neither a `model` nor a `use` of one follows",
+                    )
                     .help("write `use \"llama.spec\" as Llama`, or a `model` in this file"),
             );
             return None;
@@ -50,7 +56,8 @@ pub fn choose<'a>(units: &'a Units, found: &mut Vec<Diagnostic>) -> Option<Chose
             let names: Vec<_> = candidates.iter().map(|c| format!("`{}`", c.name)).collect();
             let diagnostic =
                 Diagnostic::error(codes::MODEL_CHOICE, format!("several models: {}", names.join(", ")))
-                    .at(candidates[1].model.name.span, "a second model")
+                    .at(candidates[1].named, "a second model")
+                    .and(candidates[0].named, "the first one")
                     .help(format!("choose one: `train {{ model = {} }}`", candidates[0].name));
             found.push(diagnostic);
             return None;
@@ -100,6 +107,7 @@ fn candidates<'a>(units: &'a Units, found: &mut Vec<Diagnostic>) -> Vec<Chosen<'
             let blocks = blocks(units, 0, model, found);
             all.push(Chosen {
                 name: model.name.name.clone(),
+                named: model.name.span,
                 model,
                 blocks,
                 overrides: vec![],
@@ -125,7 +133,8 @@ fn candidates<'a>(units: &'a Units, found: &mut Vec<Diagnostic>) -> Vec<Chosen<'
                     Entry::With(s) => found.push(not_a_size(&Ident { name: "with".into(), span: s.span })),
                 }
             }
-            all.push(Chosen { name, model, blocks, overrides, has_run: false });
+            let named = used.alias.as_ref().map_or(used.path.span, |a| a.span);
+            all.push(Chosen { name, model, named, blocks, overrides, has_run: false });
         }
     }
     all

@@ -3,7 +3,7 @@
 //! A constant is a scalar that fits beside integers (if whole) and reals; constant arithmetic is folded here. Operands of
 //! element-wise forms broadcast by name; their union of axes must be the axes of one of them, or be annotated.
 
-use super::model::{Checker, show_axes};
+use super::model::{Checker, MAX_TOTAL_DEPTH, show_axes};
 use super::scope::{Binding, Scope};
 use crate::spec::ast::{self, Expr as AstExpr, ExprKind as AstKind, Reference};
 use crate::spec::checked::*;
@@ -28,6 +28,18 @@ impl Checker<'_> {
         if !self.count_node(e.span) {
             return None;
         }
+        if self.expr_depth >= MAX_TOTAL_DEPTH {
+            let title = format!("expressions and blocks are nested deeper than the limit: {MAX_TOTAL_DEPTH}");
+            self.error(codes::NESTING, title, e.span, "reached here");
+            return None;
+        }
+        self.expr_depth += 1;
+        let checked = self.expr_form(scope, e, wanted);
+        self.expr_depth -= 1;
+        checked
+    }
+
+    fn expr_form(&mut self, scope: &mut Scope, e: &AstExpr, wanted: Option<&[Axis]>) -> Option<Expr> {
         match &e.kind {
             AstKind::Number(n) if n.unit == ast::Unit::One => Some(constant(n.value, e.span)),
             AstKind::Number(n) => {

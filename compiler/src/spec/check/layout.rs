@@ -268,14 +268,14 @@ fn divides(
     let shown: Vec<&str> = axes.iter().map(|a| a.name.as_str()).collect();
     let mesh_sizes: Vec<String> =
         over.iter().map(|m| format!("{} = {}", m.name, m.size.unwrap_or(1))).collect();
-    let fit = (1..=devices).rev().find(|n| size % n == 0).unwrap_or(1);
+    let below = (1..=devices).rev().find(|n| size % n == 0).unwrap_or(1);
+    let above = (devices..=size.min(devices.saturating_mul(4))).find(|n| size % n == 0);
+    let fit = above.map_or(below.to_string(), |above| format!("{below} or {above}"));
     let title = format!("`{}` does not split {devices} ways", shown.join(" "));
     found.push(
         Diagnostic::error(codes::INDIVISIBLE, title)
             .at(choice.span, format!("{}, {}", show_axes(axes), mesh_sizes.join(", ")))
-            .help(format!(
-                "{size} is not a multiple of {devices}; the nearest number of devices that fits is {fit}"
-            )),
+            .help(format!("{size} is not a multiple of {devices}; numbers of devices that fit are {fit}")),
     );
 }
 

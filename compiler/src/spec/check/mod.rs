@@ -27,7 +27,7 @@ use super::load::{Loader, Units, load};
 use super::source::{SourceMap, Span};
 use model::RunSizes;
 
-pub use model::{MAX_INSTANCE_DEPTH, MAX_NODES, MAX_SIZE};
+pub use model::{MAX_INSTANCE_DEPTH, MAX_NODES, MAX_SIZE, MAX_TOTAL_DEPTH};
 
 /// Placeholder for a size given by the run, when a model is checked alone.
 pub const PLACEHOLDER_BATCH: u64 = 8;

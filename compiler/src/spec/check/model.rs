@@ -16,6 +16,8 @@ pub const MAX_SIZE: u64 = 1 << 48;
 pub const MAX_NUMEL: u64 = 1 << 62;
 /// Deepest nesting of block instances.
 pub const MAX_INSTANCE_DEPTH: usize = 48;
+/// Deepest nesting of expressions, summed over the instances around them.
+pub const MAX_TOTAL_DEPTH: usize = 192;
 /// Most expression nodes a model may expand to.
 pub const MAX_NODES: u64 = 1_000_000;
 
@@ -45,7 +47,10 @@ pub struct Checker<'a> {
     pub(super) repeats: Vec<RepeatDim>,
     /// Names of values at the top of the model, for messages about closed blocks.
     pub(super) model_values: BTreeSet<String>,
+    /// Nesting of instances.
     pub(super) depth: usize,
+    /// Nesting of expressions, over all instances.
+    pub(super) expr_depth: usize,
     nodes: u64,
     next_value: u32,
     too_large: bool,
@@ -73,6 +78,7 @@ impl<'a> Checker<'a> {
             repeats: vec![],
             model_values: BTreeSet::new(),
             depth: 0,
+            expr_depth: 0,
             nodes: 0,
             next_value: 0,
             too_large: false,

@@ -1,6 +1,8 @@
 //! Tests of the front end, grouped by file.
 
 mod check;
+mod errors;
+mod limits;
 mod parse;
 mod print;
 mod samples;

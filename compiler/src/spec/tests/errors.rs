@@ -1,0 +1,182 @@
+//! One golden text for each error of the language.
+//!
+//! Each test holds the smallest file that raises the error; its snapshot is the message as the user reads it. A test also
+//! says which code must be among the messages, so that a snapshot accepted by mistake still fails.
+
+use super::check::{LLAMA, LLAMA70B};
+use crate::spec::diagnostic::render_all;
+use crate::spec::{MemoryLoader, SourceMap, check};
+
+/// The messages for `main.spec`, and the codes among them.
+fn messages(text: &str, sets: &[&str], beside: &[(&str, &str)]) -> (String, Vec<&'static str>) {
+    let mut sources = SourceMap::new();
+    let mut files = vec![("main.spec".to_string(), text.to_string()), ("llama.spec".into(), LLAMA.into())];
+    files.extend(beside.iter().map(|(n, t)| (n.to_string(), t.to_string())));
+    let loader = MemoryLoader { files };
+    let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+    let found = match check(&mut sources, &loader, "main.spec", &sets) {
+        Ok((_, found)) | Err(found) => found,
+    };
+    (render_all(&found, &sources, false), found.iter().map(|d| d.code.id).collect())
+}
+
+/// A model around these statements, with sizes b, n, m and inputs x[b, n], y[b, m], ids[b].
+fn model(statements: &str) -> String {
+    let lines: Vec<String> = statements.trim_matches('\n').lines().map(|l| format!("    {l}")).collect();
+    format!(
+        "spec 1\nmodel M {{\n    size b = 4, n = 8, m = 6\n    input x[b, n]\n    input y[b, m]\n    input ids: ids<n>[b]\n{}\n}}\n",
+        lines.join("\n")
+    )
+}
+
+/// A run of the shipped Llama around these lines.
+fn run(lines: &str) -> String {
+    format!("spec 1\nuse \"llama.spec\" as Llama with {{ layers = 4 }}\n{}", lines.trim_start_matches('\n'))
+}
+
+/// A complete `train` section with these lines in it.
+fn train(lines: &str) -> String {
+    run(&format!(
+        "train {{\n    steps = 100, batch = 8, seq = 16, data = synthetic()\n    optimizer = adamw {{ lr = 1e-3 }}\n{}\n}}\n",
+        lines.trim_matches('\n')
+    ))
+}
+
+macro_rules! golden {
+    ($($name:ident: $code:literal, $text:expr $(, sets $sets:expr)? $(, beside $beside:expr)?;)*) => {$(
+        #[test]
+        fn $name() {
+            let (mut sets, mut beside): (&[&str], &[(&str, &str)]) = (&[], &[]);
+            let _ = (&mut sets, &mut beside);
+            $(sets = &$sets;)?
+            $(beside = &$beside;)?
+            let (text, codes) = messages(&$text, sets, beside);
+            assert!(codes.contains(&$code), "expected {} among {codes:?}:\n{text}", $code);
+            insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false, snapshot_path => "errors" }, {
+                insta::assert_snapshot!(concat!($code, "_", stringify!($name)), text);
+            });
+        }
+    )*};
+}
+
+const LOSS: &str = "loss mean[b](sum[n](x))";
+
+golden! {
+    // ---- syntax and limits
+    syntax_error: "E0101", "spec 1\nmodel M {\n    size d = = 4\n}\n";
+    syntax_unclosed_brace: "E0101", "spec 1\nmodel M {\n    size d = 4\n";
+    syntax_bad_section: "E0101", "spec 1\ntrain { steps 100 }\n";
+    syntax_line_broken_before_operator: "E0101", model("z = x\n  + x\nloss mean[b, n](z)");
+    syntax_keyword_as_name: "E0101", model("loss = x");
+    comparisons_do_not_chain: "E0101", model("z = 1 < x < 2");
+    version_missing: "E0102", "model M {}\n";
+    version_unknown: "E0102", "spec 2\nmodel M {}\n";
+    nesting_too_deep: "E0103", model(&format!("z = {}x{}", "(".repeat(80), ")".repeat(80)));
+    operators_too_many: "E0103", model(&format!("z = x{}", " + x".repeat(300)));
+    number_with_unit_in_model: "E0105", model("z = x * 2GiB\nloss mean[b, n](z)");
+    number_with_unknown_suffix: "E0105", model("z = x * 2Q\nloss mean[b, n](z)");
+    file_missing: "E0106", "spec 1\nuse \"lama.spec\" as Llama\n";
+    use_cycle: "E0107", "spec 1\nuse \"a.spec\" as A\n", beside [("a.spec", "spec 1\nuse \"main.spec\" as B\n")];
+    loss_in_block: "E0108", model(&format!("block F(x[b, n]) -> [b, n] {{\n    loss mean[b, n](x)\n    x\n}}\n{LOSS}"));
+    value_not_last: "E0108", model(&format!("block F(x[b, n]) -> [b, n] {{\n    x * 2\n    h = x\n}}\n{LOSS}"));
+    expression_without_name: "E0108", model(&format!("x * 2\n{LOSS}"));
+
+    // ---- names
+    unknown_name: "E0201", model("width = sum[n](x)\nloss mean[b](widht)");
+    unknown_axis: "E0201", model("loss mean[b](sum[nn](x))");
+    unknown_function: "E0201", model("loss mean[b](sum[n](sigmiod(x)))");
+    blocks_are_closed: "E0201", model("block F(x[b, n]) -> [b, n] {\n    x * y\n}\nloss mean[b, n](F(x))");
+    duplicate_definition: "E0202", model(&format!("z = x\nz = x * 2\n{LOSS}"));
+    duplicate_instance: "E0202", model("block F(x[b, n]) -> [b, n] {\n    param w[n] = ones\n    x * w\n}\nloss mean[b, n](F(F(x)))");
+    unused_size: "E0203", "spec 1\nmodel M {\n    size b = 4, bb = 8\n    input x[b]\n    loss mean[b](x)\n}\n";
+    block_recursion: "E0204", model("block F(x[b, n]) -> [b, n] {\n    G(x)\n}\nblock G(x[b, n]) -> [b, n] {\n    F(x) + 1\n}\nloss mean[b, n](F(x))");
+    argument_missing: "E0205", model("loss mean[b](dot[n](x))");
+    argument_unknown: "E0205", model("block F(x[b, n], eps = 1e-5) -> [b, n] {\n    x + eps\n}\nloss mean[b, n](F(x, esp = 1))");
+    argument_not_constant: "E0205", model("param w[n] = normal(x)\nloss mean[b, n](x * w)");
+    generic_axis_missing: "E0205", model("block F[a](x[.., a]) -> [.., a] {\n    x\n}\nloss mean[b, n](F(x))");
+    block_as_value: "E0206", model("block F(x[b, n]) -> [b, n] {\n    x\n}\nloss mean[b, n](F + x)");
+    list_as_value: "E0206", model("loss mean[b, n](x * [1, 2])");
+    function_not_available: "E0207", model("loss mean[b, n](dropout(x, 0.1))");
+
+    // ---- axes
+    axis_not_in_operand: "E0301", model("loss mean[b](sum[m](x))");
+    argument_lacks_axis: "E0301", model("block F(x[.., n]) -> [.., n] {\n    x\n}\nloss mean[b, m](F(y))");
+    size_mismatch: "E0302", model("loss mean[b](sum[n](x + y as [m: n]))");
+    contraction_missing: "E0303", model("param w[m -> n] = ones\nz = dot[n](x, y)\nloss mean[b](sum[m](z * 0 + y) + sum[m](dot[n](x, w)))");
+    output_has_extra_axis: "E0304", model("block F(x[b, n]) -> [b] {\n    x * 2\n}\nloss mean[b](F(x))");
+    union_without_annotation: "E0305", model("z = x * y\nloss mean[b, n, m](z)");
+    output_lacks_axis: "E0306", model("z[b, n, m] = x\nloss mean[b, n, m](z)");
+    element_type: "E0307", model("loss mean[b, n](where(x, 1, 0))");
+    size_division: "E0308", "spec 1\nmodel M {\n    size b = 4, n = b / 3\n    input x[b, n]\n    loss mean[b, n](x)\n}\n";
+    size_zero: "E0308", "spec 1\nmodel M {\n    size b = 0\n    input x[b]\n    loss mean[b](x)\n}\n";
+    numel_overflow: "E0309", "spec 1\nmodel M {\n    size b = 4, p = 16777216, q = 33554432, r = 16777216\n    input x[b]\n    param w[p, q, r] = zeros\n    loss mean[b](x + sum[p, q, r](w))\n}\n";
+    carry_mismatch: "E0310", model("param w[n -> m] = ones\nblock F(x[b, n]) -> [b, m] {\n    param v[n -> m] = ones\n    dot[n](x, v)\n}\nloss mean[b, m](repeat[3](F@f, x) + dot[n](x, w))");
+    axis_twice: "E0311", model("param w[n -> n] = ones\nloss mean[b, n](x)");
+    loss_missing: "E0312", model("z = x");
+    loss_twice: "E0312", model(&format!("{LOSS}\n{LOSS}"));
+    loss_axes: "E0312", model("loss mean[b](x)");
+    loss_form: "E0312", model("loss sum[b, n](x)");
+    cycle_length: "E0313", model("block F(x[b, n], s) -> [b, n] {\n    x * s\n}\nloss mean[b, n](repeat[4](F@f, x, s = [1, 2, 3]))");
+
+    // ---- runs
+    unknown_key: "E0401", train("    chekpoint = { every = 5 }");
+    unknown_key_inside: "E0401", train("    log = { evry = 5 }");
+    unknown_key_elsewhere: "E0401", train("    clip = 1.0");
+    unknown_size_in_with: "E0401", "spec 1\nuse \"llama.spec\" as Llama with { layer = 4 }\n";
+    value_type: "E0402", train("    seed = \"one\"");
+    value_word: "E0402", train("    precision = { matmul = bf61 }");
+    optimizer_unknown: "E0402", run("train { steps = 1, batch = 1, seq = 16, data = synthetic(), optimizer = adam { lr = 1 } }\n");
+    optimizer_not_available: "E0207", run("train { steps = 1, batch = 1, seq = 16, data = synthetic(), optimizer = lion { lr = 1 } }\n");
+    missing_key: "E0403", run("train { steps = 1, batch = 1, seq = 16, data = synthetic() }\n");
+    value_range: "E0404", train("    eval = { data = synthetic(), batches = 0 }");
+    schedule_too_long: "E0404", train("    schedule = warmup(200)");
+    batch_does_not_divide: "E0405", train("    microbatch = 3");
+    tokens_do_not_divide: "E0405", run("train { steps = 1, batch = 100 tokens, seq = 16, data = synthetic(), optimizer = sgd { lr = 1 } }\n");
+    glob_hits_nothing: "E0406", run("train {\n    steps = 1, batch = 1, seq = 16, data = synthetic()\n    optimizer = sgd { lr = 1, params \"**.nrom*.w\" { decay = 0 } }\n}\n");
+    rule_hits_part_of_repeat: "E0407", run("train {\n    steps = 1, batch = 1, seq = 16, data = synthetic()\n    optimizer = sgd { lr = 1, params \"layer.3.**\" { decay = 0 } }\n}\n");
+    parameter_untouched: "E0408", run("mesh { tensor = 2 }\nshard {\n    ff -> tensor\n}\n");
+    axis_indivisible: "E0409", run("mesh { tensor = 3 }\nshard {\n    ff -> tensor\n    d -> none\n}\n");
+    mesh_axis_twice: "E0411", run("mesh { tensor = 2 }\nshard {\n    ff, d -> tensor\n    vocab -> none\n}\n");
+    mesh_axis_unknown: "E0201", run("mesh { tensor = 2 }\nshard {\n    ff -> tenser\n}\n");
+    names_incomplete: "E0412", model("param w[n] = ones\nparam v[n] = ones\nloss mean[b, n](x * w * v)\nnames hf {\n    \"w\" <-> \"model.w\"\n}");
+    names_twice: "E0413", model("param w[n] = ones\nloss mean[b, n](x * w)\nnames hf {\n    \"w\" <-> \"a\"\n    \"w\" <-> \"b\"\n}");
+    names_layout: "E0413", model("param w[n -> m] = ones\nloss mean[b, m](dot[n](x, w))\nnames hf {\n    \"w\" <-> \"a\" as [m]\n}");
+    names_unknown_path: "E0406", model("param weight[n] = ones\nloss mean[b, n](x * weight)\nnames hf {\n    \"wieght\" <-> \"a\"\n}");
+    model_missing: "E0414", "spec 1\nmesh { data = 2 }\n";
+    model_choice: "E0414", "spec 1\nuse \"llama.spec\" as A\nuse \"llama.spec\" as B\n";
+    vocabulary_too_small: "E0415", "spec 1\nuse \"llama.spec\" as Llama with { vocab = 128 }\ntrain { steps = 1, batch = 1, seq = 16, data = bytes(\"a.txt\"), optimizer = sgd { lr = 1 } }\n";
+
+    // ---- overrides
+    set_unknown_model: "E0416", run(""), sets ["Lama.layers=4"];
+    set_unknown_size: "E0401", run(""), sets ["Llama.leyers=4"];
+    set_unknown_key: "E0401", train(""), sets ["train.optimizer.rl=1"];
+    set_wrong_type: "E0402", train(""), sets ["train.steps=many"];
+    set_syntax: "E0101", train(""), sets ["train.steps"];
+
+    // ---- all errors of a file
+    all_errors_are_reported: "E0301", model("a = sum[m](x)\nc = widht + 1\nparam w[nn] = ones\nz = x * y\nloss mean[b](sum[n](x) + a)");
+}
+
+#[test]
+fn every_error_that_the_front_end_can_raise_has_a_golden_text() {
+    // Raised where the number of devices and the plan are known.
+    let elsewhere = ["E0410"];
+    // Limits that take megabytes of text to reach; tested in `limits.rs`.
+    let limits = ["E0104"];
+    let notes = ["N0001", "N0002"];
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/spec/tests/errors");
+    let files: Vec<String> = std::fs::read_dir(folder)
+        .expect("goldens")
+        .map(|e| e.expect("entry").file_name().into_string().expect("name"))
+        .collect();
+    for code in crate::spec::codes::ALL {
+        let listed = [&elsewhere[..], &limits, &notes].iter().any(|l| l.contains(&code.id));
+        assert!(listed || files.iter().any(|f| f.starts_with(code.id)), "no golden for {}", code.id);
+    }
+}
+
+#[test]
+fn the_shipped_specs_check_without_a_message() {
+    let (text, _) = messages(LLAMA70B, &[], &[]);
+    assert_eq!(text, "");
+}
