@@ -24,11 +24,12 @@ impl Args {
             "train" => Command::Train,
             "eval" => Command::Eval,
             "generate" => Command::Generate,
+            "verify" => Command::Verify,
             "info" => Command::Info,
             "bench" => Command::Bench,
             "help" | "--help" | "-h" => Command::Help,
             other => {
-                let hint = nearest(other, &["train", "eval", "generate", "info", "help"]);
+                let hint = nearest(other, &["train", "eval", "generate", "verify", "info", "help"]);
                 return Err(Failure::usage(format!(
                     "error: unknown command: {other}{}",
                     did_you_mean(hint, "")

@@ -83,6 +83,7 @@ fn dispatch(
         Command::Train => commands::train::train(program, args, console, stop, started),
         Command::Eval => commands::eval::eval(program, args, console, stop),
         Command::Generate => commands::generate::generate(program, args, console),
+        Command::Verify => commands::verify::verify(program, args, console),
         Command::Info => commands::info::info(program, args, console),
         Command::Bench => commands::bench::bench(program, args, console),
         Command::Help => Ok(Exit::Done),

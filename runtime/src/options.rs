@@ -9,6 +9,8 @@ pub enum Command {
     Eval,
     /// Continue a text.
     Generate,
+    /// Check the checkpoints of a run.
+    Verify,
     /// Describe the binary.
     Info,
     /// Speak the benchmark protocol on standard input and output.
@@ -46,7 +48,7 @@ const fn opt(name: &'static str, form: Form, commands: &'static [Command], help:
     Opt { name, form, commands, help }
 }
 
-use Command::{Bench, Eval, Generate, Help, Info, Train};
+use Command::{Bench, Eval, Generate, Help, Info, Train, Verify};
 use Form::{Count, Flag, Number, Text};
 
 /// Commands that run the program.
@@ -59,19 +61,19 @@ pub const OPTIONS: &[Opt] = &[
     opt("eval-data", Text("SOURCE"), &[Train], "held-out data, same forms"),
     opt("steps", Count("N"), &[Train], "stop after step N; the schedule's horizon stays"),
     opt("seed", Count("N"), &[Train, Generate, Bench], "seed of initialisation and sampling"),
-    opt("threads", Count("N"), RUNS, "threads (default: all this process may use, or MLC_THREADS)"),
+    opt("threads", Count("N"), &[Train, Eval, Generate, Verify, Bench], "threads (default: all this process may use, or MLC_THREADS)"),
     opt("pin", Flag, RUNS, "keep each thread on one CPU"),
     opt("resume", Text("auto|never|STEP"), &[Train], "where to continue (default auto: the newest valid checkpoint)"),
     opt("checkpoint", Text("auto|STEP"), &[Eval, Generate], "which checkpoint to load (default auto: the newest valid one)"),
     opt("init", Text("FILE"), RUNS, "weights to start from: .safetensors, or the index .json of several"),
-    opt("out", Text("DIR"), &[Train, Eval, Generate], "folder of the run: checkpoints and metrics.jsonl (default .)"),
+    opt("out", Text("DIR"), &[Train, Eval, Generate, Verify], "folder of the run: checkpoints and metrics.jsonl (default .)"),
     opt("metrics", Text("FILE"), &[Train], "metrics file (default OUT/metrics.jsonl)"),
     opt("checkpoint-every", Text("N|end|never"), &[Train], "save every N steps, only at the end, or never"),
     opt("log-every", Count("N"), &[Train], "print a line every N steps"),
     opt("eval-every", Count("N"), &[Train], "evaluate every N steps; 0 = never"),
     opt("batches", Count("N"), &[Eval], "batches to evaluate (default: all of the data once)"),
     opt("profile", Flag, &[Train], "time every op and print a table at the end"),
-    opt("set", Text("KEY=VALUE"), &[Train, Eval, Generate, Bench, Info], "set a run-time key of the spec; may be repeated"),
+    opt("set", Text("KEY=VALUE"), &[Train, Eval, Generate, Verify, Bench, Info], "set a run-time key of the spec; may be repeated"),
     opt("prompt", Text("TEXT"), &[Generate], "text to continue (default: a line break)"),
     opt("tokens", Count("N"), &[Generate], "tokens to generate (default 256)"),
     opt("temperature", Number("T"), &[Generate], "0 takes the likeliest token (default 0.8)"),
@@ -79,7 +81,7 @@ pub const OPTIONS: &[Opt] = &[
     opt("ops", Flag, &[Info], "print the op table"),
     opt("spec", Flag, &[Info], "print the expanded spec"),
     opt("kernels", Flag, &[Bench], "time every op instead of speaking the protocol"),
-    opt("help", Flag, &[Train, Eval, Generate, Info, Bench, Help], "print this"),
+    opt("help", Flag, &[Train, Eval, Generate, Verify, Info, Bench, Help], "print this"),
 ];
 
 /// The usage text of a command, or of all.
@@ -88,6 +90,9 @@ pub fn usage(command: Command) -> String {
         Train => "usage: BINARY train [options]\n\nTrains the model of this binary.",
         Eval => "usage: BINARY eval [options]\n\nMeasures the loss of a checkpoint on held-out data.",
         Generate => "usage: BINARY generate [options]\n\nContinues a text, one byte a token.",
+        Verify => {
+            "usage: BINARY verify [options]\n\nChecks every checkpoint of a run against its hashes and this program."
+        }
         Info => "usage: BINARY info [options]\n\nDescribes this binary.",
         Bench => {
             "usage: BINARY bench [options]\n\nFor every line K on standard input runs K steps and prints a line of JSON."
@@ -108,6 +113,7 @@ fn general_usage() -> String {
        train      train the model; continues from the newest checkpoint\n  \
        eval       measure the loss on held-out data\n  \
        generate   continue a text\n  \
+       verify     check the checkpoints of a run\n  \
        info       describe this binary: model, parameters, memory, keys\n\n\
      BINARY COMMAND --help lists the options of a command.\n\n\
      exit codes: 0 done, 1 data, checkpoint or file missing or wrong, 2 wrong command line, 3 the loss is not finite,\n            \

@@ -15,8 +15,9 @@ use super::manifest::Manifest;
 use super::shard::safetensors_dtype;
 use super::store::Store;
 use crate::data::files::FileBytes;
+use crate::device::pool::Pool;
 use crate::failure::Failure;
-use crate::program::LogicalTensor;
+use crate::program::{LogicalTensor, Program};
 use crate::rank::Rank;
 use crate::settings::Resume;
 
@@ -79,6 +80,25 @@ fn available(store: &Store) -> Result<String, Failure> {
 }
 
 fn load_one(rank: &mut Rank, folder: &Path, step: u64) -> Result<Manifest, String> {
+    let program = rank.program;
+    let targets: Vec<usize> =
+        program.logical_tensors().iter().map(|t| rank.address(t.place) as usize).collect();
+    let pool = rank.pool();
+    check(pool, program, folder, step, |views| copy_all(pool, &targets, views))
+}
+
+/// Checks the checkpoint of `step` in `folder` against its hashes and against the tensors of the program, and hands the
+/// content of the tensors, in the order of [`Program::logical_tensors`], to `use_views`.
+///
+/// # Errors
+/// What is wrong with it, in a few words.
+pub fn check(
+    pool: &Pool,
+    program: &Program,
+    folder: &Path,
+    step: u64,
+    use_views: impl FnOnce(&[TensorView]),
+) -> Result<Manifest, String> {
     if !folder.is_dir() {
         return Err("there is no such checkpoint".to_owned());
     }
@@ -91,17 +111,15 @@ fn load_one(rank: &mut Rank, folder: &Path, step: u64) -> Result<Manifest, Strin
         .iter()
         .map(|shard| FileBytes::open(&folder.join(&shard.file)).map_err(|e| e.message))
         .collect::<Result<Vec<_>, _>>()?;
-    check_hashes(rank, &manifest, &files)?;
+    check_hashes(pool, &manifest, &files)?;
     let shards = files
         .iter()
         .zip(&manifest.shards)
         .map(|(bytes, shard)| SafeTensors::deserialize(bytes).map_err(|e| format!("{}: {e}", shard.file)))
         .collect::<Result<Vec<_>, _>>()?;
     let mut views: BTreeMap<&str, TensorView> = shards.iter().flat_map(SafeTensors::iter).collect();
-    let program = rank.program;
-    let tensors = program.logical_tensors();
-    let mut found = Vec::with_capacity(tensors.len());
-    for tensor in &tensors {
+    let mut found = Vec::new();
+    for tensor in &program.logical_tensors() {
         let view =
             views.remove(tensor.name.as_str()).ok_or_else(|| format!("it lacks tensor {}", tensor.name))?;
         check_tensor(tensor, &view)?;
@@ -110,14 +128,14 @@ fn load_one(rank: &mut Rank, folder: &Path, step: u64) -> Result<Manifest, Strin
     if let Some((name, _)) = views.first_key_value() {
         return Err(format!("it has a tensor this program lacks: {name}"));
     }
-    copy_all(rank, &tensors, &found);
+    use_views(&found);
     Ok(manifest)
 }
 
 /// Compares every file with its recorded length and hash, one file a thread.
-fn check_hashes(rank: &Rank, manifest: &Manifest, files: &[FileBytes]) -> Result<(), String> {
+fn check_hashes(pool: &Pool, manifest: &Manifest, files: &[FileBytes]) -> Result<(), String> {
     let wrong: Mutex<Vec<(usize, String)>> = Mutex::new(Vec::new());
-    rank.pool().run(files.len() as i64, &|begin, end, _| {
+    pool.run(files.len() as i64, &|begin, end, _| {
         let (begin, end) = (begin as usize, end as usize);
         for (i, (bytes, shard)) in
             (begin..end).zip(files[begin..end].iter().zip(&manifest.shards[begin..end]))
@@ -159,14 +177,13 @@ fn check_tensor(tensor: &LogicalTensor, view: &TensorView) -> Result<(), String>
     Ok(())
 }
 
-/// Copies the tensors into the rank, on all threads.
-fn copy_all(rank: &mut Rank, tensors: &[LogicalTensor], views: &[TensorView]) {
-    let targets: Vec<usize> = tensors.iter().map(|t| rank.address(t.place) as usize).collect();
-    rank.pool().run(tensors.len() as i64, &|begin, end, _| {
+/// Copies the tensors to their addresses in the rank, on all threads.
+fn copy_all(pool: &Pool, targets: &[usize], views: &[TensorView]) {
+    pool.run(views.len() as i64, &|begin, end, _| {
         for i in begin as usize..end as usize {
             let data = views[i].data();
             // SAFETY: `check_tensor` found the sizes equal, the program's tensors are disjoint buffers inside their
-            // spaces, and the rank is borrowed exclusively.
+            // spaces, and `load_one` holds the rank exclusively.
             unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), targets[i] as *mut u8, data.len()) };
         }
     });

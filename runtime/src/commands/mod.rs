@@ -5,6 +5,7 @@ pub mod eval;
 pub mod generate;
 pub mod info;
 pub mod train;
+pub mod verify;
 
 use std::path::Path;
 

@@ -214,3 +214,21 @@ fn the_manifest_records_the_run() {
     assert_eq!(manifest["data"]["samples"], 40);
     assert_eq!(manifest["keys"]["train.optimizer.lr"], "4");
 }
+
+#[test]
+fn verify_tells_of_every_checkpoint() {
+    let folder = Folder::new();
+    assert!(folder.run("verify --out @/run").err.contains("there is no checkpoint in"));
+    folder.train("run", "--steps 20");
+    let output = folder.run("verify --out @/run");
+    assert_eq!((output.exit, output.out.matches(": valid\n").count()), (Exit::Done, 2), "{}", output.out);
+    flip(&shard_path(&folder, "run", 10), 5000);
+    let output = folder.run("verify --out @/run");
+    assert_eq!(output.exit, Exit::Failed);
+    assert!(
+        output.out.contains("step-00000010: NOT valid: 00001.safetensors does not match its hash"),
+        "{}",
+        output.out
+    );
+    assert_eq!(output.err, "error: 1 of 2 checkpoints are not valid\n");
+}
