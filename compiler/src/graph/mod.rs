@@ -15,6 +15,7 @@ pub mod from_spec;
 pub mod parse;
 pub mod passes;
 pub mod print;
+pub mod recognise;
 pub mod rewrite;
 pub mod shape;
 pub mod verify;
