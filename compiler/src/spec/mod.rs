@@ -12,6 +12,7 @@ pub mod checked;
 pub mod codes;
 pub mod decode;
 pub mod diagnostic;
+pub mod expand;
 pub mod glob;
 pub mod load;
 pub mod parse;
@@ -22,6 +23,7 @@ pub mod source;
 
 pub use check::check;
 pub use diagnostic::{Diagnostic, Severity};
+pub use expand::expand;
 pub use load::{FileLoader, Loader, MemoryLoader};
 pub use source::{Location, SourceId, SourceMap, Span};
 

@@ -24,6 +24,20 @@ pub fn print(file: &File, text: &str) -> String {
     p.out
 }
 
+/// One item in canonical form, without comments.
+pub fn item(item: &Item) -> String {
+    let mut p = Printer { out: String::new(), level: 0, text: "", comments: &[] };
+    p.item(item);
+    p.out
+}
+
+/// One statement in canonical form, without comments.
+pub fn statement(statement: &Statement) -> String {
+    let mut p = Printer { out: String::new(), level: 0, text: "", comments: &[] };
+    p.statement(statement);
+    p.out
+}
+
 /// One value in canonical form, on one line.
 pub fn value(value: &Value) -> String {
     match &value.kind {

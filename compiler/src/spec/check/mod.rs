@@ -44,6 +44,32 @@ pub fn check(
     path: &str,
     sets: &[String],
 ) -> Result<(Spec, Vec<Diagnostic>), Vec<Diagnostic>> {
+    let (units, mut found) = load_with_overrides(sources, loader, path, sets)?;
+    let checked = checked(&units, &mut found);
+    sort(&mut found);
+    match checked {
+        Some(checked) if !found.iter().any(Diagnostic::is_error) => Ok((checked.spec, found)),
+        _ => Err(found),
+    }
+}
+
+/// A checked spec with the trees it comes from.
+pub(super) struct Checked<'a> {
+    /// What was asked for.
+    pub spec: Spec,
+    /// The typed `train` section.
+    pub run: Option<run::Run>,
+    /// The model's tree.
+    pub chosen: choose::Chosen<'a>,
+}
+
+/// Reads the files, and applies the overrides of the target, then those of the command line.
+pub(super) fn load_with_overrides(
+    sources: &mut SourceMap,
+    loader: &dyn Loader,
+    path: &str,
+    sets: &[String],
+) -> Result<(Units, Vec<Diagnostic>), Vec<Diagnostic>> {
     let mut units = load(sources, loader, path)?;
     let mut found = vec![];
     apply_target_overrides(&mut units.units[0].file, &mut found);
@@ -52,15 +78,11 @@ pub fn check(
             found.extend(errors);
         }
     }
-    let spec = check_units(&units, &mut found);
-    sort(&mut found);
-    match spec {
-        Some(spec) if !found.iter().any(Diagnostic::is_error) => Ok((spec, found)),
-        _ => Err(found),
-    }
+    Ok((units, found))
 }
 
-fn check_units(units: &Units, found: &mut Vec<Diagnostic>) -> Option<Spec> {
+/// Checks files that have been read; `None` after an error that leaves nothing to go on with.
+pub(super) fn checked<'a>(units: &'a Units, found: &mut Vec<Diagnostic>) -> Option<Checked<'a>> {
     let root = &units.units[0].file;
     let run = run::Run::read(root, found);
     let target = run::target(root, found);
@@ -83,7 +105,7 @@ fn check_units(units: &Units, found: &mut Vec<Diagnostic>) -> Option<Spec> {
         Some(run) => Some(run.finish(&model, found)?),
         None => None,
     };
-    Some(Spec { model, train, target })
+    Some(Checked { spec: Spec { model, train, target }, run, chosen })
 }
 
 /// Applies the `with { … }` of the first target: overrides for one kind of hardware.

@@ -2,6 +2,7 @@
 
 mod check;
 mod errors;
+mod expand;
 mod limits;
 mod parse;
 mod print;
