@@ -107,7 +107,7 @@ pub fn sample(seed: u64) -> Sample {
     for _ in 0..1 + g.random.below(2) {
         scope.push(g.input());
     }
-    let n_ops = 8 + g.random.below(12);
+    let n_ops = 4 + g.random.below(6);
     g.grow(&mut scope, n_ops);
     g.finish(&scope)
 }
@@ -472,7 +472,7 @@ impl Generator {
             Float { id: inside[2], bound: x.bound },
             Float { id: inside[3], bound: invariant.bound },
         ];
-        let n_ops = 3 + self.random.below(6);
+        let n_ops = 2 + self.random.below(3);
         self.grow(&mut inner, n_ops);
         // The new carry has the old one's type: reduce what is too much, broadcast what is missing, keep it within ±1.
         let last = inner[inner.len() - 1];
