@@ -167,7 +167,10 @@ impl Shared {
         self.unfinished.0.store(total as u32, Ordering::Relaxed);
         for (thread, left) in self.left.iter().enumerate() {
             let chunks = chunks_of(share(tiles, threads, thread)) as u64;
-            left.0.store(u64::from(epoch) << 32 | chunks, Ordering::Release);
+            // An old epoch says as well that there is nothing to claim, and saves a write to another core's cache line.
+            if chunks > 0 {
+                left.0.store(u64::from(epoch) << 32 | chunks, Ordering::Release);
+            }
         }
         self.epoch.0.store(epoch, Ordering::SeqCst);
     }
@@ -176,6 +179,10 @@ impl Shared {
     fn help(&self, thread: usize, epoch: u32) {
         let threads = self.left.len();
         for owner in (thread..threads).chain(0..thread) {
+            // With many threads, looking at each one's line would cost more than a small launch.
+            if owner != thread && self.unfinished.0.load(Ordering::Relaxed) == 0 {
+                return;
+            }
             while let Some(left) = claim(&self.left[owner].0, epoch) {
                 // SAFETY: the claim's acquire makes the job of this epoch visible, and it stays until the chunk is counted off
                 // below.
@@ -230,7 +237,8 @@ impl Shared {
 
     /// Waits until every chunk of the current launch is computed.
     fn await_the_end(&self) {
-        for _ in 0..self.spin_turns {
+        // Longer than a worker spins: sleeping here delays the whole step.
+        for _ in 0..self.spin_turns.saturating_mul(4) {
             if self.unfinished.0.load(Ordering::Acquire) == 0 {
                 return;
             }
