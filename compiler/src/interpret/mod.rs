@@ -11,6 +11,8 @@ mod regions;
 mod sample;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod whole_models;
 
 pub use number::{binary, float_compare, int_binary, round, to_int, unary};
 pub use sample::{Rng, sample_environment};

@@ -14,19 +14,23 @@ pub use expand_composites::{expand_all_composites, expand_composites, expand_kin
 pub use fold_constants::fold_constants;
 pub use share_common::share_common;
 
+use super::recognise::{recognise_attention, recognise_loss_head, recognise_norms};
 use super::{Graph, RegionId, ValueId};
 use std::collections::BTreeMap;
 
 /// A pass as `mlc opt` runs it: a verified graph in, a verified graph that computes the same out, or why it can't.
 pub type Pass = fn(&Graph) -> Result<Graph, String>;
 
-/// The general passes by the name `mlc opt --pass` knows them under.
+/// The general passes and the recognisers by the name `mlc opt --pass` knows them under.
 pub fn passes() -> &'static [(&'static str, Pass)] {
     &[
         ("eliminate-dead", |g| Ok(eliminate_dead(g.clone()))),
         ("expand-all-composites", |g| Ok(expand_all_composites(g.clone()))),
         ("expand-composites", |g| Ok(expand_composites(g.clone()))),
         ("fold-constants", |g| Ok(fold_constants(g.clone()))),
+        ("recognise-attention", |g| Ok(recognise_attention(g.clone()))),
+        ("recognise-loss-head", |g| Ok(recognise_loss_head(g.clone()))),
+        ("recognise-norms", |g| Ok(recognise_norms(g.clone()))),
         ("share-common", |g| Ok(share_common(g.clone()))),
     ]
 }

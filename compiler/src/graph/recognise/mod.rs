@@ -16,22 +16,13 @@ pub use recognise_attention::recognise_attention;
 pub use recognise_loss_head::recognise_loss_head;
 pub use recognise_norms::recognise_norms;
 
-use super::passes::{Pass, eliminate_dead};
+use super::passes::eliminate_dead;
 use super::{BinaryOp, Builder, Graph, Name, Op, OpId, OpNode, ReduceOp, UnaryOp, ValueId};
 use std::collections::BTreeMap;
 
 /// The recognisers in order, by the name `lower { NAME = reference }` turns them off under.
 pub const RECOGNISERS: [(&str, fn(Graph) -> Graph); 3] =
     [("norms", recognise_norms), ("attention", recognise_attention), ("loss_head", recognise_loss_head)];
-
-/// The recognisers by the name `mlc opt --pass` knows them under.
-pub fn passes() -> &'static [(&'static str, Pass)] {
-    &[
-        ("recognise-attention", |g| Ok(recognise_attention(g.clone()))),
-        ("recognise-loss-head", |g| Ok(recognise_loss_head(g.clone()))),
-        ("recognise-norms", |g| Ok(recognise_norms(g.clone()))),
-    ]
-}
 
 /// Runs every recogniser that is not turned off, and drops the primitives that became dead.
 pub fn recognise(mut graph: Graph, off: &[String]) -> Graph {
