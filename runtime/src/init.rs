@@ -113,4 +113,18 @@ mod tests {
         // Standard error of the mean of 5000 numbers of standard deviation 3/√12 is 0.012; five of them.
         assert!((mean - 0.5).abs() < 0.06, "{mean}");
     }
+
+    /// Bits computed by another implementation of the definition above (Python, with its own Philox and the platform's
+    /// logarithm and sine). Weights of released models depend on them: they never change.
+    #[test]
+    fn fill_gives_the_known_weights() {
+        let stream = Stream::new(7, "layer.3.attn.wq");
+        let bits = |start: u64, elements: usize| -> Vec<u32> {
+            let mut bytes = vec![0; elements * 4];
+            fill(&mut bytes, DType::F32, Init::Normal { std: 0.02 }, &stream, start);
+            bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        };
+        assert_eq!(bits(0, 3), [0xbc1d_b501, 0xbc04_672a, 0x3c0a_92fc]);
+        assert_eq!(bits(1_000_000, 2)[1], 0x3bf3_eab9);
+    }
 }
