@@ -4,7 +4,8 @@ use super::activity::Activity;
 use super::rules::{Cotangents, compare_union};
 use super::tape::Tape;
 use super::{AutodiffError, attention};
-use crate::graph::rewrite::{eliminate_unreachable_code, inline_composites};
+use crate::graph::passes::drop_dead;
+use crate::graph::rewrite::inline_composites;
 use crate::graph::{
     Builder, CompareOp, Composite, CompositeKind, Graph, Name, OpId, OpNode, ReduceOp, UnaryOp, ValueId,
 };
@@ -34,7 +35,9 @@ pub(super) fn inline_without_rule(graph: Graph, wanted: &[ValueId]) -> Graph {
             | CompositeKind::CrossEntropy { .. } => residual_used,
         }
     };
-    eliminate_unreachable_code(inline_composites(graph, pick))
+    let mut graph = inline_composites(graph, pick);
+    drop_dead(&mut graph);
+    graph
 }
 
 /// Cotangents of a composite's operands.

@@ -93,7 +93,9 @@ pub fn pullback(
     wanted: &[ValueId],
     seeds: impl FnOnce(&mut Builder) -> Vec<(ValueId, ValueId)>,
 ) -> Result<(Graph, Vec<Option<ValueId>>), AutodiffError> {
-    let (graph, joint) = prepare(graph, wanted);
+    let sources = sources_of(&graph, wanted);
+    let (mut graph, joint) = prepare(graph, wanted);
+    restore(&mut graph, sources);
     let activity = Activity::of(&graph, wanted);
     let mut b = Builder::resume(graph);
     b.origin = Origin { phase: Phase::BackwardInput, ..Origin::default() };
@@ -108,6 +110,20 @@ pub fn pullback(
     walk_ops(&mut t, ops)?;
     let cotangents = wanted.iter().map(|v| t.cotangent(*v)).collect();
     Ok((t.b.finish(), cotangents))
+}
+
+/// The ops that define some values of the body.
+fn sources_of(graph: &Graph, values: &[ValueId]) -> Vec<OpId> {
+    let definitions = graph.definitions(graph.body);
+    values.iter().filter_map(|v| definitions.get(v).copied()).collect()
+}
+
+/// Puts back sources that nothing uses: a parameter without influence still has a gradient, zero.
+fn restore(graph: &mut Graph, sources: Vec<OpId>) {
+    let body = graph.body;
+    let ops = &mut graph.regions[body.index()].ops;
+    let missing: Vec<OpId> = sources.into_iter().filter(|op| !ops.contains(op)).collect();
+    ops.splice(0..0, missing);
 }
 
 /// Brings a graph into the form the rules take.

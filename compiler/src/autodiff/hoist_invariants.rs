@@ -10,7 +10,7 @@
 //! 3. Copy those, with the cheap ones they need, in front of the loop; each becomes an invariant operand.
 //! 4. What the copies made superfluous in the body is dropped.
 
-use crate::graph::rewrite::eliminate_unreachable_code;
+use crate::graph::passes::drop_dead;
 use crate::graph::{BinaryOp, Builder, Graph, Op, OpId, OpNode, RegionId, UnaryOp, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +23,8 @@ pub fn hoist_invariants(mut graph: Graph) -> Graph {
             }
         }
     }
-    eliminate_unreachable_code(graph)
+    drop_dead(&mut graph);
+    graph
 }
 
 fn hoist_from(graph: Graph, outer: RegionId, op: OpId) -> Graph {

@@ -4,7 +4,7 @@
 //! 2. `differentiate` the loss sum
 //! 3. `accumulate` over microbatches
 //! 4. append the update
-//! 5. `hoist_invariants`, which also drops what nothing uses
+//! 5. `hoist_invariants` and `eliminate_dead`
 
 use super::AutodiffError;
 use super::accumulate::{accumulate, is_report, microbatches, narrow_to_microbatch};
@@ -13,7 +13,9 @@ use super::differentiate::{Gradient, differentiate, parameters};
 use super::hoist_invariants::hoist_invariants;
 use super::optimizer::{LossAndGradients, append_update};
 use super::precision::apply_precision;
-use crate::graph::{Graph, Output};
+use crate::graph::passes::eliminate_dead;
+use crate::graph::{Graph, Name, Output, ValueId};
+use std::collections::BTreeMap;
 
 /// Builds the training step from a forward graph that reports `loss_sum` and `loss_weight` of the whole batch.
 ///
@@ -44,9 +46,11 @@ pub fn training_step(forward: Graph, config: &TrainConfig) -> Result<Graph, Auto
         Some(micro) => accumulate(done.graph, micro, count, &gradients)?,
         None => (done.graph, gradients),
     };
-    let params = parameters(&graph).into_iter();
-    let gradients =
-        params.zip(sums).map(|((param, value), gradient)| Gradient { param, value, gradient }).collect();
+    let values: BTreeMap<Name, ValueId> = parameters(&graph).into_iter().collect();
+    let gradients = done.gradients.iter().zip(sums);
+    let gradients = gradients
+        .map(|(g, gradient)| Gradient { param: g.param.clone(), value: values[&g.param], gradient })
+        .collect();
     let results = &graph.region(graph.body).results;
     let loss = LossAndGradients { loss_sum: results[loss_at], loss_weight: results[weight_at], gradients };
     // The update reports both again, in its own order.
@@ -58,7 +62,7 @@ pub fn training_step(forward: Graph, config: &TrainConfig) -> Result<Graph, Auto
         graph.regions[body.index()].results.remove(at);
     }
     let graph = append_update(graph, &loss, config)?;
-    Ok(hoist_invariants(graph))
+    Ok(eliminate_dead(hoist_invariants(graph)))
 }
 
 fn find_report(graph: &Graph, name: &str) -> Result<usize, AutodiffError> {

@@ -327,15 +327,31 @@ impl Builder {
         };
         let operands: Vec<ValueId> = [q, k, v].iter().chain(extras).copied().collect();
         let kind = CompositeKind::Attention(attention.clone());
+        let o_type = self.attention_result(&attention, q, v);
         let results = self.composite(kind, &operands, &["q", "k", "v"], "attn", |b, args| {
             let score = b.attention_scores(&attention, args[0], args[1], &args[3..], &scores)[0];
             let (e, sum, max) = b.shifted_exp(score, &attention.key);
             let p = b.normalised(e, sum);
-            let o = b.dot(p, args[2], std::slice::from_ref(&attention.key));
+            let over = vec![attention.key.clone()];
+            let o = b.one(Op::Dot { over }, &[p, args[2]], Some(o_type), "o");
             let log = b.unary(UnaryOp::Log, sum);
             vec![o, b.add(max, log)]
         });
         Ok((results[0], results[1]))
+    }
+
+    /// Type of o: the axes of q that are not contracted, in q's order, then v's own.
+    fn attention_result(&self, a: &Attention, q: ValueId, v: ValueId) -> Type {
+        let mut ty = self.ty(q).without(&a.over);
+        let own: Vec<Axis> = self
+            .ty(v)
+            .axes
+            .iter()
+            .filter(|axis| axis.name != a.key && !ty.has(&axis.name))
+            .cloned()
+            .collect();
+        ty.axes.extend(own);
+        ty
     }
 
     /// Results of the score region over whole tensors: the product of q and k, then the region element by element.
@@ -356,7 +372,7 @@ impl Builder {
         let key = position(self, &a.key);
         let mut args = vec![s, query, key];
         args.extend(extras);
-        let results = self.inline_elementwise(a.score, &args);
+        let results = self.inline_elementwise(a.score, &args, axes);
         results.into_iter().map(|r| self.broadcast(r, axes)).collect()
     }
 
@@ -401,6 +417,9 @@ impl Builder {
             }
         }
         let scores = shape::union_type(q.dtype, &[q, k]).without(&parts.over);
+        if let Some(axis) = v.axes.iter().find(|a| q.has(&a.name) && scores.has(&a.name) && !k.has(&a.name)) {
+            return fail(format!("axis {}={} of v {} is one of queries alone", axis.name, axis.size, show(v)));
+        }
         let key = Axis::new(&parts.key, k.size_of(&parts.key).expect("checked above"));
         if !v.axes.contains(&key) || q.has(&parts.key) || k.has(&parts.query) || v.has(&parts.query) {
             return fail(format!(
@@ -438,11 +457,12 @@ impl Builder {
         }
     }
 
-    /// Applies a region of scalar element-wise ops to tensors, which broadcast by name.
+    /// Applies a region of scalar element-wise ops to tensors, which broadcast by name. `whole` has all their axes, in
+    /// the order that results get.
     ///
     /// # Panics
     /// If an op of the region is not element-wise on scalars.
-    pub fn inline_elementwise(&mut self, region: RegionId, args: &[ValueId]) -> Vec<ValueId> {
+    pub fn inline_elementwise(&mut self, region: RegionId, args: &[ValueId], whole: &Type) -> Vec<ValueId> {
         let source = self.graph.region(region).clone();
         let mut map: BTreeMap<ValueId, ValueId> =
             source.args.iter().copied().zip(args.iter().copied()).collect();
@@ -451,7 +471,8 @@ impl Builder {
             let operands: Vec<ValueId> = node.operands.iter().map(|v| map[v]).collect();
             let dtype = self.ty(node.results[0]).dtype;
             let types: Vec<&Type> = operands.iter().map(|v| self.ty(*v)).collect();
-            let ty = shape::union_type(dtype, &types);
+            let union = shape::union_type(dtype, &types);
+            let ty = Type::new(dtype, whole.axes.iter().filter(|a| union.axes.contains(a)).cloned().collect());
             let name = self.graph.value_name(node.results[0]).clone();
             let value = self.one(node.op, &operands, Some(ty), &name);
             map.insert(node.results[0], value);

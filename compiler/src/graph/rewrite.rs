@@ -1,7 +1,7 @@
 //! Helpers of passes that change a graph in place.
 
 use super::{Builder, CompositeKind, Graph, Op, OpId, OpNode, Region, RegionId, ValueId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 impl Graph {
     /// The body and all loop bodies, outer before inner, in op order. Meanings and update rules are not among them: they
@@ -88,67 +88,4 @@ pub fn inline_composites(graph: Graph, pick: impl Fn(&Graph, OpId, &CompositeKin
         Op::Composite(c) if pick(before, op, &c.kind) => Some(b.inline(before, c.meaning, &node.operands)),
         _ => None,
     })
-}
-
-/// Removes ops whose results nothing uses, and the loop operands and results that nothing uses.
-///
-/// Works backwards over each region; a loop's unused stacked outs and sums go first, so what only they needed goes too.
-/// Carries stay: whether one matters is a fixpoint, and no pass leaves an unused one behind.
-pub fn eliminate_unreachable_code(mut graph: Graph) -> Graph {
-    let body = graph.body;
-    sweep(&mut graph, body);
-    graph
-}
-
-fn sweep(graph: &mut Graph, region: RegionId) {
-    let Region { ops, results, .. } = graph.region(region).clone();
-    let mut live: BTreeSet<ValueId> = results.into_iter().collect();
-    let mut kept: Vec<OpId> = Vec::new();
-    for op in ops.into_iter().rev() {
-        if !graph.op(op).results.iter().any(|r| live.contains(r)) {
-            continue;
-        }
-        if matches!(graph.op(op).op, Op::Loop(_)) {
-            drop_unused_outs(graph, op, &live);
-            drop_unused_ins(graph, op);
-        }
-        live.extend(&graph.op(op).operands);
-        kept.push(op);
-    }
-    kept.reverse();
-    graph.regions[region.index()].ops = kept;
-}
-
-fn drop_unused_outs(graph: &mut Graph, op: OpId, live: &BTreeSet<ValueId>) {
-    let node = &mut graph.ops[op.index()];
-    let Op::Loop(l) = &mut node.op else { return };
-    let body = &mut graph.regions[l.body.index()];
-    let kept: Vec<bool> =
-        node.results.iter().enumerate().map(|(i, r)| i < l.carries || live.contains(r)).collect();
-    l.stacked_outs = kept[l.carries..l.carries + l.stacked_outs].iter().filter(|k| **k).count();
-    retain(&mut node.results, &kept);
-    retain(&mut body.results, &kept);
-    let body = l.body;
-    sweep(graph, body);
-}
-
-fn drop_unused_ins(graph: &mut Graph, op: OpId) {
-    let Op::Loop(l) = &graph.op(op).op else { return };
-    let (body, carries, stacked) = (l.body, l.carries, l.stacked);
-    let used = graph.use_counts(body);
-    let args = &graph.region(body).args;
-    let kept: Vec<bool> =
-        args[1..].iter().enumerate().map(|(i, a)| i < carries || used.contains_key(a)).collect();
-    retain(&mut graph.ops[op.index()].operands, &kept);
-    let index = [true].into_iter().chain(kept.iter().copied()).collect::<Vec<_>>();
-    retain(&mut graph.regions[body.index()].args, &index);
-    if let Op::Loop(l) = &mut graph.ops[op.index()].op {
-        l.stacked = kept[carries..carries + stacked].iter().filter(|k| **k).count();
-    }
-}
-
-/// Keeps the elements whose flag is set.
-fn retain<T>(items: &mut Vec<T>, kept: &[bool]) {
-    let mut flags = kept.iter();
-    items.retain(|_| *flags.next().expect("one flag per item"));
 }

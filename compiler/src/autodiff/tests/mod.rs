@@ -2,7 +2,10 @@
 
 mod composites;
 mod gradient;
+mod llama;
 mod loops;
 mod ops;
+mod text;
+mod training;
 
 pub(super) use gradient::{check, check_graph, environment, param, param_in};

@@ -11,10 +11,15 @@ use std::collections::BTreeSet;
 
 /// Removes ops, loop carries, loop operands and loop results that no output needs.
 pub fn eliminate_dead(mut graph: Graph) -> Graph {
+    drop_dead(&mut graph);
+    rebuilt(&graph)
+}
+
+/// As [`eliminate_dead`], in place: ids stay what they were.
+pub fn drop_dead(graph: &mut Graph) {
     let body = graph.body;
     let needed = graph.region(body).results.iter().copied().collect();
-    sweep(&mut graph, body, needed);
-    rebuilt(&graph)
+    sweep(graph, body, needed);
 }
 
 /// Keeps what `needed` depends on; gives all values of the region that are needed.

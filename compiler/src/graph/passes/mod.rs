@@ -9,7 +9,7 @@ mod share_common;
 #[cfg(test)]
 mod tests;
 
-pub use eliminate_dead::eliminate_dead;
+pub use eliminate_dead::{drop_dead, eliminate_dead};
 pub use expand_composites::{expand_all_composites, expand_composites, expand_kinds};
 pub use fold_constants::fold_constants;
 pub use share_common::share_common;
