@@ -6,6 +6,7 @@
 mod testing;
 
 pub mod autodiff;
+pub mod fuse;
 pub mod graph;
 pub mod metadata;
 pub mod pipeline;

@@ -1,0 +1,364 @@
+//! From ops to kernel groups: which ops run in one kernel, in which buffers values live, and in which order of axes.
+//!
+//! In: a [`Graph`] whose composites other than attention are expanded. Out: a [`Fused`], a tree of loops over groups.
+//! Passes, in order:
+//! 1. [`prepare`]: rewrites that need no machine: updates inlined, picks turned into masks, long reductions split,
+//!    `delta` of attention gradients added, dead ops dropped.
+//! 2. [`cluster`]: every op of every region goes into exactly one kernel group, or is recomputed where it is used.
+//! 3. [`assign_buffers`]: every stored value gets a view of a buffer. Slices and renames are views; stacked outs, sums,
+//!    carries and new parameters are written in place by their producers where no reader is overtaken, and copied
+//!    otherwise.
+//! 4. [`choose_layouts`]: the order of axes of every buffer whose order is free.
+//! 5. [`insert_relayouts`]: copies of matrix-product operands whose contracted axes can't be walked with one stride.
+//!
+//! What always holds afterwards:
+//! * items of a region are in an order in which every value is written before it is read, and no buffer is overwritten
+//!   before its last reader of the old contents;
+//! * every value a group reads has a view; an axis of a view has one stride;
+//! * a group of kind `Loops` reads and writes at the same index of its iteration space, save for rotated pairs.
+
+pub mod assign_buffers;
+pub mod choose_layouts;
+pub mod cluster;
+pub mod gemm_dims;
+pub mod insert_relayouts;
+pub mod prepare;
+pub mod print;
+#[cfg(test)]
+mod tests;
+pub mod view;
+
+use crate::graph::{Axis, DType, Graph, Init, Name, OpId, Origin, Pairs, ValueId};
+use std::collections::BTreeMap;
+use std::fmt;
+
+pub use view::{At, Slot, View, ViewAxis};
+
+/// A buffer: where values of a region live.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct BufferId(pub u32);
+
+/// A kernel group.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct GroupId(pub u32);
+
+/// A loop of the tree; also the loop variable of the step program.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LoopId(pub u32);
+
+/// Why a graph can't be turned into kernels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FuseError {
+    /// The op's mnemonic.
+    pub op: String,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// What is not possible, in one sentence.
+    pub message: String,
+}
+
+impl fmt::Display for FuseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = &self.origin.line;
+        if line.line > 0 {
+            write!(f, "{}:{}: ", line.file, line.line)?;
+        }
+        write!(f, "`{}`", self.op)?;
+        if !self.origin.path.is_empty() {
+            write!(f, " in {}", self.origin.path)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl std::error::Error for FuseError {}
+
+/// Result of this room's passes.
+pub type Result<T> = std::result::Result<T, FuseError>;
+
+/// What a buffer is for; decides where it lies and how long.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Class {
+    /// A parameter; lives from start to end, shared by all entries.
+    Param {
+        /// Logical path.
+        path: Name,
+        /// First value.
+        init: Init,
+    },
+    /// Optimizer state; as a parameter.
+    State {
+        /// Logical path of its parameter.
+        param: Name,
+        /// `m`, `v`, `momentum`.
+        kind: Name,
+    },
+    /// A run-time scalar; shared by all entries.
+    Scalar {
+        /// Spec key or `step`.
+        key: Name,
+        /// Value in the spec.
+        default: f64,
+    },
+    /// Filled by the runtime before a call.
+    Input {
+        /// Name in the spec.
+        name: Name,
+        /// Exclusive upper bound of ids, 0 = none.
+        bound: u64,
+    },
+    /// Read by the runtime after a call.
+    Output {
+        /// Name of the report.
+        name: Name,
+    },
+    /// A value carried from one iteration to the next.
+    Carry,
+    /// One slice per iteration of a loop.
+    Stack,
+    /// Accumulates over the iterations of a loop.
+    Sum,
+    /// Everything else.
+    Temporary,
+}
+
+impl Class {
+    /// Whether contents survive a call.
+    pub fn is_persistent(&self) -> bool {
+        match self {
+            Class::Param { .. } | Class::State { .. } | Class::Scalar { .. } => true,
+            Class::Input { .. }
+            | Class::Output { .. }
+            | Class::Carry
+            | Class::Stack
+            | Class::Sum
+            | Class::Temporary => false,
+        }
+    }
+
+    /// Word in reports.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Class::Param { .. } => "parameters",
+            Class::State { .. } => "optimizer states",
+            Class::Scalar { .. } => "scalars",
+            Class::Input { .. } => "inputs",
+            Class::Output { .. } => "outputs",
+            Class::Carry => "loop carries",
+            Class::Stack => "saved per iteration",
+            Class::Sum => "sums over iterations",
+            Class::Temporary => "temporaries",
+        }
+    }
+}
+
+/// Memory of one value or of several that take turns in it. Dense and row-major in `axes`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Buffer {
+    /// Name of the value it was made for.
+    pub name: Name,
+    /// Element type.
+    pub dtype: DType,
+    /// Axes in physical order, outermost first.
+    pub axes: Vec<Axis>,
+    /// How many leading axes of `axes` must stay where they are when an order is chosen; all of them when the order is
+    /// fixed from outside.
+    pub pinned: usize,
+    /// What it is for.
+    pub class: Class,
+    /// The loop whose body it is made anew in by every iteration; `None` at the top.
+    pub home: Option<LoopId>,
+    /// Where its value comes from.
+    pub origin: Origin,
+}
+
+impl Buffer {
+    /// Number of elements.
+    pub fn numel(&self) -> u64 {
+        self.axes.iter().map(|a| a.size).product()
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.numel() * self.dtype.bytes()
+    }
+
+    /// Elements between neighbours along an axis; 0 for an axis it does not have.
+    pub fn stride(&self, axis: &Name) -> u64 {
+        match self.axes.iter().position(|a| a.name == *axis) {
+            Some(i) => self.axes[i + 1..].iter().map(|a| a.size).product(),
+            None => 0,
+        }
+    }
+}
+
+/// One result of a group.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Write {
+    /// The value; `None` for a fill.
+    pub value: Option<ValueId>,
+    /// Where it goes.
+    pub view: View,
+    /// Add to what is there.
+    pub accumulate: bool,
+}
+
+/// Which gradients of attention a group computes.
+pub use mlc_codegen::program::AttentionGradPart;
+
+/// What kind of kernel a group becomes.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Kind {
+    /// Element-wise code with reductions over `reduced`: `Map` if that is empty, else `Rows`.
+    Loops {
+        /// Axes of rows (all axes of a `Map`).
+        kept: Vec<Axis>,
+        /// Axes reduced over.
+        reduced: Vec<Axis>,
+        /// An axis whose pairs are rotated by an op of the group: the space runs over half of it and computes both
+        /// partners at once.
+        paired: Option<(Name, Pairs)>,
+        /// Values read from memory.
+        reads: Vec<ValueId>,
+    },
+    /// Copies one view to another.
+    Copy {
+        /// Read.
+        from: View,
+    },
+    /// Writes zeros.
+    Fill,
+    /// Matrix product with an element-wise tail.
+    Gemm {
+        /// The product.
+        dot: OpId,
+        /// Left operand.
+        a: View,
+        /// Right operand.
+        b: View,
+        /// Values the tail reads besides the product.
+        extras: Vec<ValueId>,
+    },
+    /// Lookup.
+    Gather {
+        /// The op.
+        op: OpId,
+    },
+    /// Sum by id.
+    Scatter {
+        /// The op.
+        op: OpId,
+    },
+    /// Attention, forward.
+    Attention {
+        /// The op.
+        op: OpId,
+    },
+    /// Attention, backward.
+    AttentionGrad {
+        /// The op, with `delta` as its last operand.
+        op: OpId,
+        /// Which gradients.
+        part: AttentionGradPart,
+    },
+}
+
+/// One kernel launch to be.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Group {
+    /// Kernel kind with operands.
+    pub kind: Kind,
+    /// Ops evaluated inside, in order; an op that several groups recompute is in each of them.
+    pub ops: Vec<OpId>,
+    /// Results.
+    pub writes: Vec<Write>,
+    /// Path and line of the op the group is named after.
+    pub origin: Origin,
+}
+
+/// Element of the tree.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Item {
+    /// A group.
+    Group(GroupId),
+    /// A loop.
+    Loop {
+        /// Its id.
+        id: LoopId,
+        /// The op.
+        op: OpId,
+        /// Iterations.
+        trip: u64,
+        /// Last index first.
+        reverse: bool,
+        /// Items of one iteration.
+        body: Vec<Item>,
+    },
+}
+
+/// A graph cut into kernel groups, with its buffers.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Fused {
+    /// The graph the groups refer to (after `prepare`).
+    pub graph: Graph,
+    /// By id.
+    pub buffers: Vec<Buffer>,
+    /// By id.
+    pub groups: Vec<Group>,
+    /// The outermost region.
+    pub body: Vec<Item>,
+    /// Where stored values live.
+    pub views: BTreeMap<ValueId, View>,
+    /// Values that are the index of a loop.
+    pub indices: BTreeMap<ValueId, LoopId>,
+    /// Number of loops.
+    pub loops: u32,
+}
+
+impl Fused {
+    /// A group.
+    pub fn group(&self, id: GroupId) -> &Group {
+        &self.groups[id.0 as usize]
+    }
+
+    /// A buffer.
+    pub fn buffer(&self, id: BufferId) -> &Buffer {
+        &self.buffers[id.0 as usize]
+    }
+
+    /// Views a group reads, accumulated destinations included.
+    pub fn reads(&self, group: &Group) -> Vec<View> {
+        let of = |v: &ValueId| self.views[v].clone();
+        let operands = |op: &OpId| self.graph.op(*op).operands.iter().map(of).collect::<Vec<View>>();
+        let mut views = match &group.kind {
+            Kind::Loops { reads, .. } => {
+                reads.iter().filter(|v| !self.indices.contains_key(v)).map(of).collect()
+            }
+            Kind::Copy { from } => vec![from.clone()],
+            Kind::Fill => Vec::new(),
+            Kind::Gemm { a, b, extras, .. } => {
+                let mut views = vec![a.clone(), b.clone()];
+                views.extend(extras.iter().map(of));
+                views
+            }
+            Kind::Gather { op }
+            | Kind::Scatter { op }
+            | Kind::Attention { op }
+            | Kind::AttentionGrad { op, .. } => operands(op),
+        };
+        views.extend(group.writes.iter().filter(|w| w.accumulate).map(|w| w.view.clone()));
+        views
+    }
+}
+
+/// Cuts a graph into kernel groups and gives every stored value its place in a buffer.
+///
+/// # Errors
+/// An op that can't become a kernel, with its spec line.
+pub fn group(graph: &Graph) -> Result<Fused> {
+    let graph = prepare::prepare(graph)?;
+    let mut fused = assign_buffers::assign_buffers(graph)?;
+    choose_layouts::choose_layouts(&mut fused);
+    insert_relayouts::insert_relayouts(&mut fused)?;
+    Ok(fused)
+}
