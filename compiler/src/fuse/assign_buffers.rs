@@ -19,7 +19,7 @@ use super::{
     Result, View, Write,
 };
 use crate::graph::{
-    Axis, CompositeKind, DType, Graph, Loop, Name, Op, OpId, Origin, Output, RegionId, Type, ValueId, shape,
+    Axis, CompositeKind, Graph, Loop, Name, Op, OpId, Origin, Output, RegionId, Type, ValueId, shape,
 };
 use std::collections::BTreeMap;
 

@@ -147,7 +147,6 @@ struct Clusterer<'g> {
     /// Position of the op that defines a value of this region.
     def: BTreeMap<ValueId, usize>,
     uses: BTreeMap<ValueId, Vec<usize>>,
-    results: BTreeSet<ValueId>,
     /// Values that must have memory.
     stored: BTreeSet<ValueId>,
     clusters: Vec<Cluster>,
@@ -164,7 +163,6 @@ impl<'g> Clusterer<'g> {
             class: Vec::new(),
             def: BTreeMap::new(),
             uses: BTreeMap::new(),
-            results: body.results.iter().copied().collect(),
             stored: body.results.iter().copied().collect(),
             clusters: Vec::new(),
             of: Vec::new(),

@@ -1,8 +1,8 @@
 //! From ops to kernel groups: which ops run in one kernel, in which buffers values live, and in which order of axes.
 //!
-//! In: a [`Graph`] whose composites other than attention are expanded. Out: a [`Fused`], a tree of loops over groups.
+//! In: any [`Graph`]. Out: a [`Fused`], a tree of loops over groups.
 //! Passes, in order:
-//! 1. [`prepare`]: rewrites that need no machine: updates inlined, picks turned into masks, long reductions split,
+//! 1. [`prepare`]: rewrites that need no machine: composites and updates inlined, picks turned into masks, long reductions split,
 //!    `delta` of attention gradients added, dead ops dropped.
 //! 2. [`cluster`]: every op of every region goes into exactly one kernel group, or is recomputed where it is used.
 //! 3. [`assign_buffers`]: every stored value gets a view of a buffer. Slices and renames are views; stacked outs, sums,

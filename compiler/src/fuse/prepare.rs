@@ -1,6 +1,7 @@
 //! Rewrites that need no machine, so that later passes see fewer cases:
 //!
-//! * `update` ops are replaced by their rule; they are ordinary element-wise code from here on;
+//! * composites other than attention are replaced by their meaning, `update` ops by their rule; both
+//!   are ordinary code from here on;
 //! * a `dot` with no rows or no columns of its own (an inner product per element, or nothing contracted) becomes a
 //!   product and a reduction: it does one multiplication per element read, so a matrix kernel has nothing to reuse;
 //! * a `gather` that picks one element per place of its own table (`logits[target]`) becomes a masked sum and a
@@ -10,14 +11,15 @@
 //! * `attention_grad` gets `delta = Σ o·do`, in f32, as one more operand, the last;
 //! * the index of a loop that another loop takes in or that is a result becomes an op, so that every op's operands are
 //!   values with memory;
-//! * ops, loop operands and loop results nobody needs are dropped.
+//! * ops, loop operands and loop results nobody needs are dropped, first of all.
 
 use super::{FuseError, Result};
+use crate::graph::rewrite::{eliminate_unreachable_code, inline_composites};
 use crate::graph::{
     Axis, BinaryOp, Builder, CompareOp, CompositeKind, DType, Graph, Loop, Name, Op, OpId, OpNode, ReduceOp,
     Region, RegionId, Type, ValueId, shape,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// A reduction to fewer elements than this is split …
 const FEW_ROWS: u64 = 64;
@@ -31,9 +33,17 @@ const INNER_ROW: u64 = 256;
 /// # Errors
 /// A composite that should have been expanded, or an op of element types no kernel has.
 pub fn prepare(graph: &Graph) -> Result<Graph> {
-    let mut live = BTreeSet::new();
-    mark_live(graph, graph.body, &graph.region(graph.body).results, &mut live);
-    let mut pass = Prepare { from: graph, live, builder: Builder::new(graph.name.as_str()), map: BTreeMap::new() };
+    let graph = inline_composites(graph.clone(), |_, _, kind| match kind {
+        CompositeKind::Attention(_) | CompositeKind::AttentionGrad(_) => false,
+        CompositeKind::Softmax { .. }
+        | CompositeKind::RmsNorm { .. }
+        | CompositeKind::LayerNorm { .. }
+        | CompositeKind::Rope { .. }
+        | CompositeKind::CrossEntropy { .. }
+        | CompositeKind::LossHead(_) => true,
+    });
+    let graph = &eliminate_unreachable_code(graph);
+    let mut pass = Prepare { from: graph, builder: Builder::new(graph.name.as_str()), map: BTreeMap::new() };
     pass.region_ops(graph.body, &[])?;
     let results = graph.region(graph.body).results.clone();
     for (value, output) in results.iter().zip(&graph.outputs) {
@@ -43,51 +53,19 @@ pub fn prepare(graph: &Graph) -> Result<Graph> {
     Ok(pass.builder.finish())
 }
 
-/// Marks the values the given results of a region depend on.
-fn mark_live(graph: &Graph, region: RegionId, results: &[ValueId], live: &mut BTreeSet<ValueId>) {
-    live.extend(results);
-    for &op in graph.region(region).ops.iter().rev() {
-        let node = graph.op(op);
-        if !node.results.iter().any(|r| live.contains(r)) {
-            continue;
-        }
-        let Op::Loop(l) = &node.op else {
-            live.extend(&node.operands);
-            continue;
-        };
-        let body = graph.region(l.body);
-        let wanted: Vec<ValueId> = body
-            .results
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| *i < l.carries || live.contains(&node.results[*i]))
-            .map(|(_, v)| *v)
-            .collect();
-        mark_live(graph, l.body, &wanted, live);
-        for (i, operand) in node.operands.iter().enumerate() {
-            if i < l.carries || live.contains(&body.args[i + 1]) {
-                live.insert(*operand);
-            }
-        }
-    }
-}
-
 struct Prepare<'g> {
     from: &'g Graph,
-    live: BTreeSet<ValueId>,
     builder: Builder,
     map: BTreeMap<ValueId, ValueId>,
 }
 
 impl Prepare<'_> {
-    /// Copies the live ops of a region into the open one. `indices` are the loop indices in scope, as new values.
+    /// Copies the ops of a region into the open one. `indices` are the loop indices in scope, as new values.
     fn region_ops(&mut self, region: RegionId, indices: &[ValueId]) -> Result<()> {
         for &op in &self.from.region(region).ops {
             let node = self.from.op(op);
-            if node.results.iter().any(|r| self.live.contains(r)) {
-                self.builder.origin = node.origin.clone();
-                self.op(op, node, indices)?;
-            }
+            self.builder.origin = node.origin.clone();
+            self.op(op, node, indices)?;
         }
         Ok(())
     }
@@ -118,7 +96,8 @@ impl Prepare<'_> {
             }
             Op::Gather { axis } => {
                 let (table, ids) = (self.from.ty(node.operands[0]), self.from.ty(node.operands[1]));
-                if ids.axes.iter().all(|a| table.axes.contains(a)) && table.dtype != DType::Bool {
+                let per_id = table.size_of(axis).unwrap_or(1) * ids.numel() == table.numel();
+                if per_id && ids.axes.iter().all(|a| table.axes.contains(a)) && table.dtype != DType::Bool {
                     let value = self.pick(node, axis);
                     self.set_results(node, &[value]);
                 } else {
@@ -206,48 +185,41 @@ impl Prepare<'_> {
 
     fn loop_op(&mut self, l: &Loop, node: &OpNode, indices: &[ValueId]) -> Result<()> {
         let body: &Region = self.from.region(l.body);
-        let keep_arg: Vec<bool> = (0..node.operands.len())
-            .map(|i| i < l.carries || self.live.contains(&body.args[i + 1]))
+        let operands: Vec<ValueId> = node
+            .operands
+            .iter()
+            .map(|v| {
+                let mapped = self.map[v];
+                self.materialised(mapped, indices)
+            })
             .collect();
-        let keep_result: Vec<bool> = (0..node.results.len())
-            .map(|i| i < l.carries || self.live.contains(&node.results[i]))
+        let args: Vec<(Name, Type)> = body
+            .args
+            .iter()
+            .map(|v| (self.from.value_name(*v).clone(), self.from.ty(*v).clone()))
             .collect();
-        let mut operands = Vec::new();
-        let mut old_args = vec![body.args[0]];
-        for (i, operand) in node.operands.iter().enumerate().filter(|(i, _)| keep_arg[*i]) {
-            let mapped = self.map[operand];
-            operands.push(self.materialised(mapped, indices));
-            old_args.push(body.args[i + 1]);
-        }
-        let args: Vec<(Name, Type)> =
-            old_args.iter().map(|v| (self.from.value_name(*v).clone(), self.from.ty(*v).clone())).collect();
         let (_, new_args) = self.builder.open(&args);
-        self.map.extend(old_args.iter().copied().zip(new_args.iter().copied()));
+        self.map.extend(body.args.iter().copied().zip(new_args.iter().copied()));
         let inner = [indices, &new_args[..1]].concat();
         self.region_ops(l.body, &inner)?;
-        let mut results = Vec::new();
-        for (v, _) in body.results.iter().zip(&keep_result).filter(|(_, keep)| **keep) {
-            let mapped = self.map[v];
-            results.push(self.materialised(mapped, &inner));
-        }
-        let new_body = self.builder.close(results);
-        let count = |keep: &[bool], range: std::ops::Range<usize>| keep[range].iter().filter(|k| **k).count();
-        let new_loop = Loop {
-            stacked: count(&keep_arg, l.carries..l.carries + l.stacked),
-            stacked_outs: count(&keep_result, l.carries..l.carries + l.stacked_outs),
-            body: new_body,
-            ..l.clone()
-        };
-        let old_results: Vec<ValueId> =
-            node.results.iter().zip(&keep_result).filter(|(_, k)| **k).map(|(v, _)| *v).collect();
-        self.builder.origin = node.origin.clone();
-        let new_results: Vec<ValueId> = old_results
+        let results = body
+            .results
+            .iter()
+            .map(|v| {
+                let mapped = self.map[v];
+                self.materialised(mapped, &inner)
+            })
+            .collect();
+        let new_loop = Loop { body: self.builder.close(results), ..l.clone() };
+        let new_results: Vec<ValueId> = node
+            .results
             .iter()
             .map(|v| self.builder.graph.add_value(self.from.value_name(*v), self.from.ty(*v).clone()))
             .collect();
-        self.map.extend(old_results.iter().copied().zip(new_results.iter().copied()));
-        let id = OpId(self.builder.graph.ops.len() as u32);
-        self.builder.graph.ops.push(OpNode {
+        self.set_results(node, &new_results);
+        let graph = &mut self.builder.graph;
+        let id = OpId(graph.ops.len() as u32);
+        graph.ops.push(OpNode {
             op: Op::Loop(new_loop),
             operands,
             results: new_results,

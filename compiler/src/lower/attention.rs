@@ -1,0 +1,275 @@
+//! Attention, forward and backward.
+
+use super::derivative;
+use super::scalar::{Builder, Coords};
+use super::{Lowered, MadeKernel};
+use crate::fuse::gemm_dims::{Dim, merge};
+use crate::fuse::{Buffer, FuseError, Fused, Group, Kind, Result, View};
+use crate::graph::{Attention, CompositeKind, Name, Op, OpId, shape};
+use mlc_codegen::abi::DType;
+use mlc_codegen::program::{
+    AttentionGradPart, AttentionGradSpec, AttentionShape, AttentionSpec, Bound, KernelSpec, Operand, Region,
+    ScalarOp,
+};
+
+/// Where the axes of all operands go.
+struct Roles {
+    batch: Vec<(Name, u64)>,
+    group: Vec<(Name, u64)>,
+    query: (Name, u64),
+    key: (Name, u64),
+    head: Vec<(Name, u64)>,
+    value: Vec<(Name, u64)>,
+}
+
+struct Lowering<'f> {
+    fused: &'f Fused,
+    group: &'f Group,
+    /// All operand and result views, in order.
+    views: Vec<View>,
+    made: MadeKernel,
+}
+
+/// Lowers a group of kind `Attention` or `AttentionGrad`.
+///
+/// # Errors
+/// Axes that don't fit the kernel's shape, or a score without a derivative.
+pub fn lower(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
+    let node = fused.graph.op(op);
+    let refuse = |message: String| FuseError {
+        op: shape::op_name(&node.op),
+        origin: node.origin.clone(),
+        message,
+    };
+    let Op::Composite(composite) = &node.op else {
+        return Err(refuse("not an attention".into()));
+    };
+    let (CompositeKind::Attention(attention) | CompositeKind::AttentionGrad(attention)) = &composite.kind
+    else {
+        return Err(refuse("not an attention".into()));
+    };
+    let part = match &group.kind {
+        Kind::AttentionGrad { part, .. } => Some(*part),
+        Kind::Loops { .. }
+        | Kind::Copy { .. }
+        | Kind::Fill
+        | Kind::Gemm { .. }
+        | Kind::Gather { .. }
+        | Kind::Scatter { .. }
+        | Kind::Attention { .. } => None,
+    };
+    let operands: Vec<View> = node.operands.iter().map(|v| fused.views[v].clone()).collect();
+    let (q, k, v) = (&operands[0], &operands[1], &operands[2]);
+    // Behind the extras: o, lse, do, delta in the gradient, nothing forward.
+    let n_extras = operands.len() - 3 - if part.is_some() { 4 } else { 0 };
+    let extras = operands[3..3 + n_extras].to_vec();
+    let roles = roles(attention, q, k, v).map_err(refuse)?;
+    let mut views = operands.clone();
+    views.extend(group.writes.iter().map(|w| w.view.clone()));
+    let mut lowering = Lowering { fused, group, views, made: MadeKernel::default() };
+    let dims = lowering.dims(&roles).map_err(refuse)?;
+    let score = lowering.score(attention)?;
+    let score_grad = derivative::by_first_input(&score)
+        .map_err(|op| refuse(format!("the score's `{op}` has no derivative here")))?;
+
+    let n = node.operands.len();
+    let q_op = lowering.operand(0, &dims, &[Role::Batch, Role::Group, Role::Query, Role::Head]);
+    let k_op = lowering.operand(1, &dims, &[Role::Batch, Role::Key, Role::Head]);
+    let v_op = lowering.operand(2, &dims, &[Role::Batch, Role::Key, Role::Value]);
+    let extra_ops = (0..extras.len())
+        .map(|i| lowering.operand(3 + i, &dims, &[Role::Batch, Role::Group, Role::Query, Role::Key]))
+        .collect();
+    let shape = AttentionShape {
+        batch: dims.batch.iter().map(|d| d.size).collect(),
+        group: dims.group.size,
+        sq: roles.query.1,
+        sk: roles.key.1,
+        hd: dims.head.size,
+        hv: dims.value.size,
+        bound: attention.bound,
+        score,
+        score_grad,
+        extras: extra_ops,
+        has_bases: false,
+    };
+    let rows: &[Role] = &[Role::Batch, Role::Group, Role::Query];
+    let out_rows: &[Role] = &[Role::Batch, Role::Group, Role::Query, Role::Value];
+    let pairs = score_pairs(&shape);
+    let (hd, hv) = (shape.hd, shape.hv);
+    let (spec, per_pair) = match part {
+        None => {
+            let o = lowering.operand(n, &dims, out_rows);
+            let lse = lowering.operand(n + 1, &dims, rows);
+            let spec = KernelSpec::Attention(AttentionSpec { shape, q: q_op, k: k_op, v: v_op, o, lse });
+            (spec, 2 * (hd + hv))
+        }
+        Some(part) => {
+            let d_o = lowering.operand(n - 2, &dims, out_rows);
+            let lse = lowering.operand(n - 3, &dims, rows);
+            let delta = lowering.operand(n - 1, &dims, rows);
+            let outputs = match part {
+                AttentionGradPart::Query => {
+                    vec![lowering.operand(n, &dims, &[Role::Batch, Role::Group, Role::Query, Role::Head])]
+                }
+                AttentionGradPart::KeyValue => vec![
+                    lowering.operand(n, &dims, &[Role::Batch, Role::Key, Role::Head]),
+                    lowering.operand(n + 1, &dims, &[Role::Batch, Role::Key, Role::Value]),
+                ],
+            };
+            let per_pair = match part {
+                AttentionGradPart::Query => 2 * (2 * hd + hv),
+                AttentionGradPart::KeyValue => 2 * (2 * hd + 2 * hv),
+            };
+            let spec = KernelSpec::AttentionGrad(AttentionGradSpec {
+                shape,
+                part,
+                q: q_op,
+                k: k_op,
+                v: v_op,
+                d_o,
+                lse,
+                delta,
+                outputs,
+            });
+            (spec, per_pair)
+        }
+    };
+    Ok(Lowered { spec, views: lowering.made.views, indices: Vec::new(), flops: pairs * per_pair })
+}
+
+/// Number of (query, key) pairs the bound leaves.
+fn score_pairs(shape: &AttentionShape) -> u64 {
+    let rows = shape.batch.iter().product::<u64>() * shape.group;
+    let per_row_sum: u64 = match shape.bound {
+        Bound::Full => shape.sq * shape.sk,
+        Bound::Causal => (0..shape.sq).map(|i| (i + 1).min(shape.sk)).sum(),
+        Bound::Window(w) => (0..shape.sq).map(|i| (i + 1).min(w).min(shape.sk)).sum(),
+    };
+    rows * per_row_sum
+}
+
+fn roles(attention: &Attention, q: &View, k: &View, v: &View) -> std::result::Result<Roles, String> {
+    let sizes = |view: &View, keep: &dyn Fn(&Name) -> bool| -> Vec<(Name, u64)> {
+        view.axes.iter().filter(|a| keep(&a.name)).map(|a| (a.name.clone(), a.size)).collect()
+    };
+    let over = |n: &Name| attention.over.contains(n);
+    let batch = sizes(q, &|n| !over(n) && *n != attention.query && k.size(n).is_some());
+    let group = sizes(q, &|n| !over(n) && *n != attention.query && k.size(n).is_none());
+    let is_batch = |n: &Name| batch.iter().any(|(b, _)| b == n);
+    let value = sizes(v, &|n| *n != attention.key && !is_batch(n));
+    let query = q.size(&attention.query).ok_or("the queries lack their position axis")?;
+    let key = k.size(&attention.key).ok_or("the keys lack their position axis")?;
+    if let Some(axis) = k.axes.iter().find(|a| {
+        let n = &a.name;
+        *n != attention.key && !over(n) && !is_batch(n)
+    }) {
+        return Err(format!("the keys have an axis {} the queries lack", axis.name));
+    }
+    Ok(Roles {
+        batch,
+        group,
+        query: (attention.query.clone(), query),
+        key: (attention.key.clone(), key),
+        head: sizes(q, &over),
+        value,
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Batch,
+    Group,
+    Query,
+    Key,
+    Head,
+    Value,
+}
+
+/// Dimensions with one stride per view.
+struct Dims {
+    batch: Vec<Dim>,
+    group: Dim,
+    query: Dim,
+    key: Dim,
+    head: Dim,
+    value: Dim,
+}
+
+impl Lowering<'_> {
+    fn dims(&self, roles: &Roles) -> std::result::Result<Dims, String> {
+        let buffers: Vec<Buffer> = self.views.iter().map(|v| self.fused.buffer(v.buffer).clone()).collect();
+        let operands: Vec<(&View, &Buffer)> = self.views.iter().zip(&buffers).collect();
+        let one = |axes: &[(Name, u64)], what: &str| -> std::result::Result<Dim, String> {
+            let mut dims = merge(axes, &operands);
+            match dims.len() {
+                0 => Ok(Dim { size: 1, strides: vec![0; operands.len()] }),
+                1 => Ok(dims.remove(0)),
+                _ => {
+                    let names: Vec<&str> = axes.iter().map(|(n, _)| n.as_str()).collect();
+                    Err(format!("the {what} axes [{}] can't be walked with one stride", names.join(", ")))
+                }
+            }
+        };
+        let mut batch = merge(&roles.batch, &operands);
+        let by_key_value = matches!(
+            self.group.kind,
+            Kind::AttentionGrad { part: AttentionGradPart::KeyValue, .. }
+        );
+        let group = match one(&roles.group, "query group") {
+            Ok(dim) => dim,
+            Err(message) if by_key_value => return Err(message),
+            Err(_) => {
+                // Key and value heads are shared by more batch entries; only their gradients would mind.
+                let mut dims = merge(&roles.group, &operands);
+                let last = dims.pop().expect("several dimensions");
+                batch.extend(dims);
+                last
+            }
+        };
+        Ok(Dims {
+            batch,
+            group,
+            query: one(std::slice::from_ref(&roles.query), "query")?,
+            key: one(std::slice::from_ref(&roles.key), "key")?,
+            head: one(&roles.head, "head")?,
+            value: one(&roles.value, "value")?,
+        })
+    }
+
+    fn operand(&mut self, i: usize, dims: &Dims, roles: &[Role]) -> Operand {
+        let view = self.views[i].clone();
+        let mut strides = Vec::new();
+        for role in roles {
+            match role {
+                Role::Batch => strides.extend(dims.batch.iter().map(|d| d.strides[i])),
+                Role::Group => strides.push(dims.group.strides[i]),
+                Role::Query => strides.push(dims.query.strides[i]),
+                Role::Key => strides.push(dims.key.strides[i]),
+                Role::Head => strides.push(dims.head.strides[i]),
+                Role::Value => strides.push(dims.value.strides[i]),
+            }
+        }
+        let dtype = self.fused.buffer(view.buffer).dtype;
+        Operand { buffer: self.made.buffer(&view), dtype, offset: 0, strides }
+    }
+
+    /// The score region: inputs are its arguments.
+    fn score(&self, attention: &Attention) -> Result<Region> {
+        let region = self.fused.graph.region(attention.score);
+        let group = Group {
+            kind: Kind::Fill,
+            ops: region.ops.clone(),
+            writes: Vec::new(),
+            origin: self.group.origin.clone(),
+        };
+        let mut builder = Builder::new(self.fused, &group, 0, Vec::new());
+        for (i, arg) in region.args.iter().enumerate() {
+            let dtype = super::scalar::compute_type(self.fused.graph.ty(*arg).dtype);
+            let id = builder.push(ScalarOp::Input(i as u32), dtype);
+            builder.given.insert(*arg, id);
+        }
+        let result = builder.value(region.results[0], &Coords::new())?;
+        let result = builder.cast(result, DType::F32);
+        Ok(builder.finish(&[result]).region)
+    }
+}

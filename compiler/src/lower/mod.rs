@@ -1,0 +1,346 @@
+//! From placed groups to the [`Program`]: kernel specs, launches, and what the runtime must know.
+//!
+//! In: a [`Plan`] and what the spec says about the entries. Out: a [`Program`]. Equal kernel specs are one kernel, whatever
+//! launches them; a kernel's name says its kind and sizes.
+//!
+//! What always holds: a launch passes one address per buffer of its kernel and one scalar per loop index its region
+//! reads; buffers of one address are one buffer of the kernel; addresses stay inside the arena for every value of the
+//! loop variables ([`crate::memory::verify`]).
+
+pub mod attention;
+pub mod derivative;
+pub mod gemm;
+pub mod lookup;
+pub mod loops;
+mod names;
+pub mod scalar;
+#[cfg(test)]
+mod tests;
+
+use crate::fuse::{Class, Fused, Group, Item, Kind, LoopId, Result, View};
+use crate::graph::{Axis, Name};
+use crate::memory::{EntryPlan, Plan};
+use mlc_codegen::abi::{
+    DType, EntryInfo, InputInfo, InputSource, OpInfo, OutputInfo, Place, ProgramInfo, ScalarInfo, SpaceInfo,
+    TensorInfo, TensorRole,
+};
+use mlc_codegen::program::{
+    Address, Entry, Kernel, KernelSpec, Launch, LoopStride, LoopVar, Program, ScalarArg, Step,
+};
+use std::collections::BTreeMap;
+
+/// What the spec says about an entry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EntryMeta {
+    /// `train`, `eval` or `logits`.
+    pub name: String,
+    /// Sequences per call.
+    pub batch: u64,
+    /// Tokens per sequence.
+    pub seq: u64,
+}
+
+/// A group as a kernel with the views it runs on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lowered {
+    /// What it computes.
+    pub spec: KernelSpec,
+    /// One per buffer of the spec.
+    pub views: Vec<View>,
+    /// One per scalar of the spec.
+    pub indices: Vec<LoopId>,
+    /// Floating point operations of its matrix products.
+    pub flops: u64,
+}
+
+/// The buffers of a kernel while its operands are made.
+#[derive(Default)]
+pub struct MadeKernel {
+    /// One per buffer.
+    pub views: Vec<View>,
+}
+
+impl MadeKernel {
+    /// The number of the buffer that starts where the view does.
+    pub fn buffer(&mut self, view: &View) -> u32 {
+        let same = |v: &View| v.buffer == view.buffer && v.slots == view.slots;
+        match self.views.iter().position(same) {
+            Some(i) => i as u32,
+            None => {
+                self.views.push(view.clone());
+                self.views.len() as u32 - 1
+            }
+        }
+    }
+}
+
+/// Lowers one group.
+///
+/// # Errors
+/// What its kind can't express.
+pub fn lower_group(fused: &Fused, group: &Group) -> Result<Lowered> {
+    match &group.kind {
+        Kind::Loops { .. } | Kind::Copy { .. } | Kind::Fill => loops::lower(fused, group),
+        Kind::Gemm { .. } => gemm::lower(fused, group),
+        Kind::Gather { op } => lookup::gather(fused, group, *op),
+        Kind::Scatter { op } => lookup::scatter(fused, group, *op),
+        Kind::Attention { op } | Kind::AttentionGrad { op, .. } => attention::lower(fused, group, *op),
+    }
+}
+
+/// Makes the program. `info` holds what does not come from the plan (model, spec, names, defaults of the run); its spaces,
+/// entries, scalars, tensors and ops are filled here.
+///
+/// # Errors
+/// A group no kernel can compute.
+///
+/// # Panics
+/// `entries` has not one element per entry of the plan.
+pub fn to_program(plan: &Plan, entries: &[EntryMeta], mut info: ProgramInfo) -> Result<Program> {
+    assert_eq!(plan.entries.len(), entries.len(), "one description per planned entry");
+    info.spaces = vec![SpaceInfo { name: "device".into(), bytes: plan.arena_bytes }];
+    info.entries.clear();
+    info.ops.clear();
+    info.scalars.clear();
+    info.tensors.clear();
+    let mut made = Program { info, kernels: Vec::new(), entries: Vec::new(), streams: 1 };
+    let mut kernels = Kernels::default();
+    for (entry, meta) in plan.entries.iter().zip(entries) {
+        let mut lowering = LowerEntry { entry, kernels: &mut kernels, ops: &mut made.info.ops, flops: 0 };
+        let body = lowering.items(&entry.schedule.fused.body, 1)?;
+        let flops = lowering.flops;
+        made.entries.push(Entry { name: meta.name.clone(), body });
+        made.info.entries.push(entry_info(entry, meta, flops));
+        persistent_info(entry, &mut made.info);
+    }
+    made.info.tensors.sort_by_key(|t| (t.place.space, t.place.offset));
+    made.info.scalars.sort_by_key(|s| (s.place.space, s.place.offset));
+    made.kernels = kernels.all;
+    Ok(made)
+}
+
+/// Distinct kernels by content.
+#[derive(Default)]
+struct Kernels {
+    all: Vec<Kernel>,
+    by_content: BTreeMap<String, u32>,
+    by_name: BTreeMap<String, u32>,
+}
+
+impl Kernels {
+    fn add(&mut self, spec: KernelSpec) -> u32 {
+        // Debug text is exact for floats, infinities included.
+        let content = format!("{spec:?}");
+        if let Some(i) = self.by_content.get(&content) {
+            return *i;
+        }
+        let base = names::kernel_name(&spec);
+        let count = self.by_name.entry(base.clone()).or_insert(0);
+        *count += 1;
+        let name = if *count == 1 { base } else { format!("{base}_{count}") };
+        let i = self.all.len() as u32;
+        self.all.push(Kernel { name, spec });
+        self.by_content.insert(content, i);
+        i
+    }
+}
+
+struct LowerEntry<'a> {
+    entry: &'a EntryPlan,
+    kernels: &'a mut Kernels,
+    ops: &'a mut Vec<OpInfo>,
+    flops: u64,
+}
+
+impl LowerEntry<'_> {
+    fn items(&mut self, items: &[Item], times: u64) -> Result<Vec<Step>> {
+        let mut steps = Vec::new();
+        for item in items {
+            match item {
+                Item::Group(id) => {
+                    let group = self.entry.schedule.fused.group(*id);
+                    steps.push(Step::Launch(self.launch(group, times)?));
+                }
+                Item::Loop { id, trip, reverse, body, .. } => {
+                    let body = self.items(body, times * trip)?;
+                    steps.push(Step::Loop { var: LoopVar(id.0), trip: *trip, reverse: *reverse, body });
+                }
+            }
+        }
+        Ok(steps)
+    }
+
+    fn launch(&mut self, group: &Group, times: u64) -> Result<Launch> {
+        let fused = &self.entry.schedule.fused;
+        let lowered = lower_group(fused, group)?;
+        self.flops += lowered.flops * times;
+        let addresses: Vec<Address> = lowered.views.iter().map(|v| self.address(v)).collect();
+        let (spec, buffers) = join_equal_buffers(lowered.spec, addresses);
+        let kernel = self.kernels.add(spec);
+        let op = self.ops.len() as u32;
+        let line = &group.origin.line;
+        let bytes = |v: &View| v.numel() * fused.buffer(v.buffer).dtype.bytes();
+        let moved = fused.reads(group).iter().map(bytes).sum::<u64>()
+            + group.writes.iter().map(|w| bytes(&w.view)).sum::<u64>();
+        self.ops.push(OpInfo {
+            path: group.origin.path.to_string(),
+            kernel: self.kernels.all[kernel as usize].name.clone(),
+            line: if line.line == 0 { String::new() } else { format!("{}:{}", line.file, line.line) },
+            bytes: moved,
+            flops: lowered.flops,
+            stream: 0,
+        });
+        let scalars = lowered.indices.iter().map(|l| ScalarArg::Loop(LoopVar(l.0), 1)).collect();
+        Ok(Launch { op, kernel, stream: 0, buffers, scalars })
+    }
+
+    fn address(&self, view: &View) -> Address {
+        let buffer = self.entry.schedule.fused.buffer(view.buffer);
+        let size = buffer.dtype.bytes();
+        Address {
+            space: 0,
+            offset: self.entry.offsets[view.buffer.0 as usize] + view.offset(buffer) * size,
+            strides: view
+                .loop_strides(buffer)
+                .into_iter()
+                .map(|(l, n)| LoopStride { var: LoopVar(l.0), bytes: n * size, slots: 0 })
+                .collect(),
+        }
+    }
+}
+
+/// Buffers that start at one address become one buffer of the kernel: operand and result of a kernel that works in place.
+fn join_equal_buffers(mut spec: KernelSpec, addresses: Vec<Address>) -> (KernelSpec, Vec<Address>) {
+    let mut distinct: Vec<Address> = Vec::new();
+    let numbers: Vec<u32> = addresses
+        .into_iter()
+        .map(|a| match distinct.iter().position(|d| *d == a) {
+            Some(i) => i as u32,
+            None => {
+                distinct.push(a);
+                distinct.len() as u32 - 1
+            }
+        })
+        .collect();
+    for operand in operands_mut(&mut spec) {
+        operand.buffer = numbers[operand.buffer as usize];
+    }
+    (spec, distinct)
+}
+
+fn operands_mut(spec: &mut KernelSpec) -> Vec<&mut mlc_codegen::program::Operand> {
+    match spec {
+        KernelSpec::Map(s) | KernelSpec::Rows(s) => s.inputs.iter_mut().chain(&mut s.outputs).collect(),
+        KernelSpec::Gemm(s) => {
+            [&mut s.a, &mut s.b, &mut s.c].into_iter().chain(&mut s.extras).collect()
+        }
+        KernelSpec::Attention(s) => [&mut s.q, &mut s.k, &mut s.v, &mut s.o, &mut s.lse]
+            .into_iter()
+            .chain(&mut s.shape.extras)
+            .collect(),
+        KernelSpec::AttentionGrad(s) => {
+            [&mut s.q, &mut s.k, &mut s.v, &mut s.d_o, &mut s.lse, &mut s.delta]
+                .into_iter()
+                .chain(&mut s.outputs)
+                .chain(&mut s.shape.extras)
+                .collect()
+        }
+        KernelSpec::Gather(s) => vec![&mut s.table, &mut s.ids, &mut s.out],
+        KernelSpec::Scatter(s) => vec![&mut s.updates, &mut s.ids, &mut s.out],
+    }
+}
+
+fn entry_info(entry: &EntryPlan, meta: &EntryMeta, flops: u64) -> EntryInfo {
+    let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+    for (buffer, offset) in entry.schedule.fused.buffers.iter().zip(&entry.offsets) {
+        let place = Place { space: 0, offset: *offset };
+        let shape = buffer.axes.iter().map(|a| a.size).collect();
+        match &buffer.class {
+            Class::Input { name, bound } => inputs.push(InputInfo {
+                name: name.to_string(),
+                source: source_of(name),
+                dtype: buffer.dtype,
+                shape,
+                bound: *bound,
+                place,
+            }),
+            Class::Output { name } => {
+                outputs.push(OutputInfo { name: name.to_string(), dtype: buffer.dtype, shape, place });
+            }
+            Class::Param { .. }
+            | Class::State { .. }
+            | Class::Scalar { .. }
+            | Class::Carry
+            | Class::Stack
+            | Class::Sum
+            | Class::Temporary => {}
+        }
+    }
+    EntryInfo { name: meta.name.clone(), batch: meta.batch, seq: meta.seq, inputs, outputs, flops }
+}
+
+/// What the runtime puts into an input, by its name.
+fn source_of(name: &Name) -> InputSource {
+    match name.as_str() {
+        "targets" => InputSource::Targets,
+        "position" => InputSource::Position,
+        _ => InputSource::Tokens,
+    }
+}
+
+/// Adds the entry's parameters, states and scalars that are not there yet.
+fn persistent_info(entry: &EntryPlan, info: &mut ProgramInfo) {
+    use mlc_codegen::abi::Init;
+    for (buffer, offset) in entry.schedule.fused.buffers.iter().zip(&entry.offsets) {
+        let place = Place { space: 0, offset: *offset };
+        let line = &buffer.origin.line;
+        let line = if line.line == 0 { String::new() } else { format!("{}:{}", line.file, line.line) };
+        let mut tensor = |path: String, role: TensorRole, stacked: bool, init: Init| {
+            if info.tensors.iter().any(|t| t.path == path) {
+                return;
+            }
+            let (layers, axes): (Option<u64>, &[Axis]) = match buffer.axes.split_first() {
+                Some((first, rest)) if stacked => (Some(first.size), rest),
+                _ => (None, &buffer.axes),
+            };
+            info.tensors.push(TensorInfo {
+                path,
+                role,
+                layers,
+                axes: axes.iter().map(|a| a.name.to_string()).collect(),
+                shape: axes.iter().map(|a| a.size).collect(),
+                dtype: buffer.dtype,
+                init,
+                place,
+                line: line.clone(),
+            });
+        };
+        match &buffer.class {
+            Class::Param { path, init } => {
+                tensor(path.to_string(), TensorRole::Param, path.contains("{i}"), *init);
+            }
+            Class::State { param, kind } => tensor(
+                format!("{param}.{kind}"),
+                TensorRole::State(kind.to_string()),
+                param.contains("{i}"),
+                Init::Constant(0.0),
+            ),
+            Class::Scalar { key, default } => {
+                if !info.scalars.iter().any(|s| s.key == key.as_str()) {
+                    info.scalars.push(ScalarInfo {
+                        key: key.to_string(),
+                        dtype: DType::F64,
+                        default: *default,
+                        place,
+                    });
+                }
+            }
+            Class::Input { .. }
+            | Class::Output { .. }
+            | Class::Carry
+            | Class::Stack
+            | Class::Sum
+            | Class::Temporary => {}
+        }
+    }
+}

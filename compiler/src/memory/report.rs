@@ -1,0 +1,183 @@
+//! Who uses the memory: exact bytes per class and the largest tensors at the peak.
+
+use super::lifetimes::{Life, Lives};
+use super::share::{Shared, is_packed};
+use super::{EntryPlan, OverBudget};
+use crate::fuse::{Buffer, Class, Fused};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// How many tensors a report names.
+const NAMED: usize = 10;
+
+/// One tensor of the report.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Owner {
+    /// Name of the value.
+    pub name: String,
+    /// Class in words.
+    pub class: &'static str,
+    /// Block path.
+    pub path: String,
+    /// Spec line, `file:line`; empty if made by the compiler.
+    pub line: String,
+    /// Shape in text.
+    pub shape: String,
+    /// Size.
+    pub bytes: u64,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:>10}  {} {} ({})", human(self.bytes), self.name, self.shape, self.class)?;
+        if !self.line.is_empty() {
+            write!(f, "  {}", self.line)?;
+        }
+        if !self.path.is_empty() {
+            write!(f, " {}", self.path)?;
+        }
+        Ok(())
+    }
+}
+
+/// The memory of a program.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Size of the arena.
+    pub arena_bytes: u64,
+    /// Bytes per class at the peak of the entry that needs most, classes in a fixed order.
+    pub classes: Vec<(&'static str, u64)>,
+    /// Largest tensors at that moment, largest first.
+    pub owners: Vec<Owner>,
+    /// Bytes of temporaries lost between blocks: packed size less the bytes alive at the peak.
+    pub lost_bytes: u64,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "memory: {} exactly", human(self.arena_bytes))?;
+        for (class, bytes) in &self.classes {
+            writeln!(f, "{:>10}  {class}", human(*bytes))?;
+        }
+        writeln!(f, "largest at the peak:")?;
+        for owner in &self.owners {
+            writeln!(f, "{owner}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes in a unit that leaves at most four digits.
+pub fn human(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+fn owner(buffer: &Buffer) -> Owner {
+    let axes: Vec<String> = buffer.axes.iter().map(|a| format!("{}={}", a.name, a.size)).collect();
+    let line = &buffer.origin.line;
+    Owner {
+        name: match &buffer.class {
+            Class::Param { path, .. } => path.to_string(),
+            Class::State { param, kind } => format!("{param}.{kind}"),
+            Class::Scalar { key, .. } => key.to_string(),
+            Class::Input { name, .. } | Class::Output { name } => name.to_string(),
+            Class::Carry | Class::Stack | Class::Sum | Class::Temporary => format!("%{}", buffer.name),
+        },
+        class: buffer.class.word(),
+        path: buffer.origin.path.to_string(),
+        line: if line.line == 0 { String::new() } else { format!("{}:{}", line.file, line.line) },
+        shape: format!("{}[{}]", crate::graph::shape::dtype_name(buffer.dtype), axes.join(", ")),
+        bytes: buffer.bytes(),
+    }
+}
+
+/// Packed buffers alive at the fullest launch of an entry.
+pub fn at_peak(fused: &Fused, lives: &Lives, shared: &Shared) -> Vec<usize> {
+    let alive = |t: usize| -> Vec<usize> {
+        let now = Life { from: t, to: t };
+        let mut by_block = BTreeMap::new();
+        for (i, buffer) in fused.buffers.iter().enumerate() {
+            if is_packed(&buffer.class) && lives.of[i].is_some_and(|l| l.meets(now)) {
+                by_block.entry(shared.owner(crate::fuse::BufferId(i as u32))).or_insert(i);
+            }
+        }
+        by_block.into_values().collect()
+    };
+    let bytes = |list: &[usize]| -> u64 { list.iter().map(|i| fused.buffers[*i].bytes()).sum() };
+    let mut best = Vec::new();
+    for t in 0..lives.launches {
+        let now = alive(t);
+        if bytes(&now) > bytes(&best) {
+            best = now;
+        }
+    }
+    best
+}
+
+impl Report {
+    /// From the entries, each with its packed bytes and the buffers alive at its peak.
+    pub fn new(entries: &[EntryPlan], peaks: &[(u64, Vec<usize>)], arena_bytes: u64) -> Report {
+        let largest = (0..entries.len()).rev().max_by_key(|i| peaks[*i].0);
+        let Some(largest) = largest else {
+            return Report { arena_bytes, classes: Vec::new(), owners: Vec::new(), lost_bytes: 0 };
+        };
+        let fused = &entries[largest].schedule.fused;
+        let (packed, alive) = &peaks[largest];
+        let mut buffers: Vec<&Buffer> = fused.buffers.iter().filter(|b| !is_packed(&b.class)).collect();
+        buffers.extend(alive.iter().map(|i| &fused.buffers[*i]));
+        let mut classes: Vec<(&'static str, u64)> = Vec::new();
+        for buffer in &buffers {
+            let word = buffer.class.word();
+            match classes.iter_mut().find(|(w, _)| *w == word) {
+                Some((_, bytes)) => *bytes += buffer.bytes(),
+                None => classes.push((word, buffer.bytes())),
+            }
+        }
+        let alive_bytes: u64 = alive.iter().map(|i| fused.buffers[*i].bytes()).sum();
+        let mut owners: Vec<Owner> = buffers.into_iter().map(owner).collect();
+        owners.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+        owners.truncate(NAMED);
+        Report { arena_bytes, classes, owners, lost_bytes: packed.saturating_sub(alive_bytes) }
+    }
+
+    /// The error for an arena of `needed` bytes where there are `limit`.
+    pub fn over(&self, needed: u64, limit: u64) -> OverBudget {
+        let of = |word: &str| self.classes.iter().find(|(w, _)| *w == word).map_or(0, |(_, b)| *b);
+        let activations = of(Class::Stack.word()) + of(Class::Temporary.word()) + of(Class::Carry.word());
+        let mut hints = vec![
+            (
+                activations / 2,
+                format!(
+                    "`train.microbatch` half as large: about {} less, accumulated over twice the steps",
+                    human(activations / 2)
+                ),
+            ),
+            (
+                of(Class::Stack.word()) / 2,
+                format!("fewer layers or a shorter `seq`: {} are saved per iteration", human(of(Class::Stack.word()))),
+            ),
+            (
+                of(Class::State { param: "".into(), kind: "".into() }.word()) / 2,
+                format!(
+                    "`optimizer = sgd`: {} of optimizer states",
+                    human(of(Class::State { param: "".into(), kind: "".into() }.word()))
+                ),
+            ),
+        ];
+        hints.retain(|(bytes, _)| *bytes > 0);
+        hints.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        OverBudget {
+            needed_bytes: needed,
+            limit_bytes: limit,
+            owners: self.owners.clone(),
+            hints: hints.into_iter().map(|(_, h)| h).collect(),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! When everything runs: the tree of loops with its items in their final order.
+//!
+//! In: a [`Fused`]. Out: a [`Schedule`], the same tree in another order. A region's items form a DAG (true, anti- and
+//! output dependences, by buffer); the order is a topological one in which an item that only makes values (it frees
+//! nothing) is put off until just before its first reader, so that its results live as short as they can.
+//!
+//! What always holds: dependences point forward; the order is a function of the input alone.
+
+#[cfg(test)]
+mod tests;
+
+use crate::fuse::{BufferId, Fused, Item};
+use petgraph::graph::{DiGraph, NodeIndex};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A [`Fused`] whose items are in execution order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    /// The ordered tree with its buffers.
+    pub fused: Fused,
+}
+
+/// Orders the items of every region.
+pub fn order(mut fused: Fused) -> Schedule {
+    let body = std::mem::take(&mut fused.body);
+    fused.body = order_region(&fused, body);
+    Schedule { fused }
+}
+
+/// Buffers an item reads and writes, nested items included.
+pub fn accesses(fused: &Fused, item: &Item) -> (BTreeSet<BufferId>, BTreeSet<BufferId>) {
+    let (mut reads, mut writes) = (BTreeSet::new(), BTreeSet::new());
+    collect(fused, item, &mut reads, &mut writes);
+    (reads, writes)
+}
+
+fn collect(fused: &Fused, item: &Item, reads: &mut BTreeSet<BufferId>, writes: &mut BTreeSet<BufferId>) {
+    match item {
+        Item::Group(id) => {
+            let group = fused.group(*id);
+            reads.extend(fused.reads(group).iter().map(|v| v.buffer));
+            writes.extend(group.writes.iter().map(|w| w.view.buffer));
+        }
+        Item::Loop { body, .. } => {
+            for item in body {
+                collect(fused, item, reads, writes);
+            }
+        }
+    }
+}
+
+/// The dependences of a region's items: an edge from each item to every later one that must stay later.
+pub fn dependences(fused: &Fused, items: &[Item]) -> DiGraph<usize, ()> {
+    let mut graph = DiGraph::new();
+    let nodes: Vec<NodeIndex> = (0..items.len()).map(|i| graph.add_node(i)).collect();
+    // Per buffer: the last writer, and the readers since.
+    let mut writer: BTreeMap<BufferId, usize> = BTreeMap::new();
+    let mut readers: BTreeMap<BufferId, Vec<usize>> = BTreeMap::new();
+    for (i, item) in items.iter().enumerate() {
+        let (reads, writes) = accesses(fused, item);
+        let mut before: BTreeSet<usize> = BTreeSet::new();
+        for b in &reads {
+            before.extend(writer.get(b));
+        }
+        for b in &writes {
+            before.extend(writer.get(b));
+            before.extend(readers.get(b).into_iter().flatten());
+        }
+        for j in before {
+            graph.add_edge(nodes[j], nodes[i], ());
+        }
+        for b in reads {
+            readers.entry(b).or_default().push(i);
+        }
+        for b in writes {
+            writer.insert(b, i);
+            readers.insert(b, Vec::new());
+        }
+    }
+    graph
+}
+
+/// Whether dependences point forward: the given items, in the given order, against the order they came in.
+pub fn respects(graph: &DiGraph<usize, ()>, order: &[usize]) -> bool {
+    let position: BTreeMap<usize, usize> = order.iter().enumerate().map(|(at, item)| (*item, at)).collect();
+    graph.edge_indices().all(|e| {
+        let (a, b) = graph.edge_endpoints(e).expect("the edge is there");
+        position[&graph[a]] < position[&graph[b]]
+    })
+}
+
+fn order_region(fused: &Fused, items: Vec<Item>) -> Vec<Item> {
+    let items: Vec<Item> = items
+        .into_iter()
+        .map(|item| match item {
+            Item::Group(_) => item,
+            Item::Loop { id, op, trip, reverse, body } => {
+                Item::Loop { id, op, trip, reverse, body: order_region(fused, body) }
+            }
+        })
+        .collect();
+    let graph = dependences(fused, &items);
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    // From the back, so that an item put off sees its readers' final places.
+    for i in (0..items.len()).rev() {
+        if frees_nothing(fused, &items, i) {
+            let at = order.iter().position(|x| *x == i).expect("every item is in the order");
+            let first_after = graph
+                .neighbors(NodeIndex::new(i))
+                .map(|n| graph[n])
+                .filter_map(|n| order.iter().position(|x| *x == n))
+                .min();
+            if let Some(target) = first_after
+                && target > at + 1
+            {
+                order.remove(at);
+                order.insert(target - 1, i);
+            }
+        }
+    }
+    debug_assert!(respects(&graph, &order));
+    let mut slots: Vec<Option<Item>> = items.into_iter().map(Some).collect();
+    order.into_iter().filter_map(|i| slots[i].take()).collect()
+}
+
+/// Whether no buffer made in this region ends with this item.
+fn frees_nothing(fused: &Fused, items: &[Item], i: usize) -> bool {
+    let Item::Group(_) = items[i] else { return false };
+    let (reads, _) = accesses(fused, &items[i]);
+    reads.iter().all(|b| {
+        let buffer = fused.buffer(*b);
+        buffer.class.is_persistent()
+            || items[i + 1..].iter().any(|later| accesses(fused, later).0.contains(b))
+    })
+}
