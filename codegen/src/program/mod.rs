@@ -10,6 +10,7 @@
 //! * every operand's strides have as many entries as the iteration space has dimensions;
 //! * scalar regions are in single-assignment order and well typed.
 
+pub mod execute;
 mod interpret;
 mod operands;
 mod print;

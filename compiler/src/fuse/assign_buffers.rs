@@ -72,8 +72,12 @@ struct Scene {
     /// Renames of the region: result → (operand, pairs).
     renames: BTreeMap<ValueId, (ValueId, Vec<(Name, Name)>)>,
     wants: BTreeMap<ValueId, Vec<Want>>,
-    /// Copies and fills, before the plan at a position; `plans.len()` is the end.
-    extra: BTreeMap<usize, Vec<Item>>,
+    /// Copies before everything else.
+    start: Vec<Item>,
+    /// Copies and fills before the loop at a position.
+    before: BTreeMap<usize, Vec<Item>>,
+    /// Copies after everything else.
+    end: Vec<Item>,
 }
 
 impl Scene {
@@ -245,7 +249,9 @@ impl Assign {
             maker: BTreeMap::new(),
             renames,
             wants: BTreeMap::new(),
-            extra: BTreeMap::new(),
+            start: Vec::new(),
+            before: BTreeMap::new(),
+            end: Vec::new(),
         };
         for (i, plan) in plans.iter().enumerate() {
             let operands = |op: &OpId| graph.op(*op).operands.clone();
@@ -307,9 +313,9 @@ impl Assign {
         self.place_views(&scene, region);
         self.operands_of_products(&mut items_at);
         self.copies(&mut scene);
-        let mut items = Vec::new();
-        for i in 0..=scene.plans.len() {
-            items.extend(scene.extra.remove(&i).unwrap_or_default());
+        let mut items = std::mem::take(&mut scene.start);
+        for i in 0..scene.plans.len() {
+            items.extend(scene.before.remove(&i).unwrap_or_default());
             if let Some(places) = loops.remove(&i) {
                 let item = self.loop_item(places)?;
                 items.push(item);
@@ -319,6 +325,7 @@ impl Assign {
                 items.push(item);
             }
         }
+        items.append(&mut scene.end);
         Ok(items)
     }
 
@@ -446,7 +453,7 @@ impl Assign {
                 writes: vec![write],
                 origin: node.origin.clone(),
             });
-            scene.extra.entry(i).or_default().push(fill);
+            scene.before.entry(i).or_default().push(fill);
         }
         places
     }
@@ -606,9 +613,9 @@ impl Assign {
         }
     }
 
-    /// Copies for the wants nobody could take.
+    /// Copies for the wants nobody could take. What the region only takes in is copied first, before anything is
+    /// overwritten; what it makes, last; initial carries right before their loop.
     fn copies(&mut self, scene: &mut Scene) {
-        let end = scene.plans.len();
         for (v, wants) in std::mem::take(&mut scene.wants) {
             let origin = self.origin_of(v);
             for want in wants {
@@ -617,25 +624,21 @@ impl Assign {
                     continue;
                 }
                 let made_here = scene.maker.contains_key(&v);
-                let at = match want.initial_of {
-                    Some(l) => l,
-                    None if made_here => end,
-                    None => 0,
-                };
-                let keeps_old = want.initial_of.is_none() && !made_here && want.over.is_some();
-                let from = if keeps_old {
+                if want.initial_of.is_none() && !made_here && want.over.is_some() {
                     // The source may be overwritten on the way, as when two carries change places.
                     let kept = self.value_buffer(v, Class::Temporary, &origin);
-                    let item = self.copy(v, from, kept.clone(), false, &origin);
-                    scene.extra.entry(0).or_default().insert(0, item);
-                    kept
-                } else {
-                    from
-                };
+                    let save = self.copy(v, from, kept.clone(), false, &origin);
+                    scene.start.push(save);
+                    let item = self.copy(v, kept, want.view, want.accumulate, &origin);
+                    scene.end.push(item);
+                    continue;
+                }
                 let item = self.copy(v, from, want.view, want.accumulate, &origin);
-                let at = if keeps_old { end } else { at };
-                let list = scene.extra.entry(at).or_default();
-                if at == 0 && want.initial_of.is_none() { list.insert(0, item) } else { list.push(item) }
+                match want.initial_of {
+                    Some(l) => scene.before.entry(l).or_default().push(item),
+                    None if made_here => scene.end.push(item),
+                    None => scene.start.push(item),
+                }
             }
         }
     }

@@ -1,1 +1,454 @@
-//! Tests of lowering.
+//! Lowered programs, run by the plain evaluator, against the graph interpreter: every value within the bound the
+//! interpreter derives.
+
+use super::{EntryMeta, to_program};
+use crate::graph::{
+    Axis, BinaryOp, Builder, CompareOp, DType, Graph, Init, Loop, Name, Op, Output, Pairs, ReduceOp, Type,
+    UnaryOp, ValueId,
+};
+use crate::interpret::{self, Environment, Mode, Tensor, Values};
+use crate::{fuse, memory, schedule};
+use mlc_codegen::abi::{InputInfo, ProgramInfo, RunInfo};
+use mlc_codegen::program::Program;
+use mlc_codegen::program::execute::{Precision, execute};
+use mlc_codegen::program::reference::{Value, load, store};
+
+fn info() -> ProgramInfo {
+    ProgramInfo {
+        model: "test".into(),
+        fingerprint: String::new(),
+        spec: String::new(),
+        cpu_features: Vec::new(),
+        spaces: Vec::new(),
+        scratch_bytes: 0,
+        entries: Vec::new(),
+        scalars: Vec::new(),
+        tensors: Vec::new(),
+        ops: Vec::new(),
+        names: Vec::new(),
+        vocab: 0,
+        run: RunInfo {
+            steps: 1,
+            seed: 0,
+            data: None,
+            eval_data: None,
+            eval_every: 0,
+            eval_batches: 0,
+            checkpoint_every: 0,
+            checkpoint_keep: 0,
+            checkpoint_keep_every: 0,
+            checkpoint_dir: String::new(),
+            log_every: 0,
+        },
+        baked: Vec::new(),
+        rebuild: String::new(),
+    }
+}
+
+fn compile(graph: &Graph) -> Program {
+    let fused = fuse::group(graph).unwrap_or_else(|e| panic!("{e}"));
+    let plan = memory::place(vec![schedule::order(fused)], None).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(memory::verify::verify(&plan), Ok(()));
+    let meta = EntryMeta { name: "train".into(), batch: 1, seq: 1 };
+    let program = to_program(&plan, &[meta], info()).unwrap_or_else(|e| panic!("{e}"));
+    mlc_codegen::program::verify(&program).unwrap_or_else(|e| panic!("{e:#?}"));
+    program
+}
+
+/// Small deterministic numbers without structure.
+struct Numbers(u64);
+
+impl Numbers {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> 33
+    }
+
+    fn unit(&mut self) -> f64 {
+        self.bits() as f64 / (1u64 << 31) as f64 * 2.0 - 1.0
+    }
+}
+
+fn environment(graph: &Graph, seed: u64) -> Environment {
+    let mut numbers = Numbers(seed);
+    let mut env = Environment::default();
+    for op in &graph.region(graph.body).ops {
+        let node = graph.op(*op);
+        let mut tensor = |bound: u64| {
+            let ty = graph.ty(node.results[0]).clone();
+            let n = ty.numel() as usize;
+            if matches!(ty.dtype, DType::I32 | DType::I64 | DType::Bool) {
+                let below = if bound > 0 { bound } else { 2 };
+                Tensor::ints(ty, (0..n).map(|_| (numbers.bits() % below) as i64).collect())
+            } else {
+                let values = (0..n).map(|_| f64::from(numbers.unit() as f32)).collect();
+                Tensor::floats(ty, values)
+            }
+        };
+        match &node.op {
+            Op::Input { name, bound } => {
+                env.inputs.insert(name.clone(), tensor(*bound));
+            }
+            Op::Param { path, .. } => {
+                env.tensors.insert(path.clone(), tensor(0));
+            }
+            Op::State { param, kind } => {
+                let t = tensor(0);
+                env.tensors.insert(interpret::state_name(param, kind), t);
+            }
+            _ => {}
+        }
+    }
+    env
+}
+
+fn put(space: &mut [u8], offset: u64, tensor: &Tensor) {
+    let bytes = &mut space[offset as usize..];
+    let dtype = tensor.ty.dtype;
+    let value = |float: f64, int: i64| Value { dtype, float, int, error: 0.0 };
+    match &tensor.values {
+        Values::Float(v) => {
+            v.iter().enumerate().for_each(|(i, x)| store(bytes, dtype, i as u64, value(*x, 0)));
+        }
+        Values::Int(v) => {
+            v.iter().enumerate().for_each(|(i, x)| store(bytes, dtype, i as u64, value(0.0, *x)));
+        }
+    }
+}
+
+/// Compiles, runs and compares everything the graph gives out.
+fn check(graph: &Graph, seed: u64) -> Program {
+    let program = compile(graph);
+    let env = environment(graph, seed);
+    // Bytes nobody wrote read as NaN.
+    let mut spaces: Vec<Vec<u8>> =
+        program.info.spaces.iter().map(|s| vec![0xff; s.bytes as usize]).collect();
+    for InputInfo { name, place, .. } in &program.info.entries[0].inputs {
+        put(&mut spaces[0], place.offset, &env.inputs[&Name::from(name.as_str())]);
+    }
+    for t in &program.info.tensors {
+        put(&mut spaces[0], t.place.offset, &env.tensors[&Name::from(t.path.as_str())]);
+    }
+    for s in &program.info.scalars {
+        put(&mut spaces[0], s.place.offset, &Tensor::scalar(DType::F64, s.default));
+    }
+    execute(&program, 0, &mut spaces, Precision::AsWritten).unwrap_or_else(|e| panic!("{e}"));
+    let expected = interpret::run(graph, &env, Mode::Bounds).unwrap_or_else(|e| panic!("{e}"));
+    for (output, tensor) in &expected.0 {
+        let (what, offset) = match output {
+            Output::Report(name) => {
+                let out = program.info.entries[0].outputs.iter().find(|o| o.name == name.as_str());
+                (format!("report {name}"), out.expect("every report has a buffer").place.offset)
+            }
+            Output::Store(path) => {
+                let t = program.info.tensors.iter().find(|t| t.path == path.as_str());
+                (format!("store {path}"), t.expect("every stored tensor has a buffer").place.offset)
+            }
+        };
+        compare(&what, tensor, &spaces[0][offset as usize..]);
+    }
+    program
+}
+
+fn compare(what: &str, expected: &Tensor, bytes: &[u8]) {
+    for i in 0..expected.ty.numel() {
+        let got = load(bytes, expected.ty.dtype, i);
+        match &expected.values {
+            Values::Int(v) => assert_eq!(got.int, v[i as usize], "{what}[{i}]"),
+            Values::Float(v) => {
+                let want = v[i as usize];
+                let bound = expected.errors.get(i as usize).copied().unwrap_or(0.0);
+                let off = (got.float - want).abs();
+                let fine = got.float == want || off <= bound;
+                assert!(fine, "{what}[{i}]: {} instead of {want}, off by {off:e}, bound {bound:e}", got.float);
+            }
+        }
+    }
+}
+
+fn ty(axes: &[(&str, u64)]) -> Type {
+    Type::new(DType::F32, axes.iter().map(|(n, s)| Axis::new(*n, *s)).collect())
+}
+
+fn names(list: &[&str]) -> Vec<Name> {
+    list.iter().map(|n| Name::from(*n)).collect()
+}
+
+fn param(b: &mut Builder, path: &str, ty: Type) -> ValueId {
+    let op = Op::Param { path: path.into(), init: Init::Constant(0.0) };
+    b.one(op, &[], Some(ty), path)
+}
+
+fn report(b: &mut Builder, name: &str, v: ValueId) {
+    b.output(Output::Report(name.into()), v);
+}
+
+fn kernels(program: &Program) -> Vec<&str> {
+    program.kernels.iter().map(|k| k.name.as_str()).collect()
+}
+
+#[test]
+fn lower_fuses_a_norm_into_one_kernel() {
+    let mut b = Builder::new("norm");
+    let x = b.input("x", ty(&[("batch", 3), ("d", 8)]), 0);
+    let w = param(&mut b, "w", ty(&[("d", 8)]));
+    let (y, rstd) = b.rms_norm(x, w, &"d".into(), 1e-5).unwrap();
+    report(&mut b, "y", y);
+    report(&mut b, "rstd", rstd);
+    let program = check(&b.finish(), 1);
+    assert_eq!(kernels(&program), ["rows_3_by_8_f32"]);
+}
+
+#[test]
+fn lower_gives_a_product_its_tail() {
+    let mut b = Builder::new("mlp");
+    let x = b.input("x", ty(&[("batch", 2), ("seq", 3), ("d", 4)]), 0);
+    let w = param(&mut b, "w", ty(&[("d", 4), ("ff", 5)]));
+    let v = param(&mut b, "v", ty(&[("ff", 5), ("d", 4)]));
+    let h = b.dot(x, w, &names(&["d"]));
+    let h = b.silu(h);
+    let y = b.dot(h, v, &names(&["ff"]));
+    let y = b.add(x, y);
+    report(&mut b, "y", y);
+    let program = check(&b.finish(), 2);
+    assert_eq!(kernels(&program), ["gemm_6x5x4_f32", "gemm_6x4x5_f32"]);
+}
+
+#[test]
+fn lower_walks_contracted_heads_with_one_stride() {
+    // Heads come out with their own axis order; the projection back wants (kv, group, hd) together.
+    let mut b = Builder::new("heads");
+    let x = b.input("x", ty(&[("batch", 2), ("seq", 3), ("d", 4)]), 0);
+    let wq = param(&mut b, "wq", ty(&[("d", 4), ("kv", 2), ("group", 2), ("hd", 3)]));
+    let wv = param(&mut b, "wv", ty(&[("d", 4), ("kv", 2), ("hd", 3)]));
+    let wo = param(&mut b, "wo", ty(&[("kv", 2), ("group", 2), ("hd", 3), ("d", 4)]));
+    let q = b.dot(x, wq, &names(&["d"]));
+    let v = b.dot(x, wv, &names(&["d"]));
+    let q = b.mul(q, v);
+    let y = b.dot(q, wo, &names(&["kv", "group", "hd"]));
+    report(&mut b, "y", y);
+    let program = check(&b.finish(), 3);
+    assert!(kernels(&program).contains(&"gemm_6x4x12_f32"), "{:?}", kernels(&program));
+}
+
+#[test]
+fn lower_rotates_pairs_of_both_kinds() {
+    for pairs in [Pairs::Half, Pairs::Interleaved] {
+        let mut b = Builder::new("rope");
+        let x = b.input("x", ty(&[("seq", 5), ("hd", 6)]), 0);
+        let at = b.index(&"seq".into(), 5);
+        let y = b.rope(x, at, &"hd".into(), 1e4, pairs).unwrap();
+        // The transpose, as the backward pass has it: rotation of a product.
+        let z = b.mul(y, x);
+        let turned = b.one(Op::RotatePairs { axis: "hd".into(), pairs }, &[z], None, "turned");
+        report(&mut b, "y", y);
+        report(&mut b, "turned", turned);
+        check(&b.finish(), 4);
+    }
+}
+
+#[test]
+fn lower_computes_cross_entropy_in_one_kernel() {
+    let mut b = Builder::new("loss");
+    let logits = b.input("logits", ty(&[("seq", 4), ("vocab", 7)]), 0);
+    let targets =
+        b.input("targets", Type::new(DType::I32, vec![Axis::new("seq", 4)]), 7);
+    let (loss, lse) = b.cross_entropy(logits, targets, &"vocab".into()).unwrap();
+    report(&mut b, "loss", loss);
+    report(&mut b, "lse", lse);
+    let program = check(&b.finish(), 5);
+    assert_eq!(program.kernels.len(), 1, "{:?}", kernels(&program));
+}
+
+#[test]
+fn lower_splits_a_long_reduction() {
+    let mut b = Builder::new("norm");
+    let x = b.input("x", ty(&[("layers", 3), ("d", 50), ("ff", 300)]), 0);
+    let squares = b.mul(x, x);
+    let sum = b.reduce(ReduceOp::Sum, squares, &names(&["layers", "d", "ff"]));
+    report(&mut b, "sum", sum);
+    let program = check(&b.finish(), 6);
+    assert_eq!(kernels(&program), ["rows_150_by_300_f32", "rows_scalar_by_150_f32"]);
+}
+
+/// A stack of layers `x + tanh(x·w)`, x also stacked out, and a sum of squares over the layers.
+fn layers(reverse: bool) -> Graph {
+    let mut b = Builder::new("layers");
+    let x = b.input("x", ty(&[("batch", 3), ("d", 4)]), 0);
+    let w = param(&mut b, "layer.{i}.w", ty(&[("layers", 3), ("d", 4), ("e", 4)]));
+    let x0 = b.scale(x, 0.5);
+    let (body, args) = b.open(&[
+        ("i".into(), Type::scalar(DType::I32)),
+        ("x".into(), ty(&[("batch", 3), ("d", 4)])),
+        ("w".into(), ty(&[("d", 4), ("e", 4)])),
+    ]);
+    let h = b.dot(args[1], args[2], &names(&["d"]));
+    let h = b.rename(h, &[("e".into(), "d".into())]);
+    let t = b.unary(UnaryOp::Tanh, h);
+    let i = b.cast(args[0], DType::F32);
+    let t = b.mul(t, i);
+    let y = b.add(args[1], t);
+    let squares = b.mul(y, y);
+    let sum = b.reduce(ReduceOp::Sum, squares, &names(&["d"]));
+    b.close(vec![y, args[1], h, sum]);
+    let l = Loop {
+        axis: "layers".into(),
+        trip: 3,
+        block: None,
+        reverse,
+        carries: 1,
+        stacked: 1,
+        stacked_outs: 2,
+        body,
+    };
+    let results = b.repeat(l, &[x0, w], "r");
+    for (name, v) in ["y", "xs", "hs", "sum"].iter().zip(&results) {
+        report(&mut b, name, *v);
+    }
+    let doubled = b.mul(results[1], results[2]);
+    report(&mut b, "doubled", doubled);
+    b.finish()
+}
+
+#[test]
+fn lower_runs_loops_forwards_and_backwards() {
+    for reverse in [false, true] {
+        check(&layers(reverse), 7);
+    }
+}
+
+#[test]
+fn lower_accumulates_into_the_sum_of_the_outer_loop() {
+    // Microbatches outside, layers inside: the gradient of each layer's weight adds up in one buffer.
+    let mut b = Builder::new("accumulate");
+    let x = b.input("x", ty(&[("batch", 6), ("d", 4)]), 0);
+    let w = param(&mut b, "layer.{i}.w", ty(&[("layers", 2), ("d", 4), ("e", 5)]));
+    let (outer, o) = b.open(&[
+        ("i".into(), Type::scalar(DType::I32)),
+        ("x".into(), ty(&[("batch", 2), ("d", 4)])),
+        ("w".into(), ty(&[("layers", 2), ("d", 4), ("e", 5)])),
+    ]);
+    let (inner, i) = b.open(&[
+        ("i".into(), Type::scalar(DType::I32)),
+        ("w".into(), ty(&[("d", 4), ("e", 5)])),
+        ("x".into(), ty(&[("batch", 2), ("d", 4)])),
+    ]);
+    let y = b.dot(i[2], i[1], &names(&["d"]));
+    let dw = b.dot(i[2], y, &names(&["batch"]));
+    b.close(vec![dw]);
+    let l = |axis: &str, trip, block, stacked_outs, body| Loop {
+        axis: axis.into(),
+        trip,
+        block,
+        reverse: false,
+        carries: 0,
+        stacked: 1,
+        stacked_outs,
+        body,
+    };
+    let dws = b.repeat(l("layers", 2, None, 1, inner), &[o[2], o[1]], "dw");
+    b.close(vec![dws[0]]);
+    let sums = b.repeat(l("batch", 3, Some(2), 0, outer), &[x, w], "grad");
+    let lr = b.constant(DType::F32, 0.1);
+    let step = b.mul(sums[0], lr);
+    let new = b.sub(w, step);
+    b.output(Output::Store("layer.{i}.w".into()), new);
+    let program = check(&b.finish(), 8);
+    // Two products, one fill, one update: nothing is copied.
+    assert_eq!(program.kernels.len(), 4, "{:?}", kernels(&program));
+}
+
+#[test]
+fn lower_keeps_swapped_carries_apart() {
+    let mut b = Builder::new("swap");
+    let x = b.input("x", ty(&[("d", 4)]), 0);
+    let y = b.input("y", ty(&[("d", 4)]), 0);
+    let (body, a) = b.open(&[
+        ("i".into(), Type::scalar(DType::I32)),
+        ("x".into(), ty(&[("d", 4)])),
+        ("y".into(), ty(&[("d", 4)])),
+    ]);
+    let s = b.add(a[1], a[2]);
+    let _ = s;
+    b.close(vec![a[2], a[1]]);
+    let l = Loop {
+        axis: "n".into(),
+        trip: 3,
+        block: None,
+        reverse: false,
+        carries: 2,
+        stacked: 0,
+        stacked_outs: 0,
+        body,
+    };
+    let r = b.repeat(l, &[x, y], "r");
+    report(&mut b, "x", r[0]);
+    report(&mut b, "y", r[1]);
+    check(&b.finish(), 9);
+}
+
+#[test]
+fn lower_looks_up_and_scatters_rows() {
+    let mut b = Builder::new("embed");
+    let ids = b.input("tokens", Type::new(DType::I32, vec![Axis::new("seq", 6)]), 5);
+    let table = param(&mut b, "embed", ty(&[("vocab", 5), ("d", 3)]));
+    let x = b.one(Op::Gather { axis: "vocab".into() }, &[table, ids], None, "x");
+    let y = b.mul(x, x);
+    let grad = b.one(Op::ScatterAdd { axis: "vocab".into() }, &[y, ids], Some(ty(&[("vocab", 5), ("d", 3)])), "g");
+    let new = b.sub(table, grad);
+    report(&mut b, "x", x);
+    b.output(Output::Store("embed".into()), new);
+    check(&b.finish(), 10);
+}
+
+#[test]
+fn lower_copies_an_operand_whose_contracted_axes_lie_apart() {
+    // A blocked slice [batch, block of seq, d]: (batch, seq) has two strides, so the slice is copied for the product.
+    let mut b = Builder::new("chunks");
+    let x = b.input("x", ty(&[("batch", 2), ("seq", 6), ("d", 4)]), 0);
+    let y = b.input("y", ty(&[("batch", 2), ("seq", 6), ("e", 3)]), 0);
+    let (body, a) = b.open(&[
+        ("i".into(), Type::scalar(DType::I32)),
+        ("x".into(), ty(&[("batch", 2), ("seq", 3), ("d", 4)])),
+        ("y".into(), ty(&[("batch", 2), ("seq", 3), ("e", 3)])),
+    ]);
+    let w = b.dot(a[1], a[2], &names(&["batch", "seq"]));
+    let back = b.dot(a[1], w, &names(&["d"]));
+    b.close(vec![back, w]);
+    let l = Loop {
+        axis: "seq".into(),
+        trip: 2,
+        block: Some(3),
+        reverse: false,
+        carries: 0,
+        stacked: 2,
+        stacked_outs: 1,
+        body,
+    };
+    let r = b.repeat(l, &[x, y], "r");
+    report(&mut b, "back", r[0]);
+    report(&mut b, "w", r[1]);
+    check(&b.finish(), 11);
+}
+
+#[test]
+fn lower_masks_and_compares() {
+    let mut b = Builder::new("mask");
+    let s = b.input("s", ty(&[("seq", 4), ("pos", 5)]), 0);
+    let q = b.index(&"seq".into(), 4);
+    let k = b.index(&"pos".into(), 5);
+    let mask = b.one(
+        Op::Compare(CompareOp::Le),
+        &[k, q],
+        Some(Type::new(DType::Bool, vec![Axis::new("seq", 4), Axis::new("pos", 5)])),
+        "mask",
+    );
+    let lowest = b.constant(DType::F32, f64::NEG_INFINITY);
+    let s = b.select(mask, s, lowest);
+    let p = b.softmax(s, &"pos".into()).unwrap();
+    let two = b.constant(DType::F32, 2.0);
+    let p = b.binary(BinaryOp::Mul, p, two);
+    report(&mut b, "p", p);
+    let program = check(&b.finish(), 12);
+    assert_eq!(kernels(&program), ["rows_4_by_5_f32"]);
+}
