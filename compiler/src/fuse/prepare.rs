@@ -14,7 +14,7 @@
 //! * ops, loop operands and loop results nobody needs are dropped, first of all.
 
 use super::{FuseError, Result};
-use crate::graph::rewrite::{eliminate_unreachable_code, inline_composites};
+use crate::graph::passes::{eliminate_dead, expand_composites};
 use crate::graph::{
     Axis, BinaryOp, Builder, CompareOp, CompositeKind, DType, Graph, Loop, Name, Op, OpId, OpNode, ReduceOp,
     Region, RegionId, Type, ValueId, shape,
@@ -33,16 +33,7 @@ const INNER_ROW: u64 = 256;
 /// # Errors
 /// A composite that should have been expanded, or an op of element types no kernel has.
 pub fn prepare(graph: &Graph) -> Result<Graph> {
-    let graph = inline_composites(graph.clone(), |_, _, kind| match kind {
-        CompositeKind::Attention(_) | CompositeKind::AttentionGrad(_) => false,
-        CompositeKind::Softmax { .. }
-        | CompositeKind::RmsNorm { .. }
-        | CompositeKind::LayerNorm { .. }
-        | CompositeKind::Rope { .. }
-        | CompositeKind::CrossEntropy { .. }
-        | CompositeKind::LossHead(_) => true,
-    });
-    let graph = &eliminate_unreachable_code(graph);
+    let graph = &eliminate_dead(expand_composites(graph.clone()));
     let mut pass = Prepare { from: graph, builder: Builder::new(graph.name.as_str()), map: BTreeMap::new() };
     pass.region_ops(graph.body, &[])?;
     let results = graph.region(graph.body).results.clone();

@@ -14,6 +14,7 @@ pub mod lookup;
 pub mod loops;
 mod names;
 pub mod scalar;
+pub mod simulate;
 #[cfg(test)]
 mod tests;
 

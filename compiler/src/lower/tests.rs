@@ -1,169 +1,25 @@
 //! Lowered programs, run by the plain evaluator, against the graph interpreter: every value within the bound the
 //! interpreter derives.
 
-use super::{EntryMeta, to_program};
+use super::simulate;
 use crate::graph::{
     Axis, BinaryOp, Builder, CompareOp, DType, Graph, Init, Loop, Name, Op, Output, Pairs, ReduceOp, Type,
     UnaryOp, ValueId,
 };
-use crate::interpret::{self, Environment, Mode, Tensor, Values};
-use crate::{fuse, memory, schedule};
-use mlc_codegen::abi::{InputInfo, ProgramInfo, RunInfo};
+use crate::interpret::{self, Mode, sample_environment};
 use mlc_codegen::program::Program;
-use mlc_codegen::program::execute::{Precision, execute};
-use mlc_codegen::program::reference::{Value, load, store};
-
-fn info() -> ProgramInfo {
-    ProgramInfo {
-        model: "test".into(),
-        fingerprint: String::new(),
-        spec: String::new(),
-        cpu_features: Vec::new(),
-        spaces: Vec::new(),
-        scratch_bytes: 0,
-        entries: Vec::new(),
-        scalars: Vec::new(),
-        tensors: Vec::new(),
-        ops: Vec::new(),
-        names: Vec::new(),
-        vocab: 0,
-        run: RunInfo {
-            steps: 1,
-            seed: 0,
-            data: None,
-            eval_data: None,
-            eval_every: 0,
-            eval_batches: 0,
-            checkpoint_every: 0,
-            checkpoint_keep: 0,
-            checkpoint_keep_every: 0,
-            checkpoint_dir: String::new(),
-            log_every: 0,
-        },
-        baked: Vec::new(),
-        rebuild: String::new(),
-    }
-}
-
-fn compile(graph: &Graph) -> Program {
-    let fused = fuse::group(graph).unwrap_or_else(|e| panic!("{e}"));
-    let plan = memory::place(vec![schedule::order(fused)], None).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(memory::verify::verify(&plan), Ok(()));
-    let meta = EntryMeta { name: "train".into(), batch: 1, seq: 1 };
-    let program = to_program(&plan, &[meta], info()).unwrap_or_else(|e| panic!("{e}"));
-    mlc_codegen::program::verify(&program).unwrap_or_else(|e| panic!("{e:#?}"));
-    program
-}
-
-/// Small deterministic numbers without structure.
-struct Numbers(u64);
-
-impl Numbers {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        self.0 >> 33
-    }
-
-    fn unit(&mut self) -> f64 {
-        self.bits() as f64 / (1u64 << 31) as f64 * 2.0 - 1.0
-    }
-}
-
-fn environment(graph: &Graph, seed: u64) -> Environment {
-    let mut numbers = Numbers(seed);
-    let mut env = Environment::default();
-    for op in &graph.region(graph.body).ops {
-        let node = graph.op(*op);
-        let mut tensor = |bound: u64| {
-            let ty = graph.ty(node.results[0]).clone();
-            let n = ty.numel() as usize;
-            if matches!(ty.dtype, DType::I32 | DType::I64 | DType::Bool) {
-                let below = if bound > 0 { bound } else { 2 };
-                Tensor::ints(ty, (0..n).map(|_| (numbers.bits() % below) as i64).collect())
-            } else {
-                let values = (0..n).map(|_| f64::from(numbers.unit() as f32)).collect();
-                Tensor::floats(ty, values)
-            }
-        };
-        match &node.op {
-            Op::Input { name, bound } => {
-                env.inputs.insert(name.clone(), tensor(*bound));
-            }
-            Op::Param { path, .. } => {
-                env.tensors.insert(path.clone(), tensor(0));
-            }
-            Op::State { param, kind } => {
-                let t = tensor(0);
-                env.tensors.insert(interpret::state_name(param, kind), t);
-            }
-            _ => {}
-        }
-    }
-    env
-}
-
-fn put(space: &mut [u8], offset: u64, tensor: &Tensor) {
-    let bytes = &mut space[offset as usize..];
-    let dtype = tensor.ty.dtype;
-    let value = |float: f64, int: i64| Value { dtype, float, int, error: 0.0 };
-    match &tensor.values {
-        Values::Float(v) => {
-            v.iter().enumerate().for_each(|(i, x)| store(bytes, dtype, i as u64, value(*x, 0)));
-        }
-        Values::Int(v) => {
-            v.iter().enumerate().for_each(|(i, x)| store(bytes, dtype, i as u64, value(0.0, *x)));
-        }
-    }
-}
 
 /// Compiles, runs and compares everything the graph gives out.
 fn check(graph: &Graph, seed: u64) -> Program {
-    let program = compile(graph);
-    let env = environment(graph, seed);
-    // Bytes nobody wrote read as NaN.
-    let mut spaces: Vec<Vec<u8>> =
-        program.info.spaces.iter().map(|s| vec![0xff; s.bytes as usize]).collect();
-    for InputInfo { name, place, .. } in &program.info.entries[0].inputs {
-        put(&mut spaces[0], place.offset, &env.inputs[&Name::from(name.as_str())]);
-    }
-    for t in &program.info.tensors {
-        put(&mut spaces[0], t.place.offset, &env.tensors[&Name::from(t.path.as_str())]);
-    }
-    for s in &program.info.scalars {
-        put(&mut spaces[0], s.place.offset, &Tensor::scalar(DType::F64, s.default));
-    }
-    execute(&program, 0, &mut spaces, Precision::AsWritten).unwrap_or_else(|e| panic!("{e}"));
-    let expected = interpret::run(graph, &env, Mode::Bounds).unwrap_or_else(|e| panic!("{e}"));
-    for (output, tensor) in &expected.0 {
-        let (what, offset) = match output {
-            Output::Report(name) => {
-                let out = program.info.entries[0].outputs.iter().find(|o| o.name == name.as_str());
-                (format!("report {name}"), out.expect("every report has a buffer").place.offset)
-            }
-            Output::Store(path) => {
-                let t = program.info.tensors.iter().find(|t| t.path == path.as_str());
-                (format!("store {path}"), t.expect("every stored tensor has a buffer").place.offset)
-            }
-        };
-        compare(&what, tensor, &spaces[0][offset as usize..]);
+    let program = simulate::program(graph).unwrap_or_else(|e| panic!("{e}"));
+    let environment = sample_environment(graph, seed);
+    let found = simulate::run(&program, graph, &environment).unwrap_or_else(|e| panic!("{e}"));
+    let expected = interpret::run(graph, &environment, Mode::Bounds).unwrap_or_else(|e| panic!("{e}"));
+    if let Some(outside) = simulate::first_outside(&expected, &found) {
+        let fused = crate::fuse::group(graph).map(|f| f.text()).unwrap_or_default();
+        panic!("{outside}\n{fused}");
     }
     program
-}
-
-fn compare(what: &str, expected: &Tensor, bytes: &[u8]) {
-    for i in 0..expected.ty.numel() {
-        let got = load(bytes, expected.ty.dtype, i);
-        match &expected.values {
-            Values::Int(v) => assert_eq!(got.int, v[i as usize], "{what}[{i}]"),
-            Values::Float(v) => {
-                let want = v[i as usize];
-                let bound = expected.errors.get(i as usize).copied().unwrap_or(0.0);
-                let off = (got.float - want).abs();
-                let fine = got.float == want || off <= bound;
-                assert!(fine, "{what}[{i}]: {} instead of {want}, off by {off:e}, bound {bound:e}", got.float);
-            }
-        }
-    }
 }
 
 fn ty(axes: &[(&str, u64)]) -> Type {
