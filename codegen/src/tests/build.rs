@@ -5,6 +5,8 @@ use std::process::Command;
 
 use crate::abi::{DType, EntryInfo, OpInfo, ProgramInfo, RunInfo, SpaceInfo};
 use crate::build::{BuildOptions, Built, Error, build};
+use crate::kernels::expand;
+use crate::kir::parse;
 use crate::program::{
     Address, BinaryOp, Entry, InterpretedProgram, Kernel, KernelSpec, Launch, LoopStride, LoopVar, LoopsSpec,
     Operand, Program, Region, ScalarArg, ScalarId, ScalarOp, Step, verify,
@@ -164,6 +166,8 @@ fn build_gives_the_same_static_binary_however_it_is_built() {
     let warm = build_with(&program, Some(cache.clone()), 1, Some(worker())).unwrap();
     let here = build_with(&program, None, 1, None).unwrap();
     std::fs::remove_dir_all(cache).unwrap();
+    let times = [&cold, &warm, &here].map(|b| (b.kernels[0].ms, b.link_ms));
+    println!("kernel and link in ms, cold, warm and in this process: {times:.1?}; {} bytes", cold.elf.len());
     assert!(cold.elf == warm.elf && cold.elf == here.elf, "three builds of one program differ");
     assert!(cold.elf.len() < 10_000_000, "{} bytes", cold.elf.len());
     assert!(cold.kernels[0].came_through_mlir && warm.kernels[0].came_through_mlir);
@@ -206,6 +210,22 @@ fn worker_that_dies_is_an_error_and_no_more() {
     let mut second = Worker::start(&worker()).unwrap_or_else(|e| panic!("{e:?}"));
     let request = Request::Kernel { kir: "kernel {".into(), symbol: "k".into(), target: "x86-64-v3".into() };
     assert!(matches!(second.ask(&request), Err(Failure::Refused(m)) if m.contains("line 1")));
+}
+
+#[test]
+fn worker_that_dies_leaves_a_reproducer_of_its_kernel() {
+    let cache = temporary("reproducer");
+    let dies = WorkerCommand { program: "false".into(), arguments: vec![] };
+    let Err(Error::Kernel { name, message, reproducer }) =
+        build_with(&program(), Some(cache.clone()), 1, Some(dies))
+    else {
+        panic!("the build did not fail with the kernel");
+    };
+    assert_eq!((name.as_str(), message.as_str()), ("mul_add", "the code generator died: exit status: 1"));
+    let text = std::fs::read_to_string(reproducer.unwrap()).unwrap();
+    assert!(text.starts_with("// kernel mul_add for target x86-64-v3"), "{text}");
+    assert_eq!(parse(&text).unwrap(), expand(&kernel().spec, &X86_64_V3));
+    std::fs::remove_dir_all(cache).unwrap();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::spec::diagnostic::{Diagnostic, nearest};
 use crate::spec::source::Span;
 
 /// Every function, for suggestions.
-pub const FUNCTIONS: &[&str] = &[
+const FUNCTIONS: &[&str] = &[
     "repeat",
     "dot",
     "gather",

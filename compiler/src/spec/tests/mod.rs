@@ -1,7 +1,6 @@
 //! Tests of the front end, grouped by file.
 
 mod check;
-mod docs;
 mod errors;
 mod expand;
 mod limits;
