@@ -86,13 +86,10 @@ class Llama:
         loss = self.forward(batch[:, :-1], batch[:, 1:])
         loss.backward()
         norm = None
-        if with_norm or c["clip"] is not None:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.params.values()])
         if c["clip"] is not None:
-            # The clip factor is min(1, clip / norm), without the 1e-6 that torch's clip_grad_norm_ adds to the norm.
-            factor = torch.clamp(c["clip"] / norm, max=1.0)
-            for p in self.params.values():
-                p.grad.mul_(factor)
+            norm = torch.nn.utils.clip_grad_norm_(self.params.values(), c["clip"])
+        elif with_norm:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.params.values()])
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(self.step_index)
         self.optimizer.step()
