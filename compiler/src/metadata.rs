@@ -5,7 +5,7 @@ use crate::spec::checked::{
     self, Data, IterationRange, LayoutDim, Model, NamePart, NameRule, Param, Spec, Train,
 };
 use crate::spec::{Diagnostic, codes};
-use mlc_codegen::abi::{DataInfo, NameRow, NameTable, RunInfo};
+use mlc_codegen::abi::{DataInfo, NameRow, NameTable, RunInfo, ScalarInfo};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -14,8 +14,6 @@ pub struct Metadata {
     pub run: RunInfo,
     /// External weight names.
     pub names: Vec<NameTable>,
-    /// Keys fixed at build time with their values.
-    pub baked: Vec<(String, String)>,
 }
 
 /// Gathers it, with a note for everything the runtime can't do yet.
@@ -23,9 +21,18 @@ pub fn metadata(spec: &Spec, train: &Train) -> (Metadata, Vec<Diagnostic>) {
     let mut notes = Vec::new();
     let names =
         spec.model.names.iter().filter_map(|table| name_table(&spec.model, table, &mut notes)).collect();
-    let baked =
-        train.keys.iter().filter(|k| !k.at_run_time).map(|k| (k.path.clone(), k.value.clone())).collect();
-    (Metadata { run: run_info(train, &mut notes), names, baked }, notes)
+    (Metadata { run: run_info(train, &mut notes), names }, notes)
+}
+
+/// Keys fixed at build time with their values: all that are neither a run-time scalar of the program nor read by the
+/// runtime itself.
+pub fn baked_keys(train: &Train, scalars: &[ScalarInfo]) -> Vec<(String, String)> {
+    let at_run_time = |path: &str| {
+        scalars.iter().any(|s| s.key == path)
+            || ["train.steps", "train.seed", "train.data"].contains(&path)
+            || ["train.checkpoint", "train.eval", "train.log"].iter().any(|section| path.starts_with(section))
+    };
+    train.keys.iter().filter(|k| !at_run_time(&k.path)).map(|k| (k.path.clone(), k.value.clone())).collect()
 }
 
 fn run_info(train: &Train, notes: &mut Vec<Diagnostic>) -> RunInfo {

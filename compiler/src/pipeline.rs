@@ -1,14 +1,49 @@
 //! The whole compiler on one page.
 //!
 //! Every stage goes through the [`Runner`]: it times the stage, names it if it panics, and hands its text to whoever wants
-//! to see it.
+//! to see it. Graphs are verified after every stage that makes one.
 
-use crate::graph::from_spec::{Entry, from_spec};
+use crate::autodiff::config::{Microbatch, TrainConfig};
+use crate::autodiff::from_spec::train_config;
+use crate::autodiff::loss_head::expand_loss_heads;
+use crate::autodiff::training_step;
+use crate::fuse;
+use crate::graph::from_spec::{Entry, from_spec, has_logits};
+use crate::graph::recognise::recognise;
+use crate::graph::verify::{Stage as Level, verify};
 use crate::graph::{Graph, print};
-use crate::spec::checked::Model;
-use crate::spec::{Diagnostic, SourceMap};
+use crate::lower::{EntryMeta, to_program};
+use crate::memory::{self, Plan};
+use crate::metadata::{baked_keys, metadata};
+use crate::schedule::{self, Schedule};
+use crate::spec::checked::{Model, Spec, Train};
+use crate::spec::{Diagnostic, SourceMap, codes};
+use mlc_codegen::abi::ProgramInfo;
+use mlc_codegen::program::Program;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
+
+/// Stages in order, by the names `mlc emit --stage` takes.
+pub const STAGES: &[&str] = &["graph", "training", "fused", "plan", "program"];
+
+/// What the compiler makes of a spec.
+pub struct Compiled {
+    /// The program, ready for code generation.
+    pub program: Program,
+    /// Where every byte lies.
+    pub plan: Plan,
+    /// What the user should know.
+    pub notes: Vec<Diagnostic>,
+}
+
+/// What a binary says of where it comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Identity {
+    /// The canonical expanded spec.
+    pub spec: String,
+    /// The command that builds the binary again.
+    pub rebuild: String,
+}
 
 /// Why compilation stopped.
 #[derive(Debug)]
@@ -28,20 +63,163 @@ pub enum CompileError {
 
 type Result<T> = std::result::Result<T, CompileError>;
 
-/// The forward graph of an entry.
+/// From a spec to a program with the entries `train`, `eval` and, if the model has logits, `logits`.
 ///
 /// # Errors
-/// A construct that can't be built.
-pub fn forward(
+/// See [`CompileError`].
+pub fn compile(
+    spec: &Spec,
+    sources: &SourceMap,
+    identity: &Identity,
+    runner: &mut Runner,
+) -> Result<Compiled> {
+    let train = run_of(spec)?;
+    let config = with_microbatches(train_config(&spec.model, train), train);
+    let mut schedules = Vec::new();
+    let mut entries = Vec::new();
+    for (entry, batch) in entries_of(&spec.model, train) {
+        let graph = forward(&spec.model, entry, batch, sources, runner)?;
+        let graph = match entry {
+            Entry::Train => training(graph, &config, runner)?,
+            Entry::Eval | Entry::Logits => inference(graph, entry, runner)?,
+        };
+        schedules.push(scheduled(graph, entry, runner)?);
+        entries.push(EntryMeta { name: entry.name().into(), batch, seq: train.seq });
+    }
+    let plan = placed(schedules, spec.target.memory_bytes, runner)?;
+    let (info, notes) = program_info(spec, train, identity);
+    let program = programmed(&plan, &entries, info, train, runner)?;
+    Ok(Compiled { program, plan, notes })
+}
+
+/// The graphs alone, for a model without a run too: the forward graph, and the training graph if there is a run.
+///
+/// # Errors
+/// See [`CompileError`].
+pub fn graphs(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<()> {
+    let model = &spec.model;
+    let batch = spec.train.as_ref().map_or(model.size("batch").unwrap_or(1), |t| t.batch);
+    let graph = forward(model, Entry::Train, batch, sources, runner)?;
+    if let Some(train) = &spec.train {
+        training(graph, &with_microbatches(train_config(model, train), train), runner)?;
+    }
+    Ok(())
+}
+
+/// Entries with their batch.
+fn entries_of(model: &Model, train: &Train) -> Vec<(Entry, u64)> {
+    let mut entries = vec![(Entry::Train, train.batch), (Entry::Eval, train.microbatch)];
+    if has_logits(model) {
+        entries.push((Entry::Logits, 1));
+    }
+    entries
+}
+
+fn run_of(spec: &Spec) -> Result<&Train> {
+    spec.train.as_ref().ok_or_else(|| {
+        let title = format!("the model `{}` has no run to build", spec.model.name);
+        let error = Diagnostic::error(codes::MODEL_CHOICE, title)
+            .at(spec.model.span, "a model alone")
+            .help("write a run file: `use \"this.spec\" as Model` and a `train { … }` section");
+        CompileError::Spec(vec![error])
+    })
+}
+
+fn with_microbatches(config: TrainConfig, train: &Train) -> TrainConfig {
+    let cut = Microbatch { axis: "batch".into(), size: train.microbatch };
+    TrainConfig { microbatch: (train.accumulation > 1).then_some(cut), ..config }
+}
+
+fn forward(
     model: &Model,
     entry: Entry,
     batch: u64,
     sources: &SourceMap,
     runner: &mut Runner,
 ) -> Result<Graph> {
-    let graph = runner.run("graph", || from_spec(model, entry, batch, sources).map_err(CompileError::Spec))?;
-    runner.show("graph", entry.name(), || print::print(&graph));
+    let graph = runner.run("graph", || {
+        let graph = from_spec(model, entry, batch, sources).map_err(CompileError::Spec)?;
+        Ok(recognise(graph, &model.lower_reference))
+    })?;
+    runner.graph("graph", entry.name(), &graph, Level::Graph)?;
     Ok(graph)
+}
+
+fn training(graph: Graph, config: &TrainConfig, runner: &mut Runner) -> Result<Graph> {
+    let graph =
+        runner.run("training", || training_step(graph, config).map_err(|e| unsupported(e.to_string())))?;
+    runner.graph("training", "train", &graph, Level::Training)?;
+    Ok(graph)
+}
+
+/// Without gradients, only the loss head needs its loop over token chunks.
+fn inference(graph: Graph, entry: Entry, runner: &mut Runner) -> Result<Graph> {
+    let graph = runner.run("training", || Ok(expand_loss_heads(graph, |_| false).0))?;
+    runner.graph("training", entry.name(), &graph, Level::Training)?;
+    Ok(graph)
+}
+
+fn scheduled(graph: Graph, entry: Entry, runner: &mut Runner) -> Result<Schedule> {
+    let fused = runner.run("fused", || fuse::group(&graph).map_err(|e| unsupported(e.to_string())))?;
+    let schedule = runner.run("schedule", || Ok(schedule::order(fused)))?;
+    runner.show("fused", entry.name(), || schedule.fused.text());
+    Ok(schedule)
+}
+
+fn placed(schedules: Vec<Schedule>, limit_bytes: Option<u64>, runner: &mut Runner) -> Result<Plan> {
+    let place = || memory::place(schedules, limit_bytes).map_err(|e| CompileError::Memory(e.to_string()));
+    let plan = runner.run("plan", place)?;
+    runner.show("plan", "all", || plan.report.to_string());
+    Ok(plan)
+}
+
+fn programmed(
+    plan: &Plan,
+    entries: &[EntryMeta],
+    info: ProgramInfo,
+    train: &Train,
+    runner: &mut Runner,
+) -> Result<Program> {
+    let lower = || to_program(plan, entries, info).map_err(|e| unsupported(e.to_string()));
+    let mut program = runner.run("program", lower)?;
+    program.info.baked = baked_keys(train, &program.info.scalars);
+    let text = serde_json::to_string(&program).map_err(|e| internal("program", e.to_string()))?;
+    program.info.fingerprint = blake3::hash(text.as_bytes()).to_hex()[..32].to_string();
+    runner.show("program", "all", || serde_json::to_string_pretty(&program).unwrap_or_default());
+    Ok(program)
+}
+
+/// What the binary knows besides the plan.
+fn program_info(spec: &Spec, train: &Train, identity: &Identity) -> (ProgramInfo, Vec<Diagnostic>) {
+    let (about, notes) = metadata(spec, train);
+    let vocab = spec.model.inputs.iter().find(|i| i.name == "tokens").and_then(|i| i.bound).unwrap_or(0);
+    let info = ProgramInfo {
+        model: spec.model.name.clone(),
+        fingerprint: String::new(),
+        spec: identity.spec.clone(),
+        cpu_features: Vec::new(),
+        spaces: Vec::new(),
+        scratch_bytes: 0,
+        entries: Vec::new(),
+        scalars: Vec::new(),
+        tensors: Vec::new(),
+        ops: Vec::new(),
+        names: about.names,
+        vocab,
+        run: about.run,
+        baked: Vec::new(),
+        rebuild: identity.rebuild.clone(),
+    };
+    (info, notes)
+}
+
+/// A construct that type-checks but has no code: the message names the spec line.
+fn unsupported(message: String) -> CompileError {
+    CompileError::Spec(vec![Diagnostic::error(codes::NOT_AVAILABLE, message)])
+}
+
+fn internal(stage: &'static str, message: String) -> CompileError {
+    CompileError::Internal { stage, message }
 }
 
 /// Called with (stage, entry, text) as stages finish.
@@ -67,7 +245,7 @@ impl<'a> Runner<'a> {
         let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Err(CompileError::Internal { stage, message: format!("panicked: {text}") })
+            Err(internal(stage, format!("panicked: {text}")))
         });
         let spent = start.elapsed();
         match self.times.iter_mut().find(|(name, _)| *name == stage) {
@@ -75,6 +253,12 @@ impl<'a> Runner<'a> {
             None => self.times.push((stage, spent)),
         }
         result
+    }
+
+    /// Verifies a graph a stage made, and shows it.
+    fn graph(&mut self, stage: &'static str, entry: &'static str, graph: &Graph, level: Level) -> Result<()> {
+        self.show(stage, entry, || print::print(graph));
+        verify(graph, level).map_err(|e| internal(stage, format!("left a broken graph\n{e}")))
     }
 
     /// Hands a stage's text to the viewer, made only if there is one.

@@ -1,6 +1,6 @@
 //! `mlc check`
 
-use super::files::{Checked, grouped, read_spec};
+use super::files::{Checked, expanded, grouped, read_spec};
 use super::{Failure, SpecArgs};
 use clap::Args;
 use mlc::spec::checked::Model;
@@ -10,6 +10,9 @@ use mlc::spec::checked::Model;
 pub struct CheckArgs {
     #[command(flatten)]
     spec: SpecArgs,
+    /// Print the canonical full spec, every default with its origin.
+    #[arg(long)]
+    expand: bool,
     /// Print every parameter with its shape.
     #[arg(long)]
     params: bool,
@@ -18,6 +21,10 @@ pub struct CheckArgs {
 /// Checks, then prints a summary.
 pub fn run(args: &CheckArgs) -> Result<(), Failure> {
     let checked = read_spec(&args.spec)?;
+    if args.expand {
+        print!("{}", expanded(&args.spec)?);
+        return Ok(());
+    }
     if args.params {
         print_params(&checked.spec.model);
     }

@@ -3,7 +3,6 @@
 use super::files::{read_spec, show, write};
 use super::{Failure, SpecArgs};
 use clap::Args;
-use mlc::graph::from_spec::{Entry, has_logits};
 use mlc::pipeline::{self, CompileError, Runner};
 use mlc::spec::SourceMap;
 use std::path::PathBuf;
@@ -13,8 +12,8 @@ use std::path::PathBuf;
 pub struct EmitArgs {
     #[command(flatten)]
     spec: SpecArgs,
-    /// One stage, to standard output: graph.
-    #[arg(long, default_value = "graph")]
+    /// One stage, to standard output.
+    #[arg(long, default_value = "graph", value_parser = clap::builder::PossibleValuesParser::new(pipeline::STAGES))]
     stage: String,
     /// Write every stage into this folder, numbered.
     #[arg(short = 'o', long = "out", value_name = "DIR")]
@@ -26,19 +25,20 @@ pub fn run(args: &EmitArgs) -> Result<(), Failure> {
     let checked = read_spec(&args.spec)?;
     let mut texts = Vec::new();
     let mut runner = Runner::viewing(Box::new(|stage, entry, text| texts.push((stage, entry, text))));
-    let model = &checked.spec.model;
-    let result = pipeline::forward(model, Entry::Train, model.size("batch").unwrap_or(1), &checked.sources, &mut runner).and_then(|_| {
-        if has_logits(model) {
-            pipeline::forward(model, Entry::Logits, 1, &checked.sources, &mut runner)?;
-        }
-        Ok(())
-    });
+    let only_graphs = args.out.is_none() && ["graph", "training"].contains(&args.stage.as_str());
+    let result = if checked.spec.train.is_none() || only_graphs {
+        pipeline::graphs(&checked.spec, &checked.sources, &mut runner)
+    } else {
+        pipeline::compile(&checked.spec, &checked.sources, &pipeline::Identity::default(), &mut runner)
+            .map(|_| ())
+    };
     drop(runner);
     result.map_err(|e| failure(e, &checked.sources))?;
     match &args.out {
         Some(dir) => {
-            for (i, (stage, entry, text)) in texts.iter().enumerate() {
-                write(&dir.join(format!("{:02}-{stage}.{entry}.ir", i + 1)), text.as_bytes())?;
+            for (stage, entry, text) in &texts {
+                let number = pipeline::STAGES.iter().position(|s| s == stage).map_or(0, |i| i + 1);
+                write(&dir.join(format!("{number:02}-{stage}.{entry}.ir")), text.as_bytes())?;
             }
         }
         None => texts

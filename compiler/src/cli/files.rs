@@ -2,7 +2,7 @@
 
 use super::{Failure, SpecArgs};
 use mlc::spec::checked::Spec;
-use mlc::spec::{Diagnostic, FileLoader, SourceMap, check, diagnostic};
+use mlc::spec::{Diagnostic, FileLoader, SourceMap, check, diagnostic, expand};
 use std::io::IsTerminal;
 use std::path::Path;
 
@@ -30,6 +30,15 @@ pub fn read_spec(args: &SpecArgs) -> Result<Checked, Failure> {
             Err(Failure::Spec)
         }
     }
+}
+
+/// The canonical full text of a spec that checks.
+pub fn expanded(args: &SpecArgs) -> Result<String, Failure> {
+    let mut sources = SourceMap::new();
+    expand::expand(&mut sources, &FileLoader, &args.spec.to_string_lossy(), &args.sets).map_err(|errors| {
+        show(&errors, &sources);
+        Failure::Spec
+    })
 }
 
 /// Prints messages to standard error. A note of one line stays one line: `file:line: note: …`.

@@ -1,8 +1,13 @@
 //! Commands of `mlc`, one file each.
 
+mod build;
 mod check;
 mod emit;
 mod files;
+mod new;
+mod opt;
+mod report;
+mod run;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -62,10 +67,18 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Start a new spec from one that ships with mlc.
+    New(new::NewArgs),
     /// Parse and check a spec; print its parameters and what has no effect yet.
     Check(check::CheckArgs),
+    /// Build the training binary.
+    Build(build::BuildArgs),
+    /// Build if needed and start training here; arguments after `--` go to the binary.
+    Run(run::RunArgs),
     /// Write the compiler's intermediate forms.
     Emit(emit::EmitArgs),
+    /// Run passes on the text of a graph.
+    Opt(opt::OptArgs),
 }
 
 /// The spec and overrides, shared by most commands.
@@ -83,6 +96,10 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
         Command::Emit(args) => emit::run(&args),
+        Command::New(args) => new::run(&args),
+        Command::Build(args) => build::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Opt(args) => opt::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -40,7 +40,12 @@ impl Entry {
 ///
 /// # Errors
 /// A construct that is checked but has no lowering yet, with its place.
-pub fn from_spec(model: &Model, entry: Entry, batch: u64, sources: &SourceMap) -> Result<Graph, Vec<Diagnostic>> {
+pub fn from_spec(
+    model: &Model,
+    entry: Entry,
+    batch: u64,
+    sources: &SourceMap,
+) -> Result<Graph, Vec<Diagnostic>> {
     let mut walk = Walk {
         model,
         sources,
@@ -524,7 +529,8 @@ fn constant(e: &Expr) -> Option<f64> {
 /// `values[index]` as a chain of selects over one period of the list.
 fn per_iteration(b: &mut Builder, index: ValueId, values: &[f64]) -> ValueId {
     let n = values.len();
-    let period = (1..=n).find(|p| n.is_multiple_of(*p) && (0..n).all(|i| values[i] == values[i % p])).unwrap_or(n);
+    let period =
+        (1..=n).find(|p| n.is_multiple_of(*p) && (0..n).all(|i| values[i] == values[i % p])).unwrap_or(n);
     let size = b.constant(DType::I32, period as f64);
     let phase = b.binary(BinaryOp::Rem, index, size);
     let mut value = b.constant(DType::F32, values[period - 1]);

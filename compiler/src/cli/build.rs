@@ -1,0 +1,115 @@
+//! `mlc build`: from a spec to a training binary.
+
+use super::emit::failure;
+use super::files::{self, Checked, read_spec};
+use super::report;
+use super::{Failure, SpecArgs};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use mlc::pipeline::{self, Compiled, Identity, Runner};
+use mlc_codegen::build::{BuildOptions, Built, build};
+use mlc_codegen::cache::Cache;
+use mlc_codegen::target::Target;
+use mlc_codegen::worker::WorkerCommand;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Arguments of `mlc build`.
+#[derive(Args)]
+pub struct BuildArgs {
+    #[command(flatten)]
+    spec: SpecArgs,
+    /// The training binary; default: the spec's name without its ending, in this folder.
+    #[arg(short = 'o', long = "out", value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    options: MachineArgs,
+    /// Print every kernel and the time of every stage.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// What to build for, and how.
+#[derive(Args, Clone)]
+pub struct MachineArgs {
+    /// Instruction sets: native, x86-64-v3 (AVX2) or x86-64-v4 (AVX-512). Default: the spec's `target`, else native.
+    #[arg(long, value_name = "NAME")]
+    pub target: Option<String>,
+    /// Worker processes; default: one per core.
+    #[arg(short = 'j', long, value_name = "N")]
+    pub jobs: Option<usize>,
+}
+
+/// Builds, writes the binary, prints what was made.
+pub fn run(args: &BuildArgs) -> Result<(), Failure> {
+    let start = Instant::now();
+    let checked = read_spec(&args.spec)?;
+    let mut runner = Runner::default();
+    let compiled = compile(&checked, &args.spec, &mut runner)?;
+    let built = assemble(&checked, &compiled, &args.options)?;
+    let out = args.out.clone().unwrap_or_else(|| default_output(&args.spec.spec));
+    install(&out, &built.elf)?;
+    print!("{}", report::build(&checked, &compiled, &built, args.verbose.then_some(&runner.times[..])));
+    println!(
+        "{}: {}, built in {:.1} s",
+        out.display(),
+        files::bytes(built.elf.len() as u64),
+        start.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// The whole compiler, errors printed.
+pub fn compile(checked: &Checked, args: &SpecArgs, runner: &mut Runner) -> Result<Compiled, Failure> {
+    let identity = Identity { spec: files::expanded(args)?, rebuild: rebuild_command(args) };
+    let compiled = pipeline::compile(&checked.spec, &checked.sources, &identity, runner)
+        .map_err(|e| failure(e, &checked.sources))?;
+    files::show(&compiled.notes, &checked.sources);
+    Ok(compiled)
+}
+
+/// Code generation and linking, with a bar on a terminal.
+pub fn assemble(checked: &Checked, compiled: &Compiled, args: &MachineArgs) -> Result<Built, Failure> {
+    let name = args.target.as_deref().or(checked.spec.target.arch.as_deref()).unwrap_or("native");
+    let target = Target::resolve(name).map_err(Failure::Input)?;
+    let bar = ProgressBar::new(compiled.program.kernels.len() as u64);
+    if let Ok(style) = ProgressStyle::with_template("{msg:>12} {bar:30} {pos}/{len} {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.set_message("kernels");
+    let built = build(
+        &compiled.program,
+        &BuildOptions {
+            target,
+            cache: Cache::default_folder(),
+            jobs: args.jobs.unwrap_or_else(cores).max(1),
+            worker: Some(WorkerCommand::this_executable().map_err(Failure::Internal)?),
+            progress: &|p| bar.set_position(p.done as u64),
+        },
+    )
+    .map_err(|e| Failure::Internal(e.to_string()));
+    bar.finish_and_clear();
+    built
+}
+
+/// Writes an executable, replacing it at once (a running one goes on with its old content).
+pub fn install(out: &Path, elf: &[u8]) -> Result<(), Failure> {
+    files::write(out, elf)?;
+    std::fs::set_permissions(out, std::fs::Permissions::from_mode(0o755))
+        .map_err(|e| Failure::Input(format!("can't make {} executable: {e}", out.display())))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+fn default_output(spec: &Path) -> PathBuf {
+    PathBuf::from(spec.file_stem().unwrap_or_default())
+}
+
+/// The command that builds this binary again, for the binary's own messages.
+fn rebuild_command(args: &SpecArgs) -> String {
+    let sets: String = args.sets.iter().map(|set| format!(" --set {set}")).collect();
+    format!("mlc build {}{sets}", args.spec.display())
+}

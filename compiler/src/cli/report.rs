@@ -1,0 +1,67 @@
+//! What `mlc build` prints.
+
+use super::check::summary;
+use super::files::{Checked, bytes, grouped};
+use mlc::pipeline::Compiled;
+use mlc_codegen::build::Built;
+use std::time::Duration;
+
+/// Summary of the spec, memory with its top owners, kernels, baked and run-time keys.
+pub fn build(
+    checked: &Checked,
+    compiled: &Compiled,
+    built: &Built,
+    times: Option<&[(&str, Duration)]>,
+) -> String {
+    let mut text = summary(checked);
+    text += &compiled.plan.report.to_string();
+    text += &kernels(built);
+    if let Some(times) = times {
+        text += &details(built, times);
+    }
+    let info = &compiled.program.info;
+    for entry in &info.entries {
+        text += &format!(
+            "entry {}: {} × {} tokens, {:.2} GFLOP a call\n",
+            entry.name,
+            grouped(entry.batch),
+            grouped(entry.seq),
+            entry.flops as f64 / 1e9
+        );
+    }
+    let keys: Vec<&str> =
+        info.scalars.iter().map(|s| s.key.as_str()).filter(|key| key.contains('.')).collect();
+    text += &format!(
+        "change without a rebuild: {}; also steps, seed, data, directories, intervals, threads\n",
+        keys.join(", ")
+    );
+    text
+}
+
+fn kernels(built: &Built) -> String {
+    let cached = built.kernels.iter().filter(|k| k.cached).count();
+    let size: u64 = built.kernels.iter().map(|k| k.object_bytes).sum();
+    let n = built.kernels.len();
+    format!(
+        "kernels: {n} ({cached} from the cache), {} of code; linked in {:.0} ms\n",
+        bytes(size),
+        built.link_ms
+    )
+}
+
+fn details(built: &Built, times: &[(&str, Duration)]) -> String {
+    let mut text = String::new();
+    for (stage, time) in times {
+        text += &format!("  {stage:<12} {:>8.1} ms\n", time.as_secs_f64() * 1e3);
+    }
+    for kernel in &built.kernels {
+        let how = if kernel.cached { "cached".to_string() } else { format!("{:.0} ms", kernel.ms) };
+        text += &format!(
+            "  {:<40} {how:>8}  {:>10}  {}\n",
+            kernel.name,
+            bytes(kernel.object_bytes),
+            &kernel.hash[..12]
+        );
+    }
+    text
+}
