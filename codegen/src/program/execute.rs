@@ -55,7 +55,8 @@ impl Run<'_> {
         for (address, bytes) in launch.buffers.iter().zip(&extents) {
             let mut offset = address.offset;
             for stride in &address.strides {
-                let var = *self.vars.get(&stride.var).ok_or("an address moves with a loop that is not open")?;
+                let var =
+                    *self.vars.get(&stride.var).ok_or("an address moves with a loop that is not open")?;
                 offset += stride.bytes * if stride.slots == 0 { var } else { var % stride.slots };
             }
             let space = &self.spaces[address.space as usize];

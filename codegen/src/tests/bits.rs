@@ -9,7 +9,7 @@ use crate::abi::DType;
 use crate::kir::interpret::{Binding, Interpreter};
 use crate::kir::{Elem, Kernel};
 use crate::run::Loaded;
-use crate::target::TARGETS;
+use crate::target::{TARGETS, Target};
 
 /// SplitMix64 (Steele, Lea, Flood 2014), enough for drawing tests.
 #[derive(Clone, Debug)]
@@ -157,20 +157,41 @@ fn check(cases: &[Case]) {
     for target in TARGETS.iter().filter(|t| t.runs_here()) {
         let loaded = Loaded::new(&kernels, target).unwrap_or_else(|e| panic!("{target}: {e}"));
         for (i, (kernel, buffers, scalars)) in cases.iter().enumerate() {
-            let mut spaces = buffers.clone();
-            // Two calls where there are tiles to split: their results do not depend on how.
-            let (end, middle) = (kernel.tiles as i64, kernel.tiles as i64 / 2);
-            let calls = if middle > 0 {
-                [0..middle, middle..end].to_vec()
-            } else {
-                std::iter::once(0..end).collect()
-            };
-            for tiles in calls {
-                loaded.run(i, &mut spaces, &bindings(kernel), scalars, tiles).unwrap();
-            }
-            compare(kernel, &expected[i], &spaces, target.name);
+            check_loaded(&loaded, i, kernel, buffers, scalars, &expected[i], target);
         }
     }
+}
+
+/// Compiles one kernel and compares what it makes of `start` with `expected`.
+pub(crate) fn check_compiled(
+    kernel: &Kernel,
+    start: &[Vec<u8>],
+    scalars: &[i64],
+    expected: &[Vec<u8>],
+    target: &Target,
+) {
+    let loaded = Loaded::new(&[kernel], target).unwrap_or_else(|e| panic!("{target}: {e} in\n{kernel}"));
+    check_loaded(&loaded, 0, kernel, start, scalars, expected, target);
+}
+
+fn check_loaded(
+    loaded: &Loaded,
+    index: usize,
+    kernel: &Kernel,
+    start: &[Vec<u8>],
+    scalars: &[i64],
+    expected: &[Vec<u8>],
+    target: &Target,
+) {
+    let mut spaces = start.to_vec();
+    // Two calls where there are tiles to split: their results do not depend on how.
+    let (end, middle) = (kernel.tiles as i64, kernel.tiles as i64 / 2);
+    let calls =
+        if middle > 0 { [0..middle, middle..end].to_vec() } else { std::iter::once(0..end).collect() };
+    for tiles in calls {
+        loaded.run(index, &mut spaces, &bindings(kernel), scalars, tiles).unwrap_or_else(|e| panic!("{e}"));
+    }
+    compare(kernel, expected, &spaces, target.name);
 }
 
 fn bindings(kernel: &Kernel) -> Vec<Binding> {

@@ -1,5 +1,5 @@
 //! Tests of the whole back end. They are in the library, so that one test executable links LLVM.
 
-mod bits;
+pub(crate) mod bits;
 mod build;
 mod micro_kernel;
