@@ -594,7 +594,7 @@ impl<'g> Clusterer<'g> {
             let mut work: Vec<ValueId> = self.needed_values(c);
             while let Some(v) = work.pop() {
                 let Some(&d) = self.def.get(&v) else { continue };
-                if self.class[d] != Class::Loops || self.of[d] == Some(c) || self.stored.contains(&v) {
+                if !self.is_loops(d) || self.of[d] == Some(c) || self.stored.contains(&v) {
                     continue;
                 }
                 if self.clusters[c].recomputed.contains(&d) {
@@ -615,6 +615,12 @@ impl<'g> Clusterer<'g> {
         }
     }
 
+    /// Whether an op is in a cluster of loop ops: not in the tail of a product, whose result is stored and whose inner
+    /// values exist nowhere else.
+    fn is_loops(&self, i: usize) -> bool {
+        self.class[i] == Class::Loops && self.of[i].is_some_and(|c| self.clusters[c].dot.is_none())
+    }
+
     /// Values a cluster's needed ops load from elsewhere.
     fn needed_values(&self, c: usize) -> Vec<ValueId> {
         let (_, reads) = self.contents(c);
@@ -631,7 +637,7 @@ impl<'g> Clusterer<'g> {
         while let Some(w) = stack.pop() {
             match self.def.get(&w) {
                 Some(&d)
-                    if self.class[d] == Class::Loops
+                    if self.is_loops(d)
                         && !self.stored.contains(&w)
                         && !matches!(self.node(d).op, Op::Reduce { .. } | Op::RotatePairs { .. }) =>
                 {

@@ -328,7 +328,10 @@ impl Fused {
 
     /// Views a group reads, accumulated destinations included.
     pub fn reads(&self, group: &Group) -> Vec<View> {
-        let of = |v: &ValueId| self.views[v].clone();
+        let of = |v: &ValueId| match self.views.get(v) {
+            Some(view) => view.clone(),
+            None => panic!("%{} is read but was never given a place", self.graph.value_name(*v)),
+        };
         let operands = |op: &OpId| self.graph.op(*op).operands.iter().map(of).collect::<Vec<View>>();
         let mut views = match &group.kind {
             Kind::Loops { reads, .. } => {
