@@ -568,7 +568,7 @@ impl Graph {
         &self.ops[id.index()]
     }
 
-    /// Adds a value; `name` gets a numeric suffix if it is taken.
+    /// Adds a value; a name that is taken gets another number: see [`Graph::fresh_name`].
     pub fn add_value(&mut self, name: &str, ty: Type) -> ValueId {
         let id = ValueId(self.values.len() as u32);
         let name = self.fresh_name(name);
@@ -576,17 +576,20 @@ impl Graph {
         id
     }
 
-    /// `name`, or `name.1`, `name.2`, … if it is taken.
+    /// `name` itself, or if it is taken its stem with the next free number: `h`, `h.1`, `h.2`; a copy of `h.1` is `h.3`,
+    /// never `h.1.1`.
     fn fresh_name(&mut self, name: &str) -> Name {
-        let base: Name = name.into();
+        if !self.name_counts.contains_key(name) {
+            self.name_counts.insert(name.into(), 1);
+            return name.into();
+        }
+        let stem = stem(name);
         loop {
-            let count = self.name_counts.entry(base.clone()).or_insert(0);
-            let candidate = if *count == 0 { base.clone() } else { Name::from(format!("{base}.{count}")) };
+            let count = self.name_counts.entry(stem.into()).or_insert(1);
+            let candidate = Name::from(format!("{stem}.{count}"));
             *count += 1;
-            if candidate == base || !self.name_counts.contains_key(&candidate) {
-                if candidate != base {
-                    self.name_counts.insert(candidate.clone(), 1);
-                }
+            if !self.name_counts.contains_key(&candidate) {
+                self.name_counts.insert(candidate.clone(), 1);
                 return candidate;
             }
         }
@@ -625,5 +628,13 @@ impl Graph {
             | Op::ScatterAdd { .. }
             | Op::RotatePairs { .. } => Vec::new(),
         }
+    }
+}
+
+/// A value's name without the numbers at its end.
+fn stem(name: &str) -> &str {
+    match name.rsplit_once('.') {
+        Some((stem, number)) if !stem.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => self::stem(stem),
+        _ => name,
     }
 }

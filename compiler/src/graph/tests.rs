@@ -423,3 +423,14 @@ fn verify_survives_ids_that_point_nowhere() {
     u.body = RegionId(0);
     assert!(verify(&graph, Stage::Any).unwrap_err().to_string().contains("belongs to two ops"));
 }
+
+#[test]
+fn a_taken_name_gets_the_next_number_of_its_stem() {
+    let mut graph = crate::graph::Graph::new("f");
+    let mut add = |name: &str| {
+        let id = graph.add_value(name, crate::graph::Type::scalar(crate::graph::DType::F32));
+        graph.value_name(id).to_string()
+    };
+    let names: Vec<String> = ["h", "h", "h.1", "h.1", "h.7", "h", "k.2", "k.2", "k"].map(&mut add).into();
+    assert_eq!(names, ["h", "h.1", "h.2", "h.3", "h.7", "h.4", "k.2", "k.1", "k.3"]);
+}

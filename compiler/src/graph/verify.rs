@@ -332,7 +332,24 @@ impl Verifier<'_> {
                 }
             }
             Op::Update(u) => self.region(u.body, Inside::Update, place),
-            _ => debug_assert!(self.graph.regions_of(&node.op).is_empty()),
+            Op::Input { .. }
+            | Op::Param { .. }
+            | Op::State { .. }
+            | Op::Scalar { .. }
+            | Op::Const(_)
+            | Op::Index { .. }
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Compare(_)
+            | Op::Select
+            | Op::Cast
+            | Op::Broadcast
+            | Op::Rename { .. }
+            | Op::Reduce { .. }
+            | Op::Dot { .. }
+            | Op::Gather { .. }
+            | Op::ScatterAdd { .. }
+            | Op::RotatePairs { .. } => {}
         }
     }
 
@@ -409,42 +426,55 @@ impl Verifier<'_> {
     /// What types alone don't say.
     fn attributes(&mut self, place: Place, node: &OpNode) {
         let graph = self.graph;
-        let result = node.results.first().map(|v| graph.ty(*v));
-        match (&node.op, result) {
-            (Op::Input { name, bound }, Some(ty)) => {
+        let Some(ty) = node.results.first().map(|v| graph.ty(*v)) else { return };
+        match &node.op {
+            Op::Input { name, bound } => {
                 self.source(place, format!("input {name}"));
                 if *bound > 0 && ty.dtype != DType::I32 {
                     self.report(place, format!("ids are i32, not {}", show(ty)));
                 }
             }
-            (Op::Param { path, .. }, Some(ty)) => {
+            Op::Param { path, .. } => {
                 self.source(place, format!("parameter {path}"));
                 self.params.insert(path.clone(), ty.clone());
             }
-            (Op::State { param, kind }, Some(ty)) => {
+            Op::State { param, kind } => {
                 self.source(place, format!("state {param}.{kind}"));
-                match self.params.get(param) {
-                    None => {
-                        self.report(place, format!("the parameter {param} is not defined before its state"))
-                    }
-                    Some(of) if !of.same_axes(ty) => {
-                        let message = format!("the parameter {param} is {}", show(of));
-                        self.report(place, message);
-                    }
-                    Some(_) => {}
-                }
+                self.state_of(place, param, ty);
             }
-            (Op::Scalar { key, .. }, _) => self.source(place, format!("scalar {key}")),
-            (Op::Rename { pairs }, _) => {
+            Op::Scalar { key, .. } => self.source(place, format!("scalar {key}")),
+            Op::Rename { pairs } => {
                 let from: Vec<Name> = pairs.iter().map(|p| p.0.clone()).collect();
                 self.axis_list(place, &from, "renamed");
             }
-            (Op::Reduce { axes, .. }, _) => self.axis_list(place, axes, "reduced"),
-            (Op::Dot { over }, _) if !over.is_empty() => self.axis_list(place, over, "contracted"),
-            (Op::Loop(l), _) => self.looped(place, l),
-            (Op::Composite(c), _) => self.composite(place, node, c),
-            (Op::Update(u), _) => self.update(place, node, u),
-            _ => {}
+            Op::Reduce { axes, .. } => self.axis_list(place, axes, "reduced"),
+            Op::Dot { over } if over.is_empty() => {}
+            Op::Dot { over } => self.axis_list(place, over, "contracted"),
+            Op::Loop(l) => self.looped(place, l),
+            Op::Composite(c) => self.composite(place, node, c),
+            Op::Update(u) => self.update(place, node, u),
+            Op::Const(_)
+            | Op::Index { .. }
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Compare(_)
+            | Op::Select
+            | Op::Cast
+            | Op::Broadcast
+            | Op::Gather { .. }
+            | Op::ScatterAdd { .. }
+            | Op::RotatePairs { .. } => {}
+        }
+    }
+
+    fn state_of(&mut self, place: Place, param: &Name, ty: &Type) {
+        match self.params.get(param) {
+            None => self.report(place, format!("the parameter {param} is not defined before its state")),
+            Some(of) if !of.same_axes(ty) => {
+                let message = format!("the parameter {param} is {}", show(of));
+                self.report(place, message);
+            }
+            Some(_) => {}
         }
     }
 
