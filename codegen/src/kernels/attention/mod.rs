@@ -19,7 +19,7 @@ pub use forward::attention;
 pub use grad::attention_grad;
 
 use super::buffers::{load_along, mem, offset_by, store_along, unflatten};
-use super::gemm::{Micro, Packing, Panels, pack_all, panels, register_tile};
+use super::gemm::{Micro, Packing, Panels, pack_all, packed_len, panel_len, panels, register_tile};
 use super::loops::for_vectors;
 use super::map::ramp;
 use super::region::{Scope, Source};
@@ -70,7 +70,7 @@ impl<'a> Plan<'a> {
     fn packed(&self, b: &mut Builder, name: &str, columns: u64, depth: u64) -> Mem {
         let (_, vectors) = self.register_tile(columns);
         let nr = vectors * u64::from(self.lanes);
-        b.scratch(name, DType::F32, self.padded(columns) * depth + u64::from(self.lanes) * nr)
+        b.scratch(name, DType::F32, packed_len(columns, nr, depth, self.lanes))
     }
 
     /// Base of the query and key positions.
@@ -261,7 +261,8 @@ impl Product {
             let row = b.mul_const(i, mr as i64);
             let left = offset_by(b, self.left_at, &[(row, self.left_strides.0)]);
             b.for_each(zero, n_columns, 1, |b, j| {
-                let right = b.mul_const(j, (micro.nr() * self.max_depth) as i64);
+                let panel = panel_len(micro.nr(), self.max_depth, plan.lanes);
+                let right = b.mul_const(j, panel as i64);
                 let sums = micro.multiply(b, left, right, depth);
                 let out = offset_by(b, self.out_at, &[(row, self.out_row), (j, micro.nr())]);
                 for (v, &sum) in (0..).zip(&sums) {

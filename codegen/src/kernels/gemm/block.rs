@@ -4,10 +4,30 @@ use crate::target::Target;
 
 /// Longest block along k: a panel of `MR × KC` then takes about half of L1.
 const MAX_DEPTH: u64 = 384;
-/// Rows and columns of a tile, about. Wide enough that packing costs little beside the products (one element packed
-/// serves a whole side), small enough that the packed block of b stays in L2 and tiles spread over threads.
-const TILE_ROWS: u64 = 384;
-const TILE_COLUMNS: u64 = 384;
+/// Sides a tile may have, about. Wide tiles pack less per product, small ones spread over threads.
+const SIDES: [u64; 6] = [384, 288, 192, 144, 96, 48];
+/// Numbers of threads the tiles shall spread over.
+const THREADS: [u64; 3] = [2, 4, 8];
+
+/// What packing costs beside products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Costs {
+    /// Whether packing rows of a transposes.
+    pub transposes_rows: bool,
+    /// Whether packing columns of b transposes.
+    pub transposes_columns: bool,
+}
+
+impl Costs {
+    /// Relative time of a tile per element along k: register tiles do two vectors of multiply-adds in a cycle, a pack
+    /// takes about half a cycle per element, being bound by the latency of the last-level cache (measured on AMD Zen 5).
+    fn tile(&self, rows: u64, columns: u64, lanes: u64) -> u64 {
+        let pack = |transposes: bool, n: u64| if transposes { 150 * n } else { 100 * n };
+        rows * columns * 120 / lanes
+            + pack(self.transposes_rows, rows)
+            + pack(self.transposes_columns, columns)
+    }
+}
 
 /// Block sizes in elements. Tiles are whole numbers of register tiles; the last of each kind may be cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,16 +52,33 @@ pub struct Blocks {
 
 impl Blocks {
     /// Chooses for a product of `m × n × k` elements of `bytes` bytes.
-    pub fn choose(m: u64, n: u64, k: u64, lanes: u64, bytes: u64, target: &Target) -> Blocks {
+    pub fn choose(m: u64, n: u64, k: u64, lanes: u64, bytes: u64, costs: Costs, target: &Target) -> Blocks {
         let (mr, vectors) = register_tile(m, n, lanes, target);
         let nr = vectors * lanes;
         let max_depth = MAX_DEPTH * 4 / bytes;
         let kc = k.div_ceil(k.div_ceil(max_depth).max(1)).max(1);
         // The packed block of b takes at most six tenths of L2.
         let fits = (target.l2_bytes * 6 / 10 / (kc * bytes)).max(nr);
-        let (tile_rows, n_rows) = split(m, TILE_ROWS, mr);
-        let (tile_columns, n_columns) = split(n, TILE_COLUMNS.min(fits), nr);
-        Blocks { mr, nr, kc, n_k: k.div_ceil(kc), tile_rows, tile_columns, n_rows, n_columns }
+        let sides = || SIDES.into_iter();
+        let all = sides().flat_map(|rows| sides().map(move |columns| (rows, columns)));
+        let split_into = |&(rows, columns): &(u64, u64)| {
+            let (tile_rows, n_rows) = split(m, rows, mr);
+            let (tile_columns, n_columns) = split(n, columns.min(fits), nr);
+            Blocks { mr, nr, kc, n_k: k.div_ceil(kc), tile_rows, tile_columns, n_rows, n_columns }
+        };
+        // The time of the busiest thread, over numbers of threads; the first of equals, which has the largest tiles.
+        let time = |blocks: &Blocks| -> u64 {
+            let tile = costs.tile(blocks.tile_rows, blocks.tile_columns, lanes);
+            THREADS.iter().map(|t| (blocks.n_rows * blocks.n_columns).div_ceil(*t) * tile * t).sum()
+        };
+        let all: Vec<Blocks> = all.map(|s| split_into(&s)).collect();
+        let mut best = all[0];
+        for blocks in all {
+            if time(&blocks) < time(&best) {
+                best = blocks;
+            }
+        }
+        best
     }
 
     /// Whether no panel along a dimension of this size is cut.
@@ -83,20 +120,22 @@ mod tests {
     use super::*;
     use crate::target::{X86_64_V3, X86_64_V4};
 
+    const COPIES: Costs = Costs { transposes_rows: false, transposes_columns: false };
+
     #[test]
     fn gemm_blocks_of_large_products_use_the_square_tile() {
-        let blocks = Blocks::choose(2048, 768, 288, 16, 4, &X86_64_V4);
+        let blocks = Blocks::choose(2048, 768, 288, 16, 4, COPIES, &X86_64_V4);
         assert_eq!((blocks.mr, blocks.nr, blocks.n_k), (12, 32, 1));
         assert!(blocks.n_rows * blocks.n_columns >= 8);
-        let blocks = Blocks::choose(1024, 1024, 1024, 8, 4, &X86_64_V3);
+        let blocks = Blocks::choose(1024, 1024, 1024, 8, 4, COPIES, &X86_64_V3);
         assert_eq!((blocks.mr, blocks.nr), (6, 16));
     }
 
     #[test]
     fn gemm_blocks_fit_narrow_results() {
-        assert_eq!(Blocks::choose(960, 48, 64, 16, 4, &X86_64_V4).nr, 48);
-        assert_eq!(Blocks::choose(960, 16, 64, 16, 4, &X86_64_V4).nr, 16);
-        assert_eq!(Blocks::choose(1, 4096, 64, 16, 4, &X86_64_V4).mr, 1);
+        assert_eq!(Blocks::choose(960, 48, 64, 16, 4, COPIES, &X86_64_V4).nr, 48);
+        assert_eq!(Blocks::choose(960, 16, 64, 16, 4, COPIES, &X86_64_V4).nr, 16);
+        assert_eq!(Blocks::choose(1, 4096, 64, 16, 4, COPIES, &X86_64_V4).mr, 1);
     }
 
     #[test]
@@ -105,7 +144,7 @@ mod tests {
             for m in [1, 5, 12, 13, 500] {
                 for n in [1, 16, 33, 1000] {
                     for k in [1, 383, 385, 2000] {
-                        let b = Blocks::choose(m, n, k, u64::from(target.f32_lanes()), 4, target);
+                        let b = Blocks::choose(m, n, k, u64::from(target.f32_lanes()), 4, COPIES, target);
                         assert!(b.tile_rows * b.n_rows >= m && b.tile_rows * (b.n_rows - 1) < m);
                         assert!(b.tile_columns * b.n_columns >= n && b.tile_columns * (b.n_columns - 1) < n);
                         assert!(b.kc * b.n_k >= k && b.kc * (b.n_k - 1) < k);

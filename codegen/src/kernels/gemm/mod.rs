@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! tile (batch, columns TN, rows TM):
-//!   for each block of KC along k:                    sums of earlier blocks wait in c, or in scratch
+//!   for each block of KC along k:                    sums of earlier blocks wait in scratch
 //!     pack b[KC, TN] into panels of NR columns       stays in L2
-//!     for each panel of MR rows:
-//!       pack a[MR, KC]                               stays in L1
-//!       for each panel of NR columns:                streams from L2
-//!         MR × NR sums in registers over KC          one broadcast of a, one vector of b, MR·NR/lanes fused multiply-adds
+//!     for each group of four panels of MR rows:
+//!       pack a[4·MR, KC]
+//!       for each of its panels:                      stays in L1
+//!         for each panel of NR columns:              streams from L2
+//!           MR × NR sums in registers over KC        one broadcast of a, one vector of b, MR·NR/lanes fused multiply-adds
 //! ```
 //! Packing makes every layout alike: operands of any strides become panels in the order the register tile reads them,
 //! padded with zeros, so that no transpose is ever materialised and the inner loop has no edges. The structure is that of
@@ -22,15 +23,19 @@ mod pack;
 mod sink;
 
 use super::buffers::{Buffers, offset_by, unflatten};
-use crate::kir::{Builder, Elem, Kernel, Mem, Value};
+use crate::kir::{Builder, CompareOp, Elem, Kernel, Mem, Value};
 use crate::program::{GemmSpec, Operand};
 use crate::target::Target;
-use block::Blocks;
 pub use block::register_tile;
+use block::{Blocks, Costs};
 pub use micro::Micro;
 use mlc_runtime::abi::DType;
-pub use pack::{Packing, Panels, pack, pack_all};
-use sink::{Adds, Sink};
+pub use pack::{Packing, Panels, pack_all, packed_len, panel_len};
+use sink::Sink;
+
+/// Panels of the left operand packed together. Where it is contiguous along its own dimension, four panels are read as
+/// whole cache lines; more would only take room in L2.
+const GROUP: u64 = 4;
 
 /// Expands a matrix product.
 pub fn gemm(spec: &GemmSpec, target: &Target) -> Kernel {
@@ -41,9 +46,6 @@ pub fn gemm(spec: &GemmSpec, target: &Target) -> Kernel {
     buffers.read("a", &spec.a, &sizes([spec.m, spec.k]));
     buffers.read("b", &spec.b, &sizes([spec.k, spec.n]));
     if spec.accumulate {
-        buffers.read("c", &spec.c, &sizes([spec.m, spec.n]));
-    }
-    if plan.sums_in_c() && plan.blocks.n_k > 1 {
         buffers.read("c", &spec.c, &sizes([spec.m, spec.n]));
     }
     buffers.write("c", &spec.c, &sizes([spec.m, spec.n]));
@@ -65,6 +67,13 @@ struct Side<'a> {
     size: u64,
 }
 
+impl Side<'_> {
+    /// Whether it is contiguous along k only.
+    fn is_transposed(&self) -> bool {
+        self.stride != 1 && self.stride_k == 1
+    }
+}
+
 /// A product whose result is walked along contiguous rows: `spec`, or its transpose if c is column-major.
 struct Plan<'a> {
     spec: &'a GemmSpec,
@@ -83,7 +92,7 @@ struct Scratch {
     right: Mem,
     /// One register tile, for edges and epilogues.
     micro: Mem,
-    /// Sums of the whole tile, if they can't wait in c.
+    /// Sums of the whole tile between blocks along k. Here they stay in L2; rows of c would be fetched anew each time.
     sums: Option<Mem>,
 }
 
@@ -108,7 +117,10 @@ impl<'a> Plan<'a> {
         let is_wide = [&spec.a, &spec.b].iter().any(|o| o.dtype == DType::F64);
         let (elem, dtype) = if is_wide { (Elem::F64, DType::F64) } else { (Elem::F32, DType::F32) };
         let lanes = target.lanes(dtype.bytes());
-        let blocks = Blocks::choose(left.size, right.size, spec.k, u64::from(lanes), dtype.bytes(), target);
+        let costs =
+            Costs { transposes_rows: left.is_transposed(), transposes_columns: right.is_transposed() };
+        let blocks =
+            Blocks::choose(left.size, right.size, spec.k, u64::from(lanes), dtype.bytes(), costs, target);
         Plan { spec, left, right, is_swapped, blocks, elem, dtype, lanes }
     }
 
@@ -116,20 +128,18 @@ impl<'a> Plan<'a> {
         self.spec.batch.iter().product::<u64>() * self.blocks.n_rows * self.blocks.n_columns
     }
 
-    /// Whether sums of k blocks may wait in c: it holds the sum as it is, and nothing else reads it.
-    fn sums_in_c(&self) -> bool {
+    /// Whether c holds sums as they are.
+    fn stores_sums(&self) -> bool {
         self.spec.epilogue.is_none() && self.spec.c.dtype == self.dtype
     }
 
     fn scratch(&self, b: &mut Builder) -> Scratch {
         let k = &self.blocks;
-        // A packed vector may be stored past the end of the last panel.
-        let padding = u64::from(self.lanes) * k.mr.max(k.nr);
-        let left = b.scratch("a_panel", self.dtype, k.mr * k.kc + padding);
-        let right = b.scratch("b_panels", self.dtype, k.tile_columns * k.kc + padding);
+        let left = packed_len(GROUP * k.mr, k.mr, k.kc, self.lanes);
+        let left = b.scratch("a_panels", self.dtype, left);
+        let right = b.scratch("b_panels", self.dtype, packed_len(k.tile_columns, k.nr, k.kc, self.lanes));
         let micro = b.scratch("tile", self.dtype, k.mr * k.nr);
-        let sums = (k.n_k > 1 && !self.sums_in_c())
-            .then(|| b.scratch("sums", self.dtype, k.tile_rows * k.tile_columns));
+        let sums = (k.n_k > 1).then(|| b.scratch("sums", self.dtype, k.tile_rows * k.tile_columns));
         Scratch { left, right, micro, sums }
     }
 
@@ -150,18 +160,16 @@ impl<'a> Plan<'a> {
             let first = b.mul_const(block, k.kc as i64);
             let depth = self.limit(b, first, k.kc, self.spec.k);
             let zero = b.index(0);
-            let adds = match (self.spec.accumulate && scratch.sums.is_none(), k.n_k) {
-                (true, _) => Adds::Always,
-                (false, 1) => Adds::Never,
-                (false, _) => Adds::If(b.compare(crate::kir::CompareOp::Ne, block, zero)),
-            };
-            let sink = Sink { plan: self, scratch, place: &place, rows, columns, adds };
+            let is_later = b.compare(CompareOp::Ne, block, zero);
+            let sink = Sink { plan: self, scratch, place: &place, rows, columns, is_later };
             self.block(b, &sink, first, depth);
+            if k.n_k == 1 {
+                return;
+            }
+            let is_last = b.index(k.n_k - 1);
+            let is_last = b.compare(CompareOp::Eq, block, is_last);
+            b.if_then(is_last, |b| sink.finish_tile(b));
         });
-        if scratch.sums.is_some() {
-            let adds = if self.spec.accumulate { Adds::Always } else { Adds::Never };
-            Sink { plan: self, scratch, place: &place, rows, columns, adds }.finish_tile(b);
-        }
     }
 
     /// `min(size − start, block)`, a constant where all blocks are whole.
@@ -183,28 +191,39 @@ impl<'a> Plan<'a> {
         pack_all(b, &right, &packing, k.tile_columns_are_whole(self.right.size));
         let n_panels = panels(b, sink.columns, k.nr);
         let zero = b.index(0);
-        let left = self.panels(b, &self.left, sink.place, sink.place.row, first, k.mr);
-        let m_panels = panels(b, sink.rows, k.mr);
-        b.for_each(zero, m_panels, 1, |b, i| {
-            let row = b.mul_const(i, k.mr as i64);
-            let packing = Packing { depth, max_depth: k.kc, count: sink.rows, to: sink.scratch.left };
-            pack(b, &left, &packing, row, zero, k.tile_rows_are_whole(self.left.size));
-            b.for_each(zero, n_panels, 1, |b, j| {
-                let column = b.mul_const(j, k.nr as i64);
-                let right_at = b.mul_const(j, (k.nr * k.kc) as i64);
-                let micro = Micro {
-                    mr: k.mr,
-                    vectors: k.nr / u64::from(self.lanes),
-                    lanes: self.lanes,
-                    elem: self.elem,
-                    left: sink.scratch.left,
-                    left_strides: (1, k.mr),
-                    right: sink.scratch.right,
-                };
-                let sums = micro.multiply(b, zero, right_at, depth);
-                sink.store(b, row, column, &sums);
+        let group_rows = GROUP * k.mr;
+        b.for_each(zero, sink.rows, group_rows as i64, |b, start| {
+            let left_rows = b.sub(sink.rows, start);
+            let most = b.index(group_rows);
+            let rows = b.min(left_rows, most);
+            let from = b.add(sink.place.row, start);
+            let left = self.panels(b, &self.left, sink.place, from, first, k.mr);
+            let packing = Packing { depth, max_depth: k.kc, count: rows, to: sink.scratch.left };
+            pack_all(b, &left, &packing, k.tile_rows_are_whole(self.left.size));
+            let m_panels = panels(b, rows, k.mr);
+            b.for_each(zero, m_panels, 1, |b, i| {
+                let row = offset_by(b, start, &[(i, k.mr)]);
+                let left_at = b.mul_const(i, left.panel_len(k.kc) as i64);
+                b.for_each(zero, n_panels, 1, |b, j| {
+                    let column = b.mul_const(j, k.nr as i64);
+                    let right_at = b.mul_const(j, right.panel_len(k.kc) as i64);
+                    let sums = self.micro(sink.scratch).multiply(b, left_at, right_at, depth);
+                    sink.store(b, row, column, &sums);
+                });
             });
         });
+    }
+
+    fn micro(&self, scratch: &Scratch) -> Micro {
+        Micro {
+            mr: self.blocks.mr,
+            vectors: self.blocks.nr / u64::from(self.lanes),
+            lanes: self.lanes,
+            elem: self.elem,
+            left: scratch.left,
+            left_strides: (1, self.blocks.mr),
+            right: scratch.right,
+        }
     }
 
     /// The operand's elements from `start` along its own dimension and `first` along k.

@@ -3,6 +3,7 @@
 //! A panel of width `W` holds, for each k in order, `W` neighbours along the operand's own dimension; those beyond its
 //! edge are 0.
 
+use crate::kernels::buffers::offset_by;
 use crate::kir::{At, Builder, CompareOp, Mem, Type, Value};
 
 /// What is packed.
@@ -29,52 +30,95 @@ pub struct Packing {
     pub max_depth: u64,
     /// Elements of the operand along the width, over all panels.
     pub count: Value,
-    /// Scratch region; vectors may be stored up to `lanes · width` elements past the panel's end.
+    /// Scratch region, at least [`packed_len`] long.
     pub to: Mem,
 }
 
+impl Panels {
+    /// Whether vectors run along k in memory, so that packing transposes.
+    fn is_transposing(&self) -> bool {
+        self.stride != 1 && self.stride_k == 1
+    }
+
+    /// Elements from one packed panel to the next. A vector stored past the end of a panel must not meet the next one.
+    pub fn panel_len(&self, max_depth: u64) -> u64 {
+        panel_len(self.width, max_depth, self.lanes)
+    }
+}
+
+/// Elements a packed panel takes in scratch.
+pub fn panel_len(width: u64, max_depth: u64, lanes: u32) -> u64 {
+    let lanes = u64::from(lanes);
+    width * max_depth + if width % lanes == 0 { 0 } else { lanes }
+}
+
+/// Scratch elements for the panels of `count` elements; also room for the rows a transposing pack stores in excess.
+pub fn packed_len(count: u64, width: u64, max_depth: u64, lanes: u32) -> u64 {
+    count.div_ceil(width) * panel_len(width, max_depth, lanes) + u64::from(lanes) * width
+}
+
 /// Packs all panels that hold `packing.count` elements, one after the other from the start of the scratch region.
+/// `is_whole`: none is cut by the operand's edge.
 pub fn pack_all(b: &mut Builder, panels: &Panels, packing: &Packing, is_whole: bool) {
-    let n = super::panels(b, packing.count, panels.width);
     let zero = b.index(0);
-    b.for_each(zero, n, 1, |b, j| {
-        let start = b.mul_const(j, panels.width as i64);
-        let to = b.mul_const(j, (panels.width * packing.max_depth) as i64);
-        pack(b, panels, packing, start, to, is_whole);
+    let width = b.index(panels.width);
+    let n_whole = b.div(packing.count, width);
+    if panels.is_transposing() {
+        b.for_each(zero, n_whole, 1, |b, j| Panel::at(b, panels, packing, j).transpose(b, None));
+    } else {
+        copy_whole(b, panels, packing, n_whole);
+    }
+    if is_whole {
+        return;
+    }
+    let whole = b.mul(n_whole, width);
+    let is_left = b.compare(CompareOp::Lt, whole, packing.count);
+    b.if_then(is_left, |b| {
+        let valid = b.sub(packing.count, whole);
+        let panel = Panel::at(b, panels, packing, n_whole);
+        if panels.is_transposing() { panel.transpose(b, Some(valid)) } else { panel.copy(b, valid) }
     });
 }
 
-/// Packs the panel that starts at `start` along the width, to element `to` of the scratch region. `is_whole`: no panel
-/// of the operand is cut by its edge.
-pub fn pack(b: &mut Builder, panels: &Panels, packing: &Packing, start: Value, to: Value, is_whole: bool) {
-    let offset = b.mul_const(start, panels.stride as i64);
-    let at = b.add(panels.at, offset);
-    let left = b.sub(packing.count, start);
-    let panel = Panel { panels, packing, at, to };
-    if is_whole {
-        return panel.pack(b, None);
-    }
-    if panels.stride_k != 1 || panels.stride == 1 {
-        let width = b.index(panels.width);
-        let valid = b.min(left, width);
-        return panel.pack(b, Some(valid));
-    }
-    // The transposing pack pays for every row that may be missing, so whole panels get their own code.
-    let width = b.index(panels.width);
-    let is_full = b.compare(CompareOp::Ge, left, width);
-    b.if_else(
-        is_full,
-        |b| {
-            panel.pack(b, None);
-            Vec::new()
-        },
-        |b| {
-            panel.pack(b, Some(left));
-            Vec::new()
-        },
-    );
+/// One k after the other, all whole panels of it: memory is read in the order it lies when the operand is contiguous
+/// along its own dimension. A vector stored beyond a panel's width is overwritten by the next k.
+fn copy_whole(b: &mut Builder, p: &Panels, packing: &Packing, n: Value) {
+    let lanes = u64::from(p.lanes);
+    let zero = b.index(0);
+    b.for_each(zero, packing.depth, 1, |b, k| {
+        let from = offset_by(b, p.at, &[(k, p.stride_k)]);
+        let to = b.mul_const(k, p.width as i64);
+        b.for_each(zero, n, 1, |b, j| {
+            let from = offset_by(b, from, &[(j, p.width * p.stride)]);
+            let to = offset_by(b, to, &[(j, p.panel_len(packing.max_depth))]);
+            for first in (0..p.width).step_by(p.lanes as usize) {
+                let count = (p.width - first < lanes).then(|| b.index(p.width - first));
+                p.copy_vector(b, packing, from, to, first, count);
+            }
+        });
+    });
 }
 
+impl Panels {
+    /// Elements `first..` of the width at one k.
+    fn copy_vector(
+        &self,
+        b: &mut Builder,
+        packing: &Packing,
+        from: Value,
+        to: Value,
+        first: u64,
+        count: Option<Value>,
+    ) {
+        let index = b.add_const(from, (first * self.stride) as i64);
+        let stride = (self.stride != 1).then(|| b.index(self.stride));
+        let value = b.load_at(At { mem: self.from, index, stride }, self.lanes, count);
+        let index = b.add_const(to, first as i64);
+        b.store(packing.to, index, value);
+    }
+}
+
+/// One panel.
 struct Panel<'a> {
     panels: &'a Panels,
     packing: &'a Packing,
@@ -82,48 +126,32 @@ struct Panel<'a> {
     to: Value,
 }
 
-impl Panel<'_> {
-    /// `valid`: elements along the width that exist, if fewer than the width may.
-    fn pack(&self, b: &mut Builder, valid: Option<Value>) {
-        if self.panels.stride != 1 && self.panels.stride_k == 1 {
-            self.transpose(b, valid);
-        } else {
-            self.copy(b, valid);
-        }
+impl<'a> Panel<'a> {
+    fn at(b: &mut Builder, panels: &'a Panels, packing: &'a Packing, j: Value) -> Panel<'a> {
+        let at = offset_by(b, panels.at, &[(j, panels.width * panels.stride)]);
+        let to = b.mul_const(j, panels.panel_len(packing.max_depth) as i64);
+        Panel { panels, packing, at, to }
     }
 
-    /// One k after the other: vectors along the width. A vector stored beyond the panel's width is overwritten by the
-    /// next k.
-    fn copy(&self, b: &mut Builder, valid: Option<Value>) {
+    /// The last panel, of which `valid` elements along the width exist.
+    fn copy(&self, b: &mut Builder, valid: Value) {
         let p = self.panels;
         let lanes = u64::from(p.lanes);
         let zero = b.index(0);
-        let none = b.index(0);
-        let counts: Vec<Option<Value>> = (0..p.width.div_ceil(lanes))
-            .map(|v| {
-                let most = b.index(lanes.min(p.width - v * lanes));
-                match valid {
-                    None if p.width - v * lanes >= lanes => None,
-                    None => Some(most),
-                    Some(valid) => {
-                        let left = b.add_const(valid, -((v * lanes) as i64));
-                        let left = b.max(left, none);
-                        Some(b.min(left, most))
-                    }
-                }
+        let counts: Vec<Value> = (0..p.width)
+            .step_by(p.lanes as usize)
+            .map(|first| {
+                let left = b.add_const(valid, -(first as i64));
+                let left = b.max(left, zero);
+                let most = b.index(lanes.min(p.width - first));
+                b.min(left, most)
             })
             .collect();
         b.for_each(zero, self.packing.depth, 1, |b, k| {
-            let from = b.mul_const(k, p.stride_k as i64);
-            let from = b.add(self.at, from);
-            let to = b.mul_const(k, p.width as i64);
-            let to = b.add(self.to, to);
+            let from = offset_by(b, self.at, &[(k, p.stride_k)]);
+            let to = offset_by(b, self.to, &[(k, p.width)]);
             for (v, &count) in (0..).zip(&counts) {
-                let index = b.add_const(from, (v * lanes * p.stride) as i64);
-                let stride = (p.stride != 1).then(|| b.index(p.stride));
-                let value = b.load_at(At { mem: p.from, index, stride }, p.lanes, count);
-                let index = b.add_const(to, (v * lanes) as i64);
-                b.store(self.packing.to, index, value);
+                p.copy_vector(b, self.packing, from, to, v * lanes, Some(count));
             }
         });
     }

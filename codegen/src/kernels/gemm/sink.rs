@@ -4,18 +4,9 @@ use super::{Place, Plan, Scratch};
 use crate::kernels::buffers::{load_along, mem, offset_by, store_along};
 use crate::kernels::map::ramp;
 use crate::kernels::region::{Scope, Source};
-use crate::kir::{BinaryOp, Builder, CompareOp, Elem, Value};
+use crate::kir::{BinaryOp, Builder, CompareOp, Elem, Mem, Value};
 use crate::program::Operand;
 use crate::program::region::ScalarId;
-
-/// Whether sums are added to what their place holds.
-#[derive(Clone, Copy)]
-pub enum Adds {
-    Never,
-    Always,
-    /// Decided at run time: not for the first block along k.
-    If(Value),
-}
 
 /// The sink of one tile.
 pub struct Sink<'a> {
@@ -25,7 +16,8 @@ pub struct Sink<'a> {
     /// Rows and columns of this tile.
     pub rows: Value,
     pub columns: Value,
-    pub adds: Adds,
+    /// Whether this is not the first block along k: sums are added to those in scratch.
+    pub is_later: Value,
 }
 
 impl Sink<'_> {
@@ -35,7 +27,7 @@ impl Sink<'_> {
         if self.scratch.sums.is_some() {
             return self.store_to_scratch(b, row, column, sums);
         }
-        let is_direct = self.plan.sums_in_c() && self.c_is_contiguous();
+        let is_direct = self.plan.stores_sums() && self.c_is_contiguous();
         let whole = |b: &mut Builder| {
             if is_direct {
                 self.store_direct(b, row, column, sums);
@@ -108,7 +100,7 @@ impl Sink<'_> {
                 b.add_const(at, offset as i64)
             })
             .collect();
-        self.store_all(b, mem(c), &places, sums);
+        self.store_all(b, mem(c), &places, sums, self.plan.spec.accumulate);
     }
 
     /// Registers to the scratch sums, which have room for whole register tiles.
@@ -125,34 +117,28 @@ impl Sink<'_> {
                 b.add_const(at, offset as i64)
             })
             .collect();
-        self.store_all(b, to, &places, sums);
+        b.if_else(
+            self.is_later,
+            |b| {
+                self.store_all(b, to, &places, sums, true);
+                Vec::new()
+            },
+            |b| {
+                self.store_all(b, to, &places, sums, false);
+                Vec::new()
+            },
+        );
     }
 
-    fn store_all(&self, b: &mut Builder, to: crate::kir::Mem, places: &[Value], sums: &[Value]) {
-        let plain = |b: &mut Builder| places.iter().zip(sums).for_each(|(&at, &sum)| b.store(to, at, sum));
-        let added = |b: &mut Builder| {
-            for (&at, &sum) in places.iter().zip(sums) {
+    fn store_all(&self, b: &mut Builder, to: Mem, places: &[Value], sums: &[Value], adds: bool) {
+        for (&at, &sum) in places.iter().zip(sums) {
+            let sum = if adds {
                 let old = b.load(to, at, self.plan.lanes);
-                let sum = b.add(old, sum);
-                b.store(to, at, sum);
-            }
-        };
-        match self.adds {
-            Adds::Never => plain(b),
-            Adds::Always => added(b),
-            Adds::If(condition) => {
-                b.if_else(
-                    condition,
-                    |b| {
-                        added(b);
-                        Vec::new()
-                    },
-                    |b| {
-                        plain(b);
-                        Vec::new()
-                    },
-                );
-            }
+                b.add(old, sum)
+            } else {
+                sum
+            };
+            b.store(to, at, sum);
         }
     }
 
@@ -230,15 +216,12 @@ impl Sink<'_> {
         let lanes = self.plan.lanes;
         let at = self.address(b, &spec.c, row, column);
         let stride = self.strides(&spec.c).1;
-        let added = |b: &mut Builder| {
+        let sum = if spec.accumulate {
             let old = load_along(b, mem(&spec.c), at, stride, lanes, count);
             let old = b.convert(self.plan.elem, old);
             b.add(old, sum)
-        };
-        let sum = match self.adds {
-            Adds::Never => sum,
-            Adds::Always => added(b),
-            Adds::If(condition) => b.if_else(condition, |b| vec![added(b)], |_| vec![sum])[0],
+        } else {
+            sum
         };
         let value = match &spec.epilogue {
             None => sum,
@@ -257,7 +240,7 @@ fn result_of(region: &crate::program::Region) -> ScalarId {
 
 /// Sums waiting in scratch.
 struct Staged {
-    mem: crate::kir::Mem,
+    mem: Mem,
     row_len: u64,
 }
 

@@ -68,6 +68,6 @@ fn gemm_splits_large_results_into_tiles() {
     let mut random = Random(5);
     let spec = random_gemm(&mut random, &[], 410, 420, 3, 1);
     let spec = KernelSpec::Gemm(spec);
-    assert!(TARGETS.iter().all(|t| expand(&spec, t).tiles == 4));
+    assert!(TARGETS.iter().all(|t| expand(&spec, t).tiles >= 4));
     check(&spec, &[], &|_| Fill::Whole, 1);
 }
