@@ -34,6 +34,7 @@ fn has_feature(name: &str) -> bool {
         "popcnt" => has!("popcnt"),
         "abm" | "lzcnt" => has!("lzcnt"),
         "movbe" => has!("movbe"),
+        "xsave" => has!("xsave"),
         "bmi1" => has!("bmi1"),
         "bmi2" => has!("bmi2"),
         "avx" => has!("avx"),
