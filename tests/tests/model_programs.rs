@@ -6,10 +6,11 @@ use mlc::autodiff::training_step;
 use mlc::graph::from_spec::{Entry, from_spec};
 use mlc::graph::recognise::recognise;
 use mlc::graph::{Graph, Init, Op};
-use mlc::interpret::{Environment, Mode, Tensor, run, sample_environment};
+use mlc::interpret::{Environment, Mode, Outputs, Tensor, run, sample_environment};
 use mlc::lower::simulate;
 use mlc::spec::{FileLoader, SourceMap, check};
-use mlc_codegen::program::Program;
+use mlc_codegen::program::{InterpretedProgram, Program};
+use mlc_codegen::target::X86_64_V4;
 use mlc_tests::random_graph::Random;
 
 /// The graph of an entry of the smallest Llama with these sizes set.
@@ -60,21 +61,34 @@ fn start(graph: &Graph) -> Environment {
 fn checked(graph: &Graph) -> Program {
     let program = simulate::program(graph).unwrap_or_else(|e| panic!("{e}"));
     let environment = start(graph);
-    let found = simulate::run(&program, graph, &environment).unwrap_or_else(|e| panic!("{e}"));
     let expected = run(graph, &environment, Mode::F64).unwrap_or_else(|e| panic!("{e}"));
-    for ((output, want), (_, got)) in expected.0.iter().zip(&found.0) {
-        let (want, got) = (want.as_floats(), got.as_floats());
-        // Bounds through a whole step allow nearly anything. Sums here are hundreds of terms long: f32 leaves some 1e-6
-        // of a tensor's largest element.
-        let scale = want.iter().fold(1e-3, |m: f64, x| m.max(x.abs()));
-        for (i, (w, g)) in want.iter().zip(got).enumerate() {
-            if (w - g).abs() > 1e-5 * scale || g.is_nan() {
-                let fused = mlc::fuse::group(graph).expect("it did before");
-                panic!("{output:?}[{i}]: {g} instead of {w}\n{}", fused.text());
-            }
+    let evaluated = simulate::run(&program, graph, &environment).unwrap_or_else(|e| panic!("{e}"));
+    let mut kernels = InterpretedProgram::new(&program, &X86_64_V4).unwrap_or_else(|e| panic!("{e}"));
+    let interpreted =
+        simulate::run_with(&program, graph, &environment, &mut |spaces| kernels.run("train", spaces))
+            .unwrap_or_else(|e| panic!("{e}"));
+    for (how, found) in [("evaluated", &evaluated), ("as KIR", &interpreted)] {
+        if let Some(off) = far_off(&expected, found) {
+            let fused = mlc::fuse::group(graph).expect("it did before");
+            panic!("{how}: {off}\n{}", fused.text());
         }
     }
     program
+}
+
+/// Bounds through a whole step allow nearly anything. Sums here are hundreds of terms long: f32 leaves some 1e-6 of a
+/// tensor's largest element.
+fn far_off(expected: &Outputs, found: &Outputs) -> Option<String> {
+    for ((output, want), (_, got)) in expected.0.iter().zip(&found.0) {
+        let (want, got) = (want.as_floats(), got.as_floats());
+        let scale = want.iter().fold(1e-3, |m: f64, x| m.max(x.abs()));
+        for (i, (w, g)) in want.iter().zip(got).enumerate() {
+            if (w - g).abs() > 1e-5 * scale || g.is_nan() {
+                return Some(format!("{output:?}[{i}]: {g} instead of {w}"));
+            }
+        }
+    }
+    None
 }
 
 #[test]

@@ -663,7 +663,8 @@ impl<'g> Clusterer<'g> {
             return (expensive == 0 && cone.len() <= 3 && tiny_leaves && leaves.len() <= 2).then_some(cone);
         }
         let recompute = extra + expensive * EXPENSIVE_BYTES * numel;
-        (recompute <= 2 * self.bytes(v)).then_some(cone)
+        // Stored, it is written and read; on a tie (with some small operand on top) memory decides.
+        (recompute <= 2 * self.bytes(v) + self.bytes(v) / SMALL).then_some(cone)
     }
 
     /// The ops of a cluster its outputs need (virtual and recomputed ones included), and the values they load.
