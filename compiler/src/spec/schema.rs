@@ -543,3 +543,71 @@ pub static LORA: Section = Section {
     ],
     globs: &[],
 };
+
+/// The tables of this file as Markdown, for `docs/spec-language.md`.
+pub fn reference() -> String {
+    let mut out = String::from("### Keys\n| key | takes | default | | meaning |\n|---|---|---|---|---|\n");
+    rows("", &TRAIN, &mut out);
+    for (title, variants) in [("Optimizers", OPTIMIZERS), ("Schedule", SCHEDULES), ("Data", SOURCES)] {
+        out += &format!("\n### {title}\n| form | takes | default | | meaning |\n|---|---|---|---|---|\n");
+        for variant in variants {
+            let note = if variant.available { "" } else { " Not available yet." };
+            out += &format!("| `{}` | | | | {}{note} |\n", variant.tag, variant.doc);
+            for key in variant.args.iter().chain(variant.section.keys) {
+                row(&format!("{}.", variant.tag), key, &mut out);
+            }
+        }
+    }
+    out += "\n### Target\n| key | takes | default | | meaning |\n|---|---|---|---|---|\n";
+    rows("", &TARGET, &mut out);
+    out
+}
+
+fn rows(prefix: &str, section: &Section, out: &mut String) {
+    for key in section.keys {
+        row(prefix, key, out);
+        if let Kind::Section(inner) = key.kind {
+            rows(&format!("{prefix}{}.", key.name), inner, out);
+        }
+    }
+}
+
+fn row(prefix: &str, key: &Key, out: &mut String) {
+    let default = match key.default {
+        Fallback::Required => "required".to_string(),
+        Fallback::Absent => String::new(),
+        Fallback::Is(text) => format!("`{text}`"),
+    };
+    let when = if key.at_run_time { "run" } else { "baked" };
+    let note = if key.applied { "" } else { " Not yet applied." };
+    let name = format!("{prefix}{}", key.name);
+    *out += &format!("| `{name}` | {} | {default} | {when} | {}{note} |\n", key.kind.words(), key.doc);
+}
+
+impl Kind {
+    /// The kind in a few words.
+    pub fn words(self) -> String {
+        let list = |words: &[&str]| words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(", ");
+        match self {
+            Kind::Count => "whole number from 1".into(),
+            Kind::Whole => "whole number from 0".into(),
+            Kind::Positive => "number above 0".into(),
+            Kind::NonNegative => "number from 0".into(),
+            Kind::Fraction => "number in [0, 1)".into(),
+            Kind::Betas => "two numbers in [0, 1)".into(),
+            Kind::Switch => "`true`, `false`".into(),
+            Kind::Text => "string".into(),
+            Kind::Word(words) => list(words),
+            Kind::AnyWord => "word".into(),
+            Kind::Bytes => "bytes".into(),
+            Kind::Batch => "sequences or tokens".into(),
+            Kind::OrNone(inner) => format!("{} or `none`", inner.words()),
+            Kind::Variant(_) => "a form, see below".into(),
+            Kind::Chain(_) => "forms joined by `then`, see below".into(),
+            Kind::Source => "a source, see below".into(),
+            Kind::Section(_) => "keys in braces".into(),
+            Kind::WordOrSection(words, _) => format!("{}, or entries in braces", list(words)),
+            Kind::StepRange => "`steps(a..b)`".into(),
+        }
+    }
+}

@@ -316,7 +316,7 @@ impl<'a> Checker<'a> {
             Some(dims) => self.axes(scope, &explicit_axes(dims))?,
         };
         let (elem, _) = self.elem_type(scope, formal.elem.as_ref())?;
-        let e = if elem == Elem::Real { self.to_real(e)? } else { e };
+        let e = if elem == Elem::Real { self.real_of(e)? } else { e };
         if e.ty.elem != elem {
             self.wrong_elem(&e, super::expr::elem_name(elem));
             return None;
@@ -547,7 +547,7 @@ impl<'a> Checker<'a> {
         let rest = args.iter().filter(|a| !is_unroll(a)).collect();
         let Some(unroll) = args.iter().find(is_unroll) else { return Some((rest, 1)) };
         let k = self.size_value(scope, &unroll.value)?;
-        if trip % k != 0 {
+        if !trip.is_multiple_of(k) {
             let title = format!("`unroll` must divide the number of iterations: {trip} by {k}");
             self.error(codes::RANGE, title, unroll.value.span, format!("{trip} is not a multiple of {k}"));
             return None;
@@ -588,7 +588,7 @@ impl<'a> Checker<'a> {
     /// `[4096, none]`: constants given to the iterations in turn.
     fn cycle(&mut self, scope: &mut Scope, items: &[AstExpr], trip: u64, span: Span) -> Option<Actual> {
         let n = items.len() as u64;
-        if n == 0 || trip % n != 0 {
+        if n == 0 || !trip.is_multiple_of(n) {
             let title = format!("{trip} iterations can't cycle through {n} constants");
             self.report(
                 Diagnostic::error(codes::CYCLE_LENGTH, title)

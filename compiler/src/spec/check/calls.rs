@@ -10,7 +10,7 @@ use crate::spec::diagnostic::{Diagnostic, nearest};
 use crate::spec::source::Span;
 
 /// Every function, for suggestions.
-const FUNCTIONS: &[&str] = &[
+pub const FUNCTIONS: &[&str] = &[
     "repeat",
     "dot",
     "gather",
@@ -87,7 +87,7 @@ impl Checker<'_> {
             "softmax" => {
                 let axis = self.bracket_axis(scope, r, span)?;
                 let x = self.single(scope, r, args, span, None)?;
-                let x = self.to_real(x)?;
+                let x = self.real_of(x)?;
                 self.require_axis(&axis, r, &x)?;
                 let ty = x.ty.clone();
                 Some(Expr { kind: ExprKind::Softmax(axis, Box::new(x)), ty, span })
@@ -280,7 +280,7 @@ impl Checker<'_> {
             };
         }
         let keeps_integers = matches!(op, UnaryOp::Abs);
-        let e = if keeps_integers && e.ty.elem == Elem::Int { e } else { self.to_real(e)? };
+        let e = if keeps_integers && e.ty.elem == Elem::Int { e } else { self.real_of(e)? };
         Some(unary(op, e, span))
     }
 
@@ -340,7 +340,7 @@ impl Checker<'_> {
         let axes = axes?;
         let x = match (op, x.ty.elem) {
             (ReduceOp::Sum | ReduceOp::Max | ReduceOp::Min, Elem::Int) => x,
-            _ => self.to_real(x)?,
+            _ => self.real_of(x)?,
         };
         for axis in &axes {
             self.require_axis(axis, r, &x)?;
@@ -355,7 +355,7 @@ impl Checker<'_> {
         let slots = self.bind(r, args, span, &["x", "y"], 2)?;
         let (x, y) = (self.expr(scope, slots[0]?, None), self.expr(scope, slots[1]?, None));
         let (axes, x, y) = (axes?, x?, y?);
-        let (x, y) = (self.to_real(x)?, self.to_real(y)?);
+        let (x, y) = (self.real_of(x)?, self.real_of(y)?);
         for axis in &axes {
             self.contracted(axis, r, &x, &y)?;
         }
@@ -447,7 +447,7 @@ impl Checker<'_> {
         let theta = self.constant_value(scope, slots[2]?);
         let pairs = self.word(slots[3]?, &["half", "interleaved"]);
         let (axis, x, at, theta, pairs) = (axis?, x?, at?, theta?, pairs?);
-        let x = self.to_real(x)?;
+        let x = self.real_of(x)?;
         self.require_axis(&axis, r, &x)?;
         if at.ty.elem != Elem::Int {
             return self.wrong_elem(&at, "an integer");
@@ -477,7 +477,7 @@ impl Checker<'_> {
         let slots = self.bind(r, args, span, &["logits", "targets"], 2)?;
         let (logits, targets) = (self.expr(scope, slots[0]?, None), self.expr(scope, slots[1]?, None));
         let (axis, logits, targets) = (axis?, logits?, targets?);
-        let logits = self.to_real(logits)?;
+        let logits = self.real_of(logits)?;
         self.require_axis(&axis, r, &logits)?;
         if targets.ty.elem != Elem::Int {
             return self.wrong_elem(&targets, "an integer");
@@ -521,7 +521,7 @@ impl Checker<'_> {
     ) -> Option<(Axis, Expr)> {
         let axis = self.bracket_axis(scope, r, span);
         let x = self.expr(scope, x, None)?;
-        let (axis, x) = (axis?, self.to_real(x)?);
+        let (axis, x) = (axis?, self.real_of(x)?);
         self.require_axis(&axis, r, &x)?;
         Some((axis, x))
     }
@@ -537,7 +537,7 @@ impl Checker<'_> {
     ) -> Option<Option<Box<Expr>>> {
         let Some(e) = e else { return Some(None) };
         let e = self.expr(scope, e, None)?;
-        let e = self.to_real(e)?;
+        let e = self.real_of(e)?;
         self.require_axis(axis, r, &e)?;
         if e.ty.axes.len() != 1 {
             let title = format!(
@@ -574,7 +574,7 @@ impl Checker<'_> {
         let mut operands = vec![];
         for slot in &slots[..3] {
             let e = self.expr(scope, (*slot)?, None)?;
-            operands.push(self.to_real(e)?);
+            operands.push(self.real_of(e)?);
         }
         let [q, k, v] = <[Expr; 3]>::try_from(operands).ok()?;
         for (axis, operand) in [(&query, &q), (&head, &q), (&key, &k), (&head, &k), (&key, &v)] {
@@ -637,7 +637,7 @@ impl Checker<'_> {
             self.expr(scope, e, Some(scores))?
         };
         let e = match (elem, e.ty.elem) {
-            (Elem::Real, _) => self.to_real(e)?,
+            (Elem::Real, _) => self.real_of(e)?,
             (wanted, have) if wanted == have => e,
             _ => return self.wrong_elem(&e, super::expr::elem_name(elem)).map(Some),
         };

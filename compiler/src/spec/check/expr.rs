@@ -351,7 +351,7 @@ impl Checker<'_> {
     }
 
     /// A number as a real.
-    pub(super) fn to_real(&mut self, e: Expr) -> Option<Expr> {
+    pub(super) fn real_of(&mut self, e: Expr) -> Option<Expr> {
         match e.ty.elem {
             Elem::Real => Some(e),
             Elem::Int => Some(real(e)),

@@ -12,12 +12,15 @@
 mod blocks;
 mod calls;
 mod choose;
+mod declare;
 mod expr;
 mod layout;
 mod model;
 mod names;
 mod run;
 mod scope;
+mod sizes;
+mod unused;
 
 use super::ast;
 use super::checked::Spec;
@@ -27,6 +30,7 @@ use super::load::{Loader, Units, load};
 use super::source::{SourceMap, Span};
 use model::RunSizes;
 
+pub use calls::FUNCTIONS;
 pub use model::{MAX_INSTANCE_DEPTH, MAX_NODES, MAX_SIZE, MAX_TOTAL_DEPTH};
 
 /// Placeholder for a size given by the run, when a model is checked alone.

@@ -300,8 +300,11 @@ fn cells(ranges: &[IterationRange], param: &Param) -> u128 {
     each.product()
 }
 
+/// The iterations a rule covers, and which variable stands for which repeat.
+type PathMatch = (Vec<IterationRange>, Vec<(String, usize)>);
+
 /// Matches a pattern with a parameter's path: the iterations it covers, and which variable stands for which repeat.
-fn match_path(segments: &[Segment], param: &Param) -> Option<(Vec<IterationRange>, Vec<(String, usize)>)> {
+fn match_path(segments: &[Segment], param: &Param) -> Option<PathMatch> {
     let path: Vec<&str> = param.path.split('.').collect();
     if path.len() != segments.len() {
         return None;

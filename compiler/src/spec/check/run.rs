@@ -52,7 +52,7 @@ impl Run {
             _ => super::PLACEHOLDER_BATCH,
         };
         let microbatch = keys.integer("microbatch").unwrap_or(batch);
-        if batch % microbatch != 0 {
+        if !batch.is_multiple_of(microbatch) {
             let below = (1..=microbatch.min(batch)).rev().find(|m| batch % m == 0).unwrap_or(1);
             let above = (microbatch..=batch).find(|m| batch % m == 0).unwrap_or(batch);
             found.push(
@@ -259,7 +259,7 @@ impl Run {
 }
 
 fn tokens_to_sequences(tokens: u64, seq: u64, keys: &Decoded, found: &mut Vec<Diagnostic>) -> u64 {
-    if tokens % seq != 0 {
+    if !tokens.is_multiple_of(seq) {
         found.push(
             Diagnostic::error(
                 codes::BATCH_DIVIDE,

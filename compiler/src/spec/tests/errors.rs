@@ -68,7 +68,9 @@ golden! {
     syntax_bad_section: "E0101", "spec 1\ntrain { steps 100 }\n";
     syntax_line_broken_before_operator: "E0101", model("z = x\n  + x\nloss mean[b, n](z)");
     syntax_keyword_as_name: "E0101", model("loss = x");
+    keyword_as_axis: "E0101", model("z[size] = x");
     comparisons_do_not_chain: "E0101", model("z = 1 < x < 2");
+    syntax_errors_of_every_item: "E0101", "spec 1\nmodel M {\n    size d = = 4\n}\ntrain {\n    steps 100\n}\nmesh { data = 8\nshard { d -> data }\ntarget cpu { memory = }\n";
     version_missing: "E0102", "model M {}\n";
     version_unknown: "E0102", "spec 2\nmodel M {}\n";
     nesting_too_deep: "E0103", model(&format!("z = {}x{}", "(".repeat(80), ")".repeat(80)));

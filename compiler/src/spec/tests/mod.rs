@@ -1,9 +1,12 @@
 //! Tests of the front end, grouped by file.
 
 mod check;
+mod docs;
 mod errors;
 mod expand;
 mod limits;
+mod model;
 mod parse;
 mod print;
+mod run;
 mod samples;
