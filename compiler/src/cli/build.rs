@@ -69,10 +69,15 @@ pub fn compile(checked: &Checked, args: &SpecArgs, runner: &mut Runner) -> Resul
     Ok(compiled)
 }
 
+/// The machine to build for: the command line's, else the spec's, else this one.
+pub fn target(given: Option<&str>, checked: &Checked) -> Result<Target, Failure> {
+    let name = given.or(checked.spec.target.arch.as_deref()).unwrap_or("native");
+    Target::resolve(name).map_err(Failure::Input)
+}
+
 /// Code generation and linking, with a bar on a terminal.
 pub fn assemble(checked: &Checked, compiled: &Compiled, args: &MachineArgs) -> Result<Built, Failure> {
-    let name = args.target.as_deref().or(checked.spec.target.arch.as_deref()).unwrap_or("native");
-    let target = Target::resolve(name).map_err(Failure::Input)?;
+    let target = target(args.target.as_deref(), checked)?;
     let bar = ProgressBar::new(compiled.program.kernels.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{msg:>12} {bar:30} {pos}/{len} {elapsed}") {
         bar.set_style(style);

@@ -1,10 +1,13 @@
 //! `mlc emit`: the intermediate forms.
 
-use super::files::{read_spec, show, write};
+use super::build::target;
+use super::files::{Checked, read_spec, show, write};
 use super::{Failure, SpecArgs};
 use clap::Args;
-use mlc::pipeline::{self, CompileError, Runner};
+use clap::builder::PossibleValuesParser;
+use mlc::pipeline::{self, CompileError, Compiled, Identity, Runner};
 use mlc::spec::SourceMap;
+use mlc_codegen::KernelStage;
 use std::path::PathBuf;
 
 /// Arguments of `mlc emit`.
@@ -12,9 +15,15 @@ use std::path::PathBuf;
 pub struct EmitArgs {
     #[command(flatten)]
     spec: SpecArgs,
-    /// One stage, to standard output.
-    #[arg(long, default_value = "graph", value_parser = clap::builder::PossibleValuesParser::new(pipeline::STAGES))]
+    /// One stage, to standard output. The stages of kernels (kir, mlir, llvm, asm) print every kernel.
+    #[arg(long, default_value = "graph", value_parser = stage_names())]
     stage: String,
+    /// Only kernels whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    kernel: Option<String>,
+    /// Instruction sets the kernels are for; default: the spec's `target`, else native.
+    #[arg(long, value_name = "NAME")]
+    target: Option<String>,
     /// Write every stage into this folder, numbered.
     #[arg(short = 'o', long = "out", value_name = "DIR")]
     out: Option<PathBuf>,
@@ -27,13 +36,12 @@ pub fn run(args: &EmitArgs) -> Result<(), Failure> {
     let mut runner = Runner::viewing(Box::new(|stage, entry, text| texts.push((stage, entry, text))));
     let only_graphs = args.out.is_none() && ["graph", "training"].contains(&args.stage.as_str());
     let result = if checked.spec.train.is_none() || only_graphs {
-        pipeline::graphs(&checked.spec, &checked.sources, &mut runner)
+        pipeline::graphs(&checked.spec, &checked.sources, &mut runner).map(|()| None)
     } else {
-        pipeline::compile(&checked.spec, &checked.sources, &pipeline::Identity::default(), &mut runner)
-            .map(|_| ())
+        pipeline::compile(&checked.spec, &checked.sources, &Identity::default(), &mut runner).map(Some)
     };
     drop(runner);
-    result.map_err(|e| failure(e, &checked.sources))?;
+    let compiled = result.map_err(|e| failure(e, &checked.sources))?;
     match &args.out {
         Some(dir) => {
             for (stage, entry, text) in &texts {
@@ -45,6 +53,38 @@ pub fn run(args: &EmitArgs) -> Result<(), Failure> {
             .iter()
             .filter(|(stage, _, _)| *stage == args.stage)
             .for_each(|(_, _, text)| print!("{text}")),
+    }
+    match compiled {
+        Some(compiled) => kernels(args, &checked, &compiled),
+        None => Ok(()),
+    }
+}
+
+fn stage_names() -> PossibleValuesParser {
+    let kernels = KernelStage::ALL.iter().map(|s| s.name());
+    PossibleValuesParser::new(pipeline::STAGES.iter().copied().chain(kernels))
+}
+
+/// The texts of kernels: of the wanted stage to standard output, or all stages as files `kernels/NAME.STAGE`.
+fn kernels(args: &EmitArgs, checked: &Checked, compiled: &Compiled) -> Result<(), Failure> {
+    let stages: Vec<KernelStage> = match &args.out {
+        Some(_) => KernelStage::ALL.to_vec(),
+        None => KernelStage::by_name(&args.stage).into_iter().collect(),
+    };
+    let target = target(args.target.as_deref(), checked)?;
+    let wanted = |name: &str| args.kernel.as_ref().is_none_or(|part| name.contains(part.as_str()));
+    for kernel in compiled.program.kernels.iter().filter(|k| wanted(&k.name)) {
+        for stage in &stages {
+            let text = mlc_codegen::emit(&kernel.spec, &kernel.name, &target, *stage)
+                .map_err(|e| Failure::Internal(format!("kernel {}: {e}", kernel.name)))?;
+            match &args.out {
+                Some(dir) => {
+                    let name = format!("{}.{}", kernel.name, stage.name());
+                    write(&dir.join("kernels").join(name), text.as_bytes())?;
+                }
+                None => print!("{text}"),
+            }
+        }
     }
     Ok(())
 }

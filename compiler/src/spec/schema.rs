@@ -203,7 +203,7 @@ pub static OPTIMIZERS: &[Variant] = &[
                     RUN_TIME,
                     "Decay of the first and second moment.",
                 ),
-                key("eps", Kind::Positive, Is("1e-8"), RUN_TIME, "Added to the root of the second moment."),
+                key("eps", Kind::Positive, Is("1e-8"), BAKED, "Added to the root of the second moment."),
                 key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
                 key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
             ],
@@ -275,7 +275,7 @@ pub static OPTIMIZERS: &[Variant] = &[
         section: Section {
             keys: &[
                 key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
-                key("momentum", Kind::Fraction, Is("0.95"), RUN_TIME, "Share of the last step kept."),
+                key("momentum", Kind::Fraction, Is("0.95"), BAKED, "Share of the last step kept."),
                 key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
                 key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
             ],
@@ -291,8 +291,8 @@ const GROUPS: &[Glob] = &[Glob { verb: "params", value: Some(Kind::Section(&GROU
 /// `params "**.norm*.w" { … }` of an optimizer.
 pub static GROUP: Section = Section {
     keys: &[
-        key("lr", Kind::NonNegative, Absent, RUN_TIME, "Peak learning rate of the group."),
-        key("decay", Kind::NonNegative, Absent, RUN_TIME, "Weight decay of the group."),
+        key("lr", Kind::NonNegative, Absent, BAKED, "Peak learning rate of the group."),
+        key("decay", Kind::NonNegative, Absent, BAKED, "Weight decay of the group."),
     ],
     globs: &[],
 };
