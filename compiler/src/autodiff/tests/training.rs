@@ -207,7 +207,10 @@ fn side_by_side(
         environment.scalars.insert("step".into(), f64::from(s));
         let outputs = run(&step, &environment, Mode::F64).unwrap();
         environment.store(&outputs);
-        let gradients = [plain[0].p.iter().map(|p| 6.0 * p / 4.0).collect(), x.iter().map(|x| x / 4.0).collect::<Vec<f64>>()];
+        let gradients = [
+            plain[0].p.iter().map(|p| 6.0 * p / 4.0).collect(),
+            x.iter().map(|x| x / 4.0).collect::<Vec<f64>>(),
+        ];
         let loss: f64 = (0..3).map(|i| 3.0 * plain[0].p[i].powi(2) + plain[1].p[i] * x[i]).sum();
         let norm = gradients.iter().flatten().map(|g: &f64| g * g).sum::<f64>().sqrt();
         let factor = clip.map_or(1.0, |c| (c / (norm + 1e-6)).min(1.0));
@@ -222,7 +225,15 @@ fn side_by_side(
         for ((path, one), gradient) in ["p", "q"].iter().zip(&mut plain).zip(&gradients) {
             for i in 0..3 {
                 let lr = lr * one.lr_factor;
-                update(&mut one.p[i], gradient[i] * factor, &mut one.m[i], &mut one.v[i], lr, one.decay, s + 1);
+                update(
+                    &mut one.p[i],
+                    gradient[i] * factor,
+                    &mut one.m[i],
+                    &mut one.v[i],
+                    lr,
+                    one.decay,
+                    s + 1,
+                );
                 let got = outputs.stored(path).unwrap().as_floats()[i];
                 close(&format!("{path}[{i}] after step {s}"), got, one.p[i], 1e-12);
             }
@@ -234,7 +245,8 @@ fn side_by_side(
 fn warmup_cosine() -> (Schedule, impl Fn(f64) -> f64) {
     let fixed = Number::Fixed;
     let lr = || Number::scalar("train.optimizer.lr", 0.1);
-    let warmup = Piece { shape: Shape::Warmup, begin: fixed(0.0), end: fixed(3.0), from: fixed(0.0), to: lr() };
+    let warmup =
+        Piece { shape: Shape::Warmup, begin: fixed(0.0), end: fixed(3.0), from: fixed(0.0), to: lr() };
     let cosine =
         Piece { shape: Shape::Cosine, begin: fixed(3.0), end: fixed(8.0), from: lr(), to: fixed(0.01) };
     let rate = |s: f64| {
