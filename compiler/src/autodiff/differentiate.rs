@@ -1,7 +1,8 @@
 //! Reverse mode over a graph.
 //!
 //! 1. Composites without a derivative of their own (a rotary embedding, or one whose second result is used) are replaced
-//!    by their meaning; loss heads become their joint loop; what does not change in a loop moves out of it.
+//!    by their meaning; equal ops become one; what does not change in a loop moves out of it; loss heads become their
+//!    joint loop.
 //! 2. Each seed gets its cotangent.
 //! 3. The ops are walked in reverse, each handing cotangents to its operands ([`rules`](super::rules)).
 //!
@@ -13,6 +14,7 @@ use super::loss_head::{Joint, expand_loss_heads};
 use super::rules;
 use super::tape::Tape;
 use super::{AutodiffError, composites};
+use crate::graph::passes::share_common;
 use crate::graph::{Builder, Graph, Name, Op, OpId, Origin, Phase, ValueId};
 use std::collections::BTreeMap;
 
@@ -128,7 +130,9 @@ fn restore(graph: &mut Graph, sources: Vec<OpId>) {
 
 /// Brings a graph into the form the rules take.
 fn prepare(graph: Graph, wanted: &[ValueId]) -> (Graph, BTreeMap<OpId, Joint>) {
-    let graph = hoist_invariants(composites::inline_without_rule(graph, wanted));
+    // Equal values are saved once only if they are one value: two rotary embeddings share their tables.
+    let graph = share_common(composites::inline_without_rule(graph, wanted));
+    let graph = hoist_invariants(graph);
     // Last: until the walk has asked for them, the gradients in a joint loop look unused.
     let activity = Activity::of(&graph, wanted);
     expand_loss_heads(graph, |v| activity.varied(v))

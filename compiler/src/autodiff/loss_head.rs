@@ -59,6 +59,11 @@ pub fn expand_loss_heads(graph: Graph, varied: impl Fn(ValueId) -> bool) -> (Gra
     (graph, joint)
 }
 
+/// Loss heads of an entry that is evaluated and not trained: the same loop over chunks, without gradients.
+pub fn chunk_loss_heads(graph: Graph) -> Graph {
+    expand_loss_heads(graph, |_| false).0
+}
+
 /// Operands of a loss head, whole or one chunk of them.
 #[derive(Clone, Copy)]
 struct Operands {

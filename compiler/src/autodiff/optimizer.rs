@@ -191,7 +191,15 @@ impl Step {
                 made.push(root);
             }
         }
-        let made: Vec<ValueId> = made.into_iter().map(|v| b.cast(v, dtype)).collect();
+        let names = ["grad_scale", "keep", "step_size", "root"];
+        let made: Vec<ValueId> = made
+            .into_iter()
+            .zip(names)
+            .map(|(v, name)| {
+                let ty = b.ty(v).with_dtype(dtype);
+                b.one(Op::Cast, &[v], Some(ty), name)
+            })
+            .collect();
         self.made.push((rate.clone(), dtype, made.clone()));
         made
     }

@@ -4,7 +4,7 @@
 //! 2. `differentiate` the loss sum
 //! 3. `accumulate` over microbatches
 //! 4. append the update
-//! 5. `hoist_invariants` and `eliminate_dead`
+//! 5. `hoist_invariants`, `share_common` and `eliminate_dead`
 
 use super::AutodiffError;
 use super::accumulate::{accumulate, is_report, microbatches, narrow_to_microbatch};
@@ -13,7 +13,7 @@ use super::differentiate::{Gradient, differentiate, parameters};
 use super::hoist_invariants::hoist_invariants;
 use super::optimizer::{LossAndGradients, append_update};
 use super::precision::apply_precision;
-use crate::graph::passes::eliminate_dead;
+use crate::graph::passes::{eliminate_dead, share_common};
 use crate::graph::{Graph, Name, Output, ValueId};
 use std::collections::BTreeMap;
 
@@ -62,7 +62,7 @@ pub fn training_step(forward: Graph, config: &TrainConfig) -> Result<Graph, Auto
         graph.regions[body.index()].results.remove(at);
     }
     let graph = append_update(graph, &loss, config)?;
-    Ok(eliminate_dead(hoist_invariants(graph)))
+    Ok(eliminate_dead(share_common(hoist_invariants(graph))))
 }
 
 fn find_report(graph: &Graph, name: &str) -> Result<usize, AutodiffError> {

@@ -227,6 +227,26 @@ fn loss_head_becomes_a_loop_over_chunks_with_the_same_gradient() {
 }
 
 #[test]
+fn loss_head_of_an_evaluated_entry_is_a_loop_without_gradients() {
+    use crate::autodiff::loss_head::chunk_loss_heads;
+    use crate::testing::assert_same_numbers;
+    let forward = super::llama(false);
+    let chunked = chunk_loss_heads(forward.clone());
+    assert_same_numbers(&forward, &chunked);
+    let trips: Vec<(u64, usize)> = chunked
+        .executed_regions()
+        .iter()
+        .flat_map(|r| &chunked.region(*r).ops)
+        .filter_map(|op| match &chunked.op(*op).op {
+            Op::Loop(l) if l.block.is_some() => Some((l.trip, chunked.op(*op).results.len())),
+            _ => None,
+        })
+        .collect();
+    // Four sequences, each in two chunks; one result, the loss.
+    assert_eq!(trips, [(4, 1), (2, 1)]);
+}
+
+#[test]
 fn loss_head_inside_a_loop_is_scaled_per_iteration() {
     use crate::graph::Loop;
     let mut b = Builder::new("f");

@@ -9,3 +9,4 @@ mod text;
 mod training;
 
 pub(super) use gradient::{check, check_graph, environment, param, param_in};
+pub(super) use llama::llama;
