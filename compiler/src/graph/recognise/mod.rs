@@ -6,12 +6,15 @@
 //!
 //! Norms come first, so that the loss head sees through them; attention needs the softmax the spec called.
 
+mod derive_bound;
+mod near_misses;
 mod recognise_attention;
 mod recognise_loss_head;
 mod recognise_norms;
 #[cfg(test)]
 mod tests;
 
+pub use near_misses::{NearMiss, near_misses};
 pub use recognise_attention::recognise_attention;
 pub use recognise_loss_head::recognise_loss_head;
 pub use recognise_norms::recognise_norms;

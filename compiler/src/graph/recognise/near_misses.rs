@@ -132,10 +132,8 @@ impl<'a> Uses<'a> {
                     format!("the logits %{} are used elsewhere too", self.name(logits))
                 } else if both {
                     format!("both sides of the logits' product have the axis {axis}")
-                } else if count(node.results[0]) > 1 || count(node.results[1]) > 0 {
-                    "the loss of single tokens is used elsewhere too".to_owned()
                 } else {
-                    "it is not summed over all tokens at once".to_owned()
+                    "the loss of single tokens is used, not only its sum over all".to_owned()
                 }
             }
             _ => format!("the logits %{} are not a product", self.name(logits)),

@@ -6,16 +6,15 @@
 //! 3. The query axis is the axis of q alone whose position the score reads; without one, the axis `key` was renamed from;
 //!    without that, the only axis of q alone.
 //! 4. The ops walked through become the scalar score region.
-//! 5. A score that is −inf unless `key <= query` (and `query − key < window`) bounds which tiles exist.
+//! 5. Where the region is −inf tells which tiles exist ([`derive_bound`]).
 //!
-//! Floating extras are left alone: `attention_grad` gives no gradient for them, and whether they need one is not known yet.
+//! An extra may be a parameter, a learned bias: autodiff then takes the derivative of the meaning.
 
 use super::View;
+use super::derive_bound::derive_bound;
 use crate::graph::composites::AttentionParts;
 use crate::graph::rewrite::rewrite_ops;
-use crate::graph::{
-    BinaryOp, Bound, Builder, CompareOp, CompositeKind, DType, Graph, Name, Op, OpNode, Type, ValueId,
-};
+use crate::graph::{Builder, CompositeKind, DType, Graph, Name, Op, OpNode, Type, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Puts `attention` in the place of its formula.
@@ -23,13 +22,8 @@ pub fn recognise_attention(graph: Graph) -> Graph {
     rewrite_ops(graph, |b, _, _, node| {
         let found = find(&View::new(b), node)?;
         let score = build_score(b, &found);
-        let parts = AttentionParts {
-            query: found.query,
-            key: found.key,
-            over: found.over,
-            bound: found.bound,
-            score,
-        };
+        let bound = derive_bound(&b.graph, score);
+        let parts = AttentionParts { query: found.query, key: found.key, over: found.over, bound, score };
         b.attention(found.q, found.k, found.v, &found.extras, parts).ok().map(|(o, _)| vec![o])
     })
 }
@@ -41,7 +35,6 @@ struct Found {
     query: Name,
     key: Name,
     over: Vec<Name>,
-    bound: Bound,
     extras: Vec<ValueId>,
     /// The softmax's operand.
     score: ValueId,
@@ -77,19 +70,8 @@ fn attention(view: &View, key: &Name, p: ValueId, v: ValueId) -> Option<Found> {
     let is_position = |leaf: ValueId| is_index(view, leaf, &query) || is_index(view, leaf, key);
     let extras: Vec<ValueId> =
         walk.leaves.iter().copied().filter(|leaf| *leaf != product && !is_position(*leaf)).collect();
-    if extras.iter().any(|e| is_float(view.graph.ty(*e).dtype)) {
-        return None;
-    }
-    let bound = bound(view, score, &query, key);
     let (key, over) = (key.clone(), over.clone());
-    Some(Found { q, k, v, query, key, over, bound, extras, score, product, ops: walk.ops })
-}
-
-fn is_float(dtype: DType) -> bool {
-    match dtype {
-        DType::F32 | DType::F64 | DType::Bf16 => true,
-        DType::I32 | DType::I64 | DType::Bool => false,
-    }
+    Some(Found { q, k, v, query, key, over, extras, score, product, ops: walk.ops })
 }
 
 fn is_product_along(view: &View, value: ValueId, key: &Name) -> bool {
@@ -209,71 +191,4 @@ fn build_score(b: &mut Builder, found: &Found) -> crate::graph::RegionId {
         map.insert(result, value);
     }
     b.close(vec![map[&found.score]])
-}
-
-/// Which scores can be other than −inf.
-fn bound(view: &View, score: ValueId, query: &Name, key: &Name) -> Bound {
-    let mut conditions = Vec::new();
-    let mut at = score;
-    while let Some(node) = view.op(at) {
-        match node.op {
-            Op::Select if view.constant(node.operands[2]) == Some(f64::NEG_INFINITY) => {
-                conjuncts(view, node.operands[0], &mut conditions);
-                at = node.operands[1];
-            }
-            Op::Broadcast => at = node.operands[0],
-            _ => break,
-        }
-    }
-    let causal = conditions.iter().any(|c| is_causal(view, *c, query, key));
-    let window = conditions.iter().filter_map(|c| window(view, *c, query, key)).min();
-    match window {
-        _ if !causal => Bound::Full,
-        Some(window) => Bound::Window(window),
-        None => Bound::Causal,
-    }
-}
-
-fn conjuncts(view: &View, condition: ValueId, out: &mut Vec<ValueId>) {
-    match view.binary(BinaryOp::And, condition) {
-        Some((a, b)) => {
-            conjuncts(view, a, out);
-            conjuncts(view, b, out);
-        }
-        None => out.push(condition),
-    }
-}
-
-/// A comparison read as `a < b` or `a <= b`: (a, b, whether equality is allowed).
-fn less(view: &View, condition: ValueId) -> Option<(ValueId, ValueId, bool)> {
-    let node = view.op(condition)?;
-    let (a, b) = (*node.operands.first()?, *node.operands.get(1)?);
-    match node.op {
-        Op::Compare(CompareOp::Lt) => Some((a, b, false)),
-        Op::Compare(CompareOp::Le) => Some((a, b, true)),
-        Op::Compare(CompareOp::Gt) => Some((b, a, false)),
-        Op::Compare(CompareOp::Ge) => Some((b, a, true)),
-        _ => None,
-    }
-}
-
-/// `key <= query`.
-fn is_causal(view: &View, condition: ValueId, query: &Name, key: &Name) -> bool {
-    less(view, condition)
-        .is_some_and(|(a, b, or_equal)| or_equal && is_index(view, a, key) && is_index(view, b, query))
-}
-
-/// The window of `query − key < window` or `query − window < key`, with `<=` for one more.
-fn window(view: &View, condition: ValueId, query: &Name, key: &Name) -> Option<u64> {
-    let (a, b, or_equal) = less(view, condition)?;
-    let (from, minus) = view.binary(BinaryOp::Sub, a)?;
-    let width = if is_index(view, minus, key) {
-        view.constant(b)?
-    } else if is_index(view, b, key) {
-        view.constant(minus)?
-    } else {
-        return None;
-    };
-    let width = width + if or_equal { 1.0 } else { 0.0 };
-    (is_index(view, from, query) && width >= 1.0).then_some(width as u64)
 }

@@ -238,14 +238,136 @@ fn recognise_attention_takes_document_ids_as_extras_and_claims_no_bound_for_them
 }
 
 #[test]
-fn recognise_attention_leaves_a_learnt_bias_alone() {
+fn recognise_attention_takes_a_bias_as_an_extra() {
     let biased = ATTENTION
-        .replace("MASK", "%mask = le %pos, %seq : bool[seq=4, pos=4]\n%bias = input : f32[seq=4, pos=4]")
+        .replace("MASK", "%mask = le %pos, %seq : bool[seq=4, pos=4]\n%bias = param \"bias\" = normal(1.0) : f32[seq=4, pos=4]")
         .replace(
             "%t = div %s, %c",
             "%t0 = div %s, %c : f32[seq=4, kv=2, group=2, pos=4]\n%t = add %t0, %bias",
         );
-    assert!(!after_pass(recognise_attention, &biased).contains("attention"));
+    let after = after_pass(|g| recognise(g, &[]), &biased);
+    assert!(after.contains("attention query seq key pos causal over hd"), "{after}");
+    assert!(after.contains("= %bias : f32[seq=4, pos=4]"), "{after}");
+}
+
+/// The bound found for scores written otherwise: `lines` make `%z` from `%s`.
+fn bound_of(lines: &str) -> String {
+    let (head, rest) = ATTENTION.split_once("MASK").expect("has a mask");
+    let (product, rest) = rest.split_once("%c = const").expect("has a scale");
+    let (_, tail) = rest.split_once("%p = softmax").expect("has a softmax");
+    let causal = "%causal = le %pos, %seq : bool[seq=4, pos=4]\n%lowest = const -inf : f32[]";
+    let text = format!("{head}{causal}{product}{lines}\n%p = softmax{tail}");
+    let after = after_pass(|g| recognise(g, &[]), &text);
+    let (_, rest) = after.split_once("attention query seq key pos ").unwrap_or_else(|| panic!("{after}"));
+    rest.split(' ').next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn recognise_attention_derives_the_bound_however_the_mask_is_written() {
+    let z = "f32[seq=4, pos=4, kv=2, group=2]";
+    // Mask before scale.
+    let text = format!(
+        "%held = select %causal, %s, %lowest : {z}\n%c = const 2.0 : f32[]\n%z = div %held, %c : {z}"
+    );
+    assert_eq!(bound_of(&text), "causal");
+    // An additive mask.
+    let text = format!(
+        "%later = gt %pos, %seq : bool[seq=4, pos=4]
+         %zero = const 0.0 : f32[]
+         %mask = select %later, %lowest, %zero : f32[seq=4, pos=4]
+         %z = add %mask, %s : {z}"
+    );
+    assert_eq!(bound_of(&text), "causal");
+    // A negated condition around a soft cap.
+    let text = format!(
+        "%later = not %causal : bool[seq=4, pos=4]
+         %t = tanh %s : f32[seq=4, kv=2, group=2, pos=4]
+         %z = select %later, %lowest, %t : {z}"
+    );
+    assert_eq!(bound_of(&text), "causal");
+    // Up to the next key but one: none of the bounds a kernel knows.
+    let ahead = |n: u64| {
+        format!(
+            "%n = const {n} : i32[]
+             %next = add %seq, %n : i32[seq=4]
+             %seen = lt %pos, %next : bool[seq=4, pos=4]
+             %z = select %seen, %s, %lowest : {z}"
+        )
+    };
+    assert_eq!(bound_of(&ahead(1)), "causal");
+    assert_eq!(bound_of(&ahead(2)), "full");
+    // Nested choices, one of which is the window.
+    let text = format!(
+        "%two = const 2 : i32[]
+         %far = sub %seq, %pos : i32[seq=4, pos=4]
+         %near = lt %far, %two : bool[seq=4, pos=4]
+         %held = select %near, %s, %lowest : {z}
+         %z = select %causal, %held, %lowest : {z}"
+    );
+    assert_eq!(bound_of(&text), "window=2");
+    // Near on both sides.
+    let text = format!(
+        "%two = const 2 : i32[]
+         %far = sub %seq, %pos : i32[seq=4, pos=4]
+         %near = lt %far, %two : bool[seq=4, pos=4]
+         %z = select %near, %s, %lowest : {z}"
+    );
+    assert_eq!(bound_of(&text), "full");
+}
+
+/// Near misses after recognition.
+fn misses(text: &str) -> Vec<String> {
+    near_misses(&recognise(crate::testing::graph(text), &[])).into_iter().map(|m| m.message).collect()
+}
+
+#[test]
+fn near_misses_tell_why_a_softmax_is_no_attention() {
+    let good = ATTENTION.replace("MASK", "%mask = le %pos, %seq : bool[seq=4, pos=4]");
+    assert!(misses(&good).is_empty());
+    let two = good.replace(
+        "%t = div %s, %c",
+        "%s2 = dot %q, %k over hd : f32[seq=4, kv=2, group=2, pos=4]
+         %s3 = mul %s, %s2 : f32[seq=4, kv=2, group=2, pos=4]
+         %t = div %s3, %c",
+    );
+    let why =
+        "softmax over pos is not recognised as attention: the scores are made from more than one product";
+    assert_eq!(misses(&two), [why]);
+}
+
+#[test]
+fn near_misses_tell_why_a_loss_is_not_chunked() {
+    assert!(misses(HEAD).is_empty());
+    let prefix = "cross_entropy over vocab is not computed in chunks of tokens: ";
+    let reason = |from: &str, to: &str| misses(&HEAD.replace(from, to)).concat().replace(prefix, "");
+    let end = "return loss_sum = %loss";
+    let logits = reason(end, "return loss_sum = %loss\nreturn logits = %logits");
+    assert_eq!(logits, "the logits %logits are used elsewhere too");
+    let tokens = reason(end, "return loss_sum = %loss\nreturn ce = %ce");
+    assert_eq!(tokens, "the loss of single tokens is used, not only its sum over all");
+    let rows = reason(
+        "%loss = reduce_sum %we over batch, seq : f32[]",
+        "%loss = reduce_max %we over batch, seq : f32[]",
+    );
+    assert_eq!(rows, "the loss of single tokens is used, not only its sum over all");
+}
+
+#[test]
+fn near_misses_tell_of_a_norm_without_a_gain() {
+    let text = "graph @f {
+        %x = input : f32[seq=3, d=4]
+        %xx = mul %x, %x : f32[seq=3, d=4]
+        %sum = reduce_sum %xx over d : f32[seq=3]
+        %n = const 4.0 : f32[]
+        %mean = div %sum, %n : f32[seq=3]
+        %eps = const 1e-5 : f32[]
+        %ms = add %mean, %eps : f32[seq=3]
+        %r = rsqrt %ms : f32[seq=3]
+        %y = mul %x, %r : f32[seq=3, d=4]
+        return y = %y
+    }";
+    let why = "x · rsqrt(mean(x·x) + eps) is not recognised as rms_norm: no gain multiplies it";
+    assert_eq!(misses(text), [why]);
 }
 
 const HEAD: &str = "graph @f {
