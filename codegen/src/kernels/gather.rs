@@ -82,7 +82,7 @@ fn copy_row(b: &mut Builder, spec: &GatherSpec, row_dims: &[Dim], at: &[Value], 
         return store_along(b, mem(&spec.out), at[OUT], 1, 1, value, None);
     };
     let n_outer: u64 = outer.iter().map(|d| d.size).product();
-    let lanes = lanes.min(inner.size.next_power_of_two() as u32);
+    let lanes = u64::from(lanes).min(inner.size.next_power_of_two()) as u32;
     b.for_range(n_outer, |b, flat| {
         let at = walk(b, at, outer, flat);
         for_vectors(b, inner.size, lanes, |b, column, count| {

@@ -65,7 +65,7 @@ impl<'a> Plan<'a> {
         let none = || Dim { size: 1, strides: vec![0; strides.len()], pinned: None };
         let columns = outer.pop().unwrap_or_else(none);
         let rows = outer.pop().unwrap_or_else(none);
-        let lanes = lanes_for(spec, target).min(columns.size.next_power_of_two() as u32);
+        let lanes = u64::from(lanes_for(spec, target)).min(columns.size.next_power_of_two()) as u32;
         let block = block(&rows, &columns);
         let levels = Levels::new(
             &spec.region,

@@ -97,7 +97,7 @@ impl<'a> Plan<'a> {
     }
 
     fn clear_rows(&self, b: &mut Builder, at: Value, lo: Value, hi: Value, inner: &Dim) {
-        let lanes = self.lanes.min(inner.size.next_power_of_two() as u32);
+        let lanes = u64::from(self.lanes).min(inner.size.next_power_of_two()) as u32;
         b.for_each(lo, hi, 1, |b, position| {
             let at = offset_by(b, at, &[(position, self.spec.axis_stride)]);
             for_vectors(b, inner.size, lanes, |b, column, count| {
@@ -158,7 +158,7 @@ impl<'a> Plan<'a> {
             return self.add_vector(b, at, &[1, 1], 1, None);
         };
         let n_outer: u64 = outer.iter().map(|d| d.size).product();
-        let lanes = self.lanes.min(inner.size.next_power_of_two() as u32);
+        let lanes = u64::from(self.lanes).min(inner.size.next_power_of_two()) as u32;
         b.for_range(n_outer, |b, flat| {
             let at = walk(b, at, outer, flat);
             for_vectors(b, inner.size, lanes, |b, column, count| {
