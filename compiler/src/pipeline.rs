@@ -268,3 +268,6 @@ impl<'a> Runner<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

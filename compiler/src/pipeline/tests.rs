@@ -1,0 +1,109 @@
+use super::*;
+use crate::spec::{FileLoader, check};
+
+/// The checked spec of a file of the repository, with overrides.
+fn spec(path: &str, sets: &[&str]) -> (Spec, SourceMap) {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let path = root.join(path).to_string_lossy().into_owned();
+    let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+    let mut sources = SourceMap::new();
+    match check(&mut sources, &FileLoader, &path, &sets) {
+        Ok((spec, _)) => (spec, sources),
+        Err(errors) => panic!("{}", crate::spec::diagnostic::render_all(&errors, &sources, false)),
+    }
+}
+
+/// Texts of the stage of the entry `train`, with file names relative to the repository.
+fn text(stage: &str, path: &str, sets: &[&str]) -> String {
+    let (spec, sources) = spec(path, sets);
+    let mut found = String::new();
+    let mut runner = Runner::viewing(Box::new(|at, entry, text| {
+        if at == stage && entry == "train" {
+            found = text;
+        }
+    }));
+    graphs(&spec, &sources, &mut runner).unwrap();
+    drop(runner);
+    let root = format!("{}/../", env!("CARGO_MANIFEST_DIR"));
+    found.replace(&root, "")
+}
+
+fn golden(name: &str, text: &str) {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/llama70b"));
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!(name, text));
+}
+
+#[test]
+fn llama70b_has_the_published_number_of_parameters() {
+    assert_eq!(spec("specs/llama70b.spec", &[]).0.model.parameter_count(), 70_553_706_496);
+}
+
+#[test]
+fn llama70b_graph_reads_as_recorded() {
+    golden("graph", &text("graph", "specs/llama70b.spec", &[]));
+}
+
+#[test]
+fn llama70b_training_reads_as_recorded() {
+    golden("training", &text("training", "specs/llama70b.spec", &[]));
+}
+
+#[test]
+fn stages_do_not_grow_with_layers() {
+    for stage in ["graph", "training"] {
+        let lines = |layers: &str| text(stage, "specs/llama70b.spec", &[layers]).lines().count();
+        assert_eq!(lines("Llama.layers=2"), lines("Llama.layers=200"), "{stage}");
+    }
+    // From some size on: a reduction over very few elements needs one kernel less.
+    let launches = |layers: &str| compiled(&[layers]).program.info.ops.len();
+    assert_eq!(launches("Llama.layers=100"), launches("Llama.layers=1000"));
+}
+
+fn compiled(sets: &[&str]) -> Compiled {
+    let (spec, sources) = spec("specs/tiny.spec", sets);
+    compile(&spec, &sources, &Identity::default(), &mut Runner::default()).unwrap()
+}
+
+#[test]
+fn compile_gives_the_same_program_again() {
+    let (first, second) = (compiled(&[]), compiled(&[]));
+    assert_eq!(first.program, second.program);
+    assert_ne!(first.program.info.fingerprint, compiled(&["Llama.layers=3"]).program.info.fingerprint);
+}
+
+#[test]
+fn compile_keeps_run_time_keys_out_of_the_baked_ones() {
+    let program = compiled(&[]).program;
+    let baked: Vec<&str> = program.info.baked.iter().map(|(key, _)| key.as_str()).collect();
+    assert!(baked.contains(&"train.seq") && baked.contains(&"train.optimizer.betas"), "{baked:?}");
+    for scalar in &program.info.scalars {
+        assert!(!baked.contains(&scalar.key.as_str()), "{}", scalar.key);
+    }
+}
+
+#[test]
+fn compile_refuses_what_does_not_fit_and_names_the_owners() {
+    let (mut spec, sources) = spec("specs/tiny.spec", &[]);
+    spec.target.memory_bytes = Some(1 << 20);
+    let refused = compile(&spec, &sources, &Identity::default(), &mut Runner::default());
+    let Err(CompileError::Memory(message)) = refused else { panic!("1 MiB is too little") };
+    assert!(message.contains("the target has 1.0 MiB"), "{message}");
+    assert!(message.contains("llama.spec:"), "owners carry their line: {message}");
+}
+
+#[test]
+fn compile_of_a_model_alone_asks_for_a_run() {
+    let (spec, sources) = spec("specs/llama.spec", &[]);
+    let refused = compile(&spec, &sources, &Identity::default(), &mut Runner::default());
+    assert!(matches!(refused, Err(CompileError::Spec(errors)) if errors[0].title.contains("no run to build")));
+}
+
+#[test]
+fn runner_names_the_stage_that_panics() {
+    let result: Result<()> = Runner::default().run("fused", || panic!("on purpose"));
+    let Err(CompileError::Internal { stage, message }) = result else { panic!("an error was expected") };
+    assert_eq!((stage, message.as_str()), ("fused", "panicked: on purpose"));
+}
