@@ -126,7 +126,7 @@ fn seed(t: &mut Tape, l: &Loop, body: &Region, g: &[Option<ValueId>], active: &[
                 } else {
                     ty
                 };
-                t.from_outside(outside, ty, stacked)
+                t.imported(outside, ty, stacked)
             })
         };
         if let Some(cotangent) = cotangent {

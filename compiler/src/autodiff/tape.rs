@@ -227,7 +227,7 @@ impl Tape {
     }
 
     /// Makes a value from outside the innermost loop an argument of its backward body.
-    pub(super) fn from_outside(&mut self, outside: ValueId, ty: Type, stacked: bool) -> ValueId {
+    pub(super) fn imported(&mut self, outside: ValueId, ty: Type, stacked: bool) -> ValueId {
         self.bring(self.frames.len() - 1, outside, ty, stacked)
     }
 

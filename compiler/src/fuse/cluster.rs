@@ -421,12 +421,12 @@ impl<'g> Clusterer<'g> {
             }
             let free = self.of[j].is_some_and(|c| self.clusters[c].dot.is_none());
             let sources = self.sources(j);
-            let from_outside = |v: &ValueId| match self.def.get(v) {
+            let imported = |v: &ValueId| match self.def.get(v) {
                 Some(d) => taken.contains(d) || !dependents.contains(d),
                 None => true,
             };
             let uses_taken = sources.iter().any(|v| self.def.get(v).is_some_and(|d| taken.contains(d)));
-            if free && uses_taken && sources.iter().all(from_outside) && !self.needs_index(j) {
+            if free && uses_taken && sources.iter().all(imported) && !self.needs_index(j) {
                 taken.push(j);
                 if self.escaping(&taken) == 1 {
                     best = taken.len();

@@ -342,7 +342,7 @@ impl<'f> Builder<'f> {
 
     /// Whether the region asks for the index along a dimension.
     pub fn uses_index(&self, dim: usize) -> bool {
-        self.ops.iter().any(|op| *op == ScalarOp::Index(dim as u32))
+        self.ops.contains(&ScalarOp::Index(dim as u32))
     }
 
     /// The region with these results; loop indices become the inputs after the loads. Unused ops go.

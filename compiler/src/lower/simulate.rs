@@ -109,9 +109,10 @@ pub fn first_outside(expected: &Outputs, found: &Outputs) -> Option<String> {
             (Values::Float(want_values), Values::Float(got_values)) => {
                 for (i, (w, g)) in want_values.iter().zip(got_values).enumerate() {
                     let bound = want.errors.get(i).copied().unwrap_or(0.0);
-                    let same = w == g || (w.is_nan() && g.is_nan());
-                    if !same && !((w - g).abs() <= bound) {
-                        let off = (w - g).abs();
+                    let off = (w - g).abs();
+                    // Equal infinities differ by NaN; a NaN on one side only is never within the bound.
+                    let fits = w == g || (w.is_nan() && g.is_nan()) || off <= bound;
+                    if !fits {
                         return Some(format!("{output:?}[{i}]: {g} instead of {w}, off by {off:.2e}, allowed {bound:.2e}"));
                     }
                 }
