@@ -386,13 +386,16 @@ impl Assign {
         };
         for (j, &v) in node.results.iter().enumerate().skip(l.carries) {
             let is_sum = j >= l.carries + l.stacked_outs;
+            // Reports name the op that makes the slices, not the loop.
+            let origin = self.origin_of(body.results[j]);
+            let origin = if origin.line.line > 0 { origin } else { node.origin.clone() };
             let carried = (0..l.carries).find(|c| body.results[j] == body.args[c + 1]);
             let (view, adds) = match self.take_want(scene, v, i, true, false) {
                 Some(want) => (want.view, want.accumulate),
-                None if is_sum => (self.value_buffer(v, Class::Sum, &node.origin), false),
+                None if is_sum => (self.value_buffer(v, Class::Sum, &origin), false),
                 None => match (carried, l.block) {
                     (Some(c), None) if places.carries.iter().all(|(k, _)| *k != c) => {
-                        let buffer = self.stack_buffer(v, l, l.trip + 1, &node.origin);
+                        let buffer = self.stack_buffer(v, l, l.trip + 1, &origin);
                         let carry = self.stack_carry(buffer, v, l);
                         let view = carry.stacked.clone();
                         places.carries.push((c, carry));
@@ -400,10 +403,10 @@ impl Assign {
                         continue;
                     }
                     (_, None) => {
-                        let buffer = self.stack_buffer(v, l, l.trip, &node.origin);
+                        let buffer = self.stack_buffer(v, l, l.trip, &origin);
                         (View::whole(buffer, self.f.graph.ty(v)), false)
                     }
-                    (_, Some(_)) => (self.value_buffer(v, Class::Stack, &node.origin), false),
+                    (_, Some(_)) => (self.value_buffer(v, Class::Stack, &origin), false),
                 },
             };
             self.f.views.insert(v, view.clone());

@@ -24,6 +24,7 @@ pub mod gemm_dims;
 pub mod insert_relayouts;
 pub mod prepare;
 pub mod print;
+pub mod recompute_residuals;
 #[cfg(test)]
 mod tests;
 pub mod view;

@@ -24,7 +24,13 @@ fn early_lookup() -> Graph {
         Some(ty(&[("d", 8), ("e", 8)])),
         "w",
     );
-    let late = b.one(Op::Gather { axis: "vocab".into() }, &[table, ids], None, "late");
+    let positions = b.one(
+        Op::Param { path: "late".into(), init: Init::Constant(0.0) },
+        &[],
+        Some(ty(&[("vocab", 5), ("d", 8)])),
+        "positions",
+    );
+    let late = b.one(Op::Gather { axis: "vocab".into() }, &[positions, ids], None, "late");
     let x = b.one(Op::Gather { axis: "vocab".into() }, &[table, ids], None, "x");
     let y = b.dot(x, w, &["d".into()]);
     let y = b.softmax(y, &"e".into()).unwrap();
