@@ -17,10 +17,11 @@ use mlc_tests::random_graph::Random;
 fn graph(entry: Entry, microbatch: Option<u64>) -> Graph {
     let path = format!("{}/models/tiny/tiny.spec", env!("CARGO_MANIFEST_DIR"));
     let data = "train.data=synthetic";
-    let sets: Vec<String> = [data, "Llama.vocab=24", "Llama.d=12", "Llama.ff=20", "Llama.hd=4", "train.seq=6"]
-        .iter()
-        .map(|s| s.to_string())
-        .collect();
+    let sets: Vec<String> =
+        [data, "Llama.vocab=24", "Llama.d=12", "Llama.ff=20", "Llama.hd=4", "train.seq=6"]
+            .iter()
+            .map(|s| s.to_string())
+            .collect();
     let mut sources = SourceMap::new();
     let (spec, _) = check(&mut sources, &FileLoader, &path, &sets).unwrap_or_else(|e| panic!("{e:?}"));
     let train = spec.train.expect("the model has a run");

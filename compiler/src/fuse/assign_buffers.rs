@@ -231,7 +231,12 @@ impl Assign {
 
     fn copy(&mut self, value: ValueId, from: View, to: View, accumulate: bool, origin: &Origin) -> Item {
         let write = Write { value: Some(value), view: to, accumulate };
-        self.push(Group { kind: Kind::Copy { from }, ops: Vec::new(), writes: vec![write], origin: origin.clone() })
+        self.push(Group {
+            kind: Kind::Copy { from },
+            ops: Vec::new(),
+            writes: vec![write],
+            origin: origin.clone(),
+        })
     }
 
     fn scene(&self, region: RegionId, plans: Vec<Plan>) -> Scene {
@@ -343,9 +348,10 @@ impl Assign {
         let fits = |w: &Want| {
             let free = match w.over {
                 None => true,
-                Some(old) => {
-                    scene.readers_of(old).iter().all(|&r| r < i || (r == i && in_place && self.reads_itself(scene, i, old)))
-                }
+                Some(old) => scene
+                    .readers_of(old)
+                    .iter()
+                    .all(|&r| r < i || (r == i && in_place && self.reads_itself(scene, i, old))),
             };
             let only_initial = w.initial_of.is_none_or(|l| {
                 let Plan::Loop(op) = scene.plans[l] else { return false };
@@ -415,12 +421,8 @@ impl Assign {
                 places.fills.push(view.clone());
             }
             let inner = if is_sum { view } else { view.slice(&l.axis, l.block, id) };
-            places.outs[j] = Some(Want {
-                view: inner,
-                accumulate: adds || zeroed,
-                over: None,
-                initial_of: None,
-            });
+            places.outs[j] =
+                Some(Want { view: inner, accumulate: adds || zeroed, over: None, initial_of: None });
         }
         for c in 0..l.carries {
             let v = node.results[c];
@@ -440,8 +442,7 @@ impl Assign {
                 }
             };
             self.f.views.insert(v, carry.last.clone());
-            let want =
-                Want { view: carry.first.clone(), accumulate: false, over: None, initial_of: Some(i) };
+            let want = Want { view: carry.first.clone(), accumulate: false, over: None, initial_of: Some(i) };
             Self::want(scene, node.operands[c], want);
             let over = carry.in_place.then(|| body.args[c + 1]);
             places.outs[c] =
@@ -466,8 +467,7 @@ impl Assign {
         let ty = self.f.graph.ty(stacked);
         let all = View::whole(buffer, ty);
         let fixed = |n| all.at(&l.axis, None, At::Fixed(n));
-        let (first, last, in_slot) =
-            if l.reverse { (l.trip, 0, 1) } else { (0, l.trip, 0) };
+        let (first, last, in_slot) = if l.reverse { (l.trip, 0, 1) } else { (0, l.trip, 0) };
         let moved = |view: &View, n: u64| if n == 0 { view.clone() } else { view.moved(&l.axis, n) };
         CarryPlace {
             first: fixed(first),
@@ -522,8 +522,7 @@ impl Assign {
                 let write = self.place_result(scene, *output, i, ops.is_empty(), false, &origin);
                 // Operand views are known once all results of the region have places; see `operands_of_products`.
                 let unknown = write.view.clone();
-                let kind =
-                    Kind::Gemm { dot: *dot, a: unknown.clone(), b: unknown, extras: reads.clone() };
+                let kind = Kind::Gemm { dot: *dot, a: unknown.clone(), b: unknown, extras: reads.clone() };
                 vec![Group { kind, ops: ops.clone(), writes: vec![write], origin }]
             }
             Plan::Single(op) => self.place_single(scene, i, *op)?,
@@ -691,4 +690,3 @@ struct LoopPlaces {
     outs: Vec<Option<Want>>,
     fills: Vec<View>,
 }
-

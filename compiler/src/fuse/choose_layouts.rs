@@ -169,10 +169,13 @@ fn price(fused: &Fused, group: &Group) -> u64 {
                 Op::Gather { axis } | Op::ScatterAdd { axis } => axis.clone(),
                 _ => return 0,
             };
-            let innermost_is = |v: &View| {
-                v.physical_order(fused.buffer(v.buffer)).last().is_some_and(|a| a.name == axis)
-            };
-            let base = all_views(fused, group).iter().filter(|v| innermost_is(v)).map(|v| 4 * bytes(fused, v)).sum::<u64>();
+            let innermost_is =
+                |v: &View| v.physical_order(fused.buffer(v.buffer)).last().is_some_and(|a| a.name == axis);
+            let base = all_views(fused, group)
+                .iter()
+                .filter(|v| innermost_is(v))
+                .map(|v| 4 * bytes(fused, v))
+                .sum::<u64>();
             base + price_loops(fused, group, &[])
         }
         Kind::Attention { op } | Kind::AttentionGrad { op, .. } => {

@@ -12,9 +12,7 @@
 //! Terminates: each step only merges or only stores more. Deterministic: everything runs in op order.
 
 use super::{FuseError, Result};
-use crate::graph::{
-    Axis, BinaryOp, Graph, Name, Op, OpId, Pairs, RegionId, UnaryOp, ValueId, shape,
-};
+use crate::graph::{Axis, BinaryOp, Graph, Name, Op, OpId, Pairs, RegionId, UnaryOp, ValueId, shape};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows below which a kernel that also writes elements would leave threads idle.
@@ -115,7 +113,9 @@ pub fn is_expensive(op: &Op) -> bool {
             | UnaryOp::Sin
             | UnaryOp::Cos
             | UnaryOp::Erf => true,
-            UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Sqrt | UnaryOp::Rsqrt | UnaryOp::Floor | UnaryOp::Not => false,
+            UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Sqrt | UnaryOp::Rsqrt | UnaryOp::Floor | UnaryOp::Not => {
+                false
+            }
         },
         Op::Binary(b) => *b == BinaryOp::Pow,
         Op::Input { .. }
@@ -334,7 +334,10 @@ impl<'g> Clusterer<'g> {
                 let inside = self.def.get(&v).is_some_and(|d| {
                     self.clusters[c].ops.contains(d) || self.clusters[c].recomputed.contains(d)
                 });
-                if !inside && let Some(m) = self.maker(v) && m != c {
+                if !inside
+                    && let Some(m) = self.maker(v)
+                    && m != c
+                {
                     needs.insert(m);
                 }
             }
@@ -412,10 +415,8 @@ impl<'g> Clusterer<'g> {
         let mut best = 1;
         for &j in dependents.iter().skip(1) {
             let node = self.node(j);
-            let elementwise = matches!(
-                node.op,
-                Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Select | Op::Cast
-            );
+            let elementwise =
+                matches!(node.op, Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Select | Op::Cast);
             if !elementwise || self.class[j] != Class::Loops || self.space_of(node.results[0]) != space {
                 continue;
             }
@@ -701,7 +702,12 @@ impl<'g> Clusterer<'g> {
         let cluster = &self.clusters[c];
         if cluster.dot.is_some() {
             let inside = |j: usize| cluster.ops.contains(&j);
-            return cluster.ops.iter().map(|i| self.result(*i)).filter(|v| self.escapes(*v, &inside)).collect();
+            return cluster
+                .ops
+                .iter()
+                .map(|i| self.result(*i))
+                .filter(|v| self.escapes(*v, &inside))
+                .collect();
         }
         let mut outputs = Vec::new();
         for &i in &cluster.ops {

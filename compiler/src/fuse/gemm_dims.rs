@@ -58,7 +58,12 @@ pub struct GemmDims {
 
 impl GemmDims {
     /// Of a product with these operands.
-    pub fn new(over: &[Name], a: (&View, &Buffer), b: (&View, &Buffer), others: &[(&View, &Buffer)]) -> GemmDims {
+    pub fn new(
+        over: &[Name],
+        a: (&View, &Buffer),
+        b: (&View, &Buffer),
+        others: &[(&View, &Buffer)],
+    ) -> GemmDims {
         let operands: Vec<(&View, &Buffer)> = [&[a, b], others].concat();
         let (mut batch, mut m, mut n, mut k) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for axis in &a.0.axes {
@@ -84,8 +89,9 @@ impl GemmDims {
         let Kind::Gemm { dot, a, b, extras } = kind else { return None };
         let with = |v: &View| fused.buffer(v.buffer).clone();
         let (ba, bb) = (with(a), with(b));
-        let views: Vec<View> =
-            std::iter::once(write.view.clone()).chain(extras.iter().map(|v| fused.views[v].clone())).collect();
+        let views: Vec<View> = std::iter::once(write.view.clone())
+            .chain(extras.iter().map(|v| fused.views[v].clone()))
+            .collect();
         let buffers: Vec<Buffer> = views.iter().map(with).collect();
         let others: Vec<(&View, &Buffer)> = views.iter().zip(&buffers).collect();
         Some(GemmDims::new(&over(fused, *dot), (a, &ba), (b, &bb), &others))

@@ -5,7 +5,9 @@
 //! copy serves all products of its region that need the same one.
 
 use super::gemm_dims::{GemmDims, over};
-use super::{Buffer, BufferId, Class, Fused, FuseError, Group, GroupId, Item, Kind, LoopId, Result, View, Write};
+use super::{
+    Buffer, BufferId, Class, FuseError, Fused, Group, GroupId, Item, Kind, LoopId, Result, View, Write,
+};
 use crate::graph::{Axis, Name, Type, shape};
 
 /// See the module's text.
@@ -108,8 +110,7 @@ fn straighten(
                 out.push(Item::Group(copy));
             }
         }
-        fused.groups[id.0 as usize].kind =
-            Kind::Gemm { dot: *dot, a: x, b: y, extras: extras.clone() };
+        fused.groups[id.0 as usize].kind = Kind::Gemm { dot: *dot, a: x, b: y, extras: extras.clone() };
         return Ok(());
     }
     Err(FuseError {

@@ -187,11 +187,8 @@ impl Prepare<'_> {
                 self.materialised(mapped, indices)
             })
             .collect();
-        let args: Vec<(Name, Type)> = body
-            .args
-            .iter()
-            .map(|v| (self.from.value_name(*v).clone(), self.from.ty(*v).clone()))
-            .collect();
+        let args: Vec<(Name, Type)> =
+            body.args.iter().map(|v| (self.from.value_name(*v).clone(), self.from.ty(*v).clone())).collect();
         let (_, new_args) = self.builder.open(&args);
         self.map.extend(body.args.iter().copied().zip(new_args.iter().copied()));
         let inner = [indices, &new_args[..1]].concat();

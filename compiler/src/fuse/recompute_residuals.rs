@@ -90,8 +90,7 @@ fn sources(graph: &Graph, forward: OpId, l: &Loop) -> BTreeMap<ValueId, Source> 
     let node = graph.op(forward);
     let body = graph.region(l.body);
     let stacks = l.carries..l.carries + l.stacked_outs;
-    let saved: BTreeMap<ValueId, ValueId> =
-        stacks.map(|j| (body.results[j], node.results[j])).collect();
+    let saved: BTreeMap<ValueId, ValueId> = stacks.map(|j| (body.results[j], node.results[j])).collect();
     let mut found = BTreeMap::from([(body.args[0], Source::Index)]);
     for (i, (arg, operand)) in body.args[1..].iter().zip(&node.operands).enumerate() {
         if i >= l.carries + l.stacked {

@@ -176,8 +176,12 @@ fn recompute_residuals_saves_what_cannot_be_computed_again() {
     };
     let carry = ty(&[("seq", 3), ("d", 4)]);
     let index: (Name, Type) = ("i".into(), Type::scalar(DType::I32));
-    let (forward, a) =
-        b.open(&[index.clone(), ("x".into(), carry.clone()), ("w".into(), slice.clone()), ("v".into(), slice)]);
+    let (forward, a) = b.open(&[
+        index.clone(),
+        ("x".into(), carry.clone()),
+        ("w".into(), slice.clone()),
+        ("v".into(), slice),
+    ]);
     let dot = |b: &mut Builder, x: ValueId, w: ValueId| {
         let y = b.dot(x, w, &names(&["d"]));
         b.rename(y, &[("e".into(), "d".into())])

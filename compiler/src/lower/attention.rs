@@ -36,11 +36,8 @@ struct Lowering<'f> {
 /// Axes that don't fit the kernel's shape, or a score without a derivative.
 pub fn lower(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
     let node = fused.graph.op(op);
-    let refuse = |message: String| FuseError {
-        op: shape::op_name(&node.op),
-        origin: node.origin.clone(),
-        message,
-    };
+    let refuse =
+        |message: String| FuseError { op: shape::op_name(&node.op), origin: node.origin.clone(), message };
     let Op::Composite(composite) = &node.op else {
         return Err(refuse("not an attention".into()));
     };
@@ -211,10 +208,8 @@ impl Lowering<'_> {
             }
         };
         let mut batch = merge(&roles.batch, &operands);
-        let by_key_value = matches!(
-            self.group.kind,
-            Kind::AttentionGrad { part: AttentionGradPart::KeyValue, .. }
-        );
+        let by_key_value =
+            matches!(self.group.kind, Kind::AttentionGrad { part: AttentionGradPart::KeyValue, .. });
         let group = match one(&roles.group, "query group") {
             Ok(dim) => dim,
             Err(message) if by_key_value => return Err(message),

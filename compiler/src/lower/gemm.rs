@@ -41,16 +41,9 @@ pub fn lower(fused: &Fused, group: &Group) -> Result<Lowered> {
     let left = operand(a, 0, [&m, &k]);
     let right = operand(b, 1, [&k, &n]);
     let c = operand(&write.view, 2, [&m, &n]);
-    let extra_operands: Vec<Operand> = extras
-        .iter()
-        .enumerate()
-        .map(|(j, v)| operand(&fused.views[v], 3 + j, [&m, &n]))
-        .collect();
-    let epilogue = if group.ops.is_empty() {
-        None
-    } else {
-        Some(tail(fused, group, *dot, extras)?)
-    };
+    let extra_operands: Vec<Operand> =
+        extras.iter().enumerate().map(|(j, v)| operand(&fused.views[v], 3 + j, [&m, &n])).collect();
+    let epilogue = if group.ops.is_empty() { None } else { Some(tail(fused, group, *dot, extras)?) };
     let flops = 2 * batch.iter().map(|d| d.size).product::<u64>() * m.size * n.size * k.size;
     let spec = KernelSpec::Gemm(GemmSpec {
         batch: batch.iter().map(|d| d.size).collect(),

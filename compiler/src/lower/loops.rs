@@ -96,8 +96,7 @@ impl Space {
 
     /// Coordinates of the elements one point of the space stands for: one, or both partners of a pair.
     fn places(&self) -> Vec<Coords> {
-        let plain: Coords =
-            self.names.iter().enumerate().map(|(i, n)| (n.clone(), Coord::Dim(i))).collect();
+        let plain: Coords = self.names.iter().enumerate().map(|(i, n)| (n.clone(), Coord::Dim(i))).collect();
         match &self.paired {
             None => vec![plain],
             Some((dim, axis, pairs, n)) => (0..2)
@@ -180,11 +179,8 @@ impl Loops {
             dim -= 1;
             let outer = dim - 1;
             let size = self.sizes[dim];
-            let fits = self
-                .loads
-                .iter()
-                .chain(&self.stores)
-                .all(|a| a.strides[outer] == a.strides[dim] * size);
+            let fits =
+                self.loads.iter().chain(&self.stores).all(|a| a.strides[outer] == a.strides[dim] * size);
             if dim != self.kept && !self.indexed[dim] && !self.indexed[outer] && fits {
                 for access in self.accesses() {
                     access.strides[outer] = access.strides[dim];
@@ -205,8 +201,7 @@ impl Loops {
         };
         let inputs = self.loads.into_iter().map(|a| operand(&mut made, a)).collect();
         let outputs = self.stores.into_iter().map(|a| operand(&mut made, a)).collect();
-        let spec =
-            LoopsSpec { dims: self.sizes, reduced, inputs, n_scalars, region: self.region, outputs };
+        let spec = LoopsSpec { dims: self.sizes, reduced, inputs, n_scalars, region: self.region, outputs };
         let spec = if reduced == 0 { KernelSpec::Map(spec) } else { KernelSpec::Rows(spec) };
         Lowered { spec, views: made.views, indices, flops: 0 }
     }

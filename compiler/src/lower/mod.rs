@@ -232,20 +232,16 @@ fn join_equal_buffers(mut spec: KernelSpec, addresses: Vec<Address>) -> (KernelS
 fn operands_mut(spec: &mut KernelSpec) -> Vec<&mut mlc_codegen::program::Operand> {
     match spec {
         KernelSpec::Map(s) | KernelSpec::Rows(s) => s.inputs.iter_mut().chain(&mut s.outputs).collect(),
-        KernelSpec::Gemm(s) => {
-            [&mut s.a, &mut s.b, &mut s.c].into_iter().chain(&mut s.extras).collect()
-        }
+        KernelSpec::Gemm(s) => [&mut s.a, &mut s.b, &mut s.c].into_iter().chain(&mut s.extras).collect(),
         KernelSpec::Attention(s) => [&mut s.q, &mut s.k, &mut s.v, &mut s.o, &mut s.lse]
             .into_iter()
             .chain(&mut s.shape.extras)
             .collect(),
-        KernelSpec::AttentionGrad(s) => {
-            [&mut s.q, &mut s.k, &mut s.v, &mut s.d_o, &mut s.lse, &mut s.delta]
-                .into_iter()
-                .chain(&mut s.outputs)
-                .chain(&mut s.shape.extras)
-                .collect()
-        }
+        KernelSpec::AttentionGrad(s) => [&mut s.q, &mut s.k, &mut s.v, &mut s.d_o, &mut s.lse, &mut s.delta]
+            .into_iter()
+            .chain(&mut s.outputs)
+            .chain(&mut s.shape.extras)
+            .collect(),
         KernelSpec::Gather(s) => vec![&mut s.table, &mut s.ids, &mut s.out],
         KernelSpec::Scatter(s) => vec![&mut s.updates, &mut s.ids, &mut s.out],
     }

@@ -100,11 +100,8 @@ impl<'f> Builder<'f> {
     /// A region over `dims` dimensions of which those from `kept` on run over `reduced`; ops of the group are computed,
     /// everything else is loaded.
     pub fn new(fused: &'f Fused, group: &Group, dims: usize, reduced: Vec<Axis>) -> Builder<'f> {
-        let def = group
-            .ops
-            .iter()
-            .flat_map(|op| fused.graph.op(*op).results.iter().map(|v| (*v, *op)))
-            .collect();
+        let def =
+            group.ops.iter().flat_map(|op| fused.graph.op(*op).results.iter().map(|v| (*v, *op))).collect();
         Builder {
             fused,
             inside: group.ops.iter().copied().collect(),
@@ -135,10 +132,9 @@ impl<'f> Builder<'f> {
         let row = |id: ScalarId| self.row_level[id.0 as usize];
         let row_level = match op {
             ScalarOp::Input(i) if i >= INDEX_INPUT => true,
-            ScalarOp::Input(i) => self
-                .loads
-                .get(i as usize)
-                .is_some_and(|l| l.strides[self.kept..].iter().all(|s| *s == 0)),
+            ScalarOp::Input(i) => {
+                self.loads.get(i as usize).is_some_and(|l| l.strides[self.kept..].iter().all(|s| *s == 0))
+            }
             ScalarOp::Index(d) => (d as usize) < self.kept,
             ScalarOp::Const(..) | ScalarOp::Reduce(..) => true,
             ScalarOp::Unary(_, a) | ScalarOp::Cast(_, a) => row(a),
@@ -358,11 +354,8 @@ impl<'f> Builder<'f> {
         let mut input_map = BTreeMap::new();
         let mut loads = Vec::new();
         for (i, load) in self.loads.into_iter().enumerate() {
-            let needed = self
-                .ops
-                .iter()
-                .zip(&used)
-                .any(|(op, used)| *used && *op == ScalarOp::Input(i as u32));
+            let needed =
+                self.ops.iter().zip(&used).any(|(op, used)| *used && *op == ScalarOp::Input(i as u32));
             if needed {
                 input_map.insert(i as u32, loads.len() as u32);
                 loads.push(load);

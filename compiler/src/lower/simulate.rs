@@ -29,9 +29,7 @@ pub fn program(graph: &Graph) -> Result<Program, String> {
 /// # Errors
 /// A launch leaves its memory.
 pub fn run(program: &Program, graph: &Graph, environment: &Environment) -> Result<Outputs, String> {
-    run_with(program, graph, environment, &mut |spaces| {
-        execute(program, 0, spaces, Precision::AsWritten)
-    })
+    run_with(program, graph, environment, &mut |spaces| execute(program, 0, spaces, Precision::AsWritten))
 }
 
 /// As [`run`], with another way to run the entry on its memory spaces.
@@ -113,7 +111,9 @@ pub fn first_outside(expected: &Outputs, found: &Outputs) -> Option<String> {
                     // Equal infinities differ by NaN; a NaN on one side only is never within the bound.
                     let fits = w == g || (w.is_nan() && g.is_nan()) || off <= bound;
                     if !fits {
-                        return Some(format!("{output:?}[{i}]: {g} instead of {w}, off by {off:.2e}, allowed {bound:.2e}"));
+                        return Some(format!(
+                            "{output:?}[{i}]: {g} instead of {w}, off by {off:.2e}, allowed {bound:.2e}"
+                        ));
                     }
                 }
             }

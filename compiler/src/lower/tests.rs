@@ -107,8 +107,7 @@ fn lower_rotates_pairs_of_both_kinds() {
 fn lower_computes_cross_entropy_in_one_kernel() {
     let mut b = Builder::new("loss");
     let logits = b.input("logits", ty(&[("seq", 4), ("vocab", 7)]), 0);
-    let targets =
-        b.input("targets", Type::new(DType::I32, vec![Axis::new("seq", 4)]), 7);
+    let targets = b.input("targets", Type::new(DType::I32, vec![Axis::new("seq", 4)]), 7);
     let (loss, lse) = b.cross_entropy(logits, targets, &"vocab".into()).unwrap();
     report(&mut b, "loss", loss);
     report(&mut b, "lse", lse);
@@ -250,7 +249,8 @@ fn lower_looks_up_and_scatters_rows() {
     let table = param(&mut b, "embed", ty(&[("vocab", 5), ("d", 3)]));
     let x = b.one(Op::Gather { axis: "vocab".into() }, &[table, ids], None, "x");
     let y = b.mul(x, x);
-    let grad = b.one(Op::ScatterAdd { axis: "vocab".into() }, &[y, ids], Some(ty(&[("vocab", 5), ("d", 3)])), "g");
+    let grad =
+        b.one(Op::ScatterAdd { axis: "vocab".into() }, &[y, ids], Some(ty(&[("vocab", 5), ("d", 3)])), "g");
     let new = b.sub(table, grad);
     report(&mut b, "x", x);
     b.output(Output::Store("embed".into()), new);

@@ -37,8 +37,7 @@ struct Walk<'f> {
 
 /// Lives of all buffers of a tree.
 pub fn lifetimes(fused: &Fused) -> Lives {
-    let mut walk =
-        Walk { fused, time: 0, path: Vec::new(), of: vec![None; fused.buffers.len()] };
+    let mut walk = Walk { fused, time: 0, path: Vec::new(), of: vec![None; fused.buffers.len()] };
     walk.items(&fused.body);
     Lives { of: walk.of, launches: walk.time }
 }

@@ -161,7 +161,10 @@ impl Report {
             ),
             (
                 of(Class::Stack.word()) / 2,
-                format!("fewer layers or a shorter `seq`: {} are saved per iteration", human(of(Class::Stack.word()))),
+                format!(
+                    "fewer layers or a shorter `seq`: {} are saved per iteration",
+                    human(of(Class::Stack.word()))
+                ),
             ),
             (
                 of(Class::State { param: "".into(), kind: "".into() }.word()) / 2,

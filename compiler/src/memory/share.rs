@@ -32,10 +32,8 @@ impl Shared {
             let owner = self.owner(id);
             match blocks.iter_mut().find(|b| b.id == owner) {
                 Some(block) => {
-                    block.life = Life {
-                        from: block.life.from.min(life.from),
-                        to: block.life.to.max(life.to),
-                    };
+                    block.life =
+                        Life { from: block.life.from.min(life.from), to: block.life.to.max(life.to) };
                     block.bytes = block.bytes.max(super::aligned(buffer.bytes()));
                 }
                 None => blocks.push(Block { id: owner, life, bytes: super::aligned(buffer.bytes()) }),
@@ -89,7 +87,9 @@ fn share_in(fused: &Fused, group: &Group, lives: &Lives, now: usize, shared: &mu
         let found = reads.iter().find_map(|v| {
             let view = fused.views.get(v)?;
             let ends_here = lives.of[view.buffer.0 as usize].is_some_and(|l| l.to == now);
-            let once = reads.iter().filter(|r| fused.views.get(r).is_some_and(|x| x.buffer == view.buffer)).count() == 1;
+            let once =
+                reads.iter().filter(|r| fused.views.get(r).is_some_and(|x| x.buffer == view.buffer)).count()
+                    == 1;
             (ends_here
                 && once
                 && !taken.contains(&view.buffer)
