@@ -214,3 +214,99 @@ fn binary(
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mlc_codegen::program::reference::{Precision, evaluate};
+    use mlc_codegen::program::{KernelSpec, LoopsSpec, Operand};
+
+    /// The first result of a region at one point.
+    fn at(region: &Region, inputs: &[f64]) -> f64 {
+        let operand = |buffer: u32| Operand { buffer, dtype: DType::F64, offset: 0, strides: vec![] };
+        let n = inputs.len() as u32;
+        let spec = KernelSpec::Map(LoopsSpec {
+            dims: vec![],
+            reduced: 0,
+            inputs: (0..n).map(operand).collect(),
+            n_scalars: 0,
+            region: region.clone(),
+            outputs: vec![operand(n)],
+        });
+        let mut buffers: Vec<Vec<u8>> = inputs.iter().map(|x| x.to_le_bytes().to_vec()).collect();
+        buffers.push(vec![0; 8]);
+        evaluate(&spec, &buffers, &[], Precision::Exact)[0].value.float
+    }
+
+    /// Compares with central differences, which are good to about h² times the third derivative.
+    fn check(ops: Vec<ScalarOp>, inputs: &[f64]) {
+        const H: f64 = 1e-5;
+        let region = Region { results: vec![ScalarId(ops.len() as u32 - 1)], ops };
+        let slope = by_first_input(&region).unwrap();
+        let moved = |h: f64| at(&region, &[&[inputs[0] + h], &inputs[1..]].concat());
+        let want = (moved(H) - moved(-H)) / (2.0 * H);
+        let got = at(&slope, inputs);
+        assert!(
+            (got - want).abs() < 1e-6 * (1.0 + want.abs()),
+            "{region:?} at {inputs:?}: {got}, not {want}"
+        );
+    }
+
+    #[test]
+    fn by_first_input_knows_every_function() {
+        use UnaryOp::*;
+        for u in [Neg, Abs, Exp, Log, Sqrt, Rsqrt, Tanh, Sigmoid, Sin, Cos, Erf, Floor] {
+            for x in [0.3, 0.9, 1.7] {
+                check(vec![ScalarOp::Input(0), ScalarOp::Unary(u, ScalarId(0))], &[x]);
+            }
+        }
+        check(vec![ScalarOp::Input(0), ScalarOp::Unary(Abs, ScalarId(0))], &[-0.4]);
+    }
+
+    #[test]
+    fn by_first_input_knows_every_operator_on_both_sides() {
+        use BinaryOp::*;
+        for b in [Add, Sub, Mul, Div, Max, Min] {
+            for (x, y) in [(0.4, 1.3), (1.3, 0.4)] {
+                for (l, r) in [(0, 1), (1, 0), (0, 0)] {
+                    let op = ScalarOp::Binary(b, ScalarId(l), ScalarId(r));
+                    // Max and min of a value and itself have a kink only in the formula.
+                    check(vec![ScalarOp::Input(0), ScalarOp::Input(1), op], &[x, y]);
+                }
+            }
+        }
+        let fused = ScalarOp::MulAdd(ScalarId(0), ScalarId(1), ScalarId(0));
+        check(vec![ScalarOp::Input(0), ScalarOp::Input(1), fused], &[0.7, 1.9]);
+    }
+
+    #[test]
+    fn by_first_input_is_zero_where_the_score_is_removed() {
+        // Soft-capped scores of Gemma 2 (arXiv:2408.00118) with a mask: 5·tanh(s/5), or −inf.
+        let capped = |removed: f64| {
+            vec![
+                ScalarOp::Input(0),
+                ScalarOp::Const(DType::F32, 5.0),
+                ScalarOp::Binary(BinaryOp::Div, ScalarId(0), ScalarId(1)),
+                ScalarOp::Unary(UnaryOp::Tanh, ScalarId(2)),
+                ScalarOp::Binary(BinaryOp::Mul, ScalarId(3), ScalarId(1)),
+                ScalarOp::Const(DType::F32, removed),
+                ScalarOp::Const(DType::F32, 0.5),
+                ScalarOp::Compare(CompareOp::Gt, ScalarId(5), ScalarId(6)),
+                ScalarOp::Const(DType::F32, f64::NEG_INFINITY),
+                ScalarOp::Select(ScalarId(7), ScalarId(8), ScalarId(4)),
+            ]
+        };
+        check(capped(0.0), &[2.0]);
+        let region = Region { ops: capped(1.0), results: vec![ScalarId(9)] };
+        assert_eq!(at(&by_first_input(&region).unwrap(), &[2.0]), 0.0);
+    }
+
+    #[test]
+    fn by_first_input_names_what_it_does_not_know() {
+        let region = Region {
+            ops: vec![ScalarOp::Input(0), ScalarOp::Cast(DType::I32, ScalarId(0))],
+            results: vec![ScalarId(1)],
+        };
+        assert_eq!(by_first_input(&region), Err("cast".into()));
+    }
+}

@@ -90,6 +90,9 @@ impl std::error::Error for OverBudget {}
 ///
 /// # Errors
 /// The arena is larger than `limit_bytes`.
+///
+/// # Panics
+/// The plan does not verify: a bug in this room.
 pub fn place(schedules: Vec<Schedule>, limit_bytes: Option<u64>) -> Result<Plan, Box<OverBudget>> {
     let (persistent, persistent_bytes) = place_persistent(&schedules);
     let mut start = persistent_bytes;
@@ -128,7 +131,9 @@ pub fn place(schedules: Vec<Schedule>, limit_bytes: Option<u64>) -> Result<Plan,
     }
     let report = Report::new(&entries, &reports, arena_bytes);
     let plan = Plan { entries, arena_bytes, persistent_bytes, report };
-    debug_assert_eq!(verify::verify(&plan), Ok(()));
+    if let Err(message) = verify::verify(&plan) {
+        panic!("the memory plan does not verify: {message}");
+    }
     match limit_bytes {
         Some(limit) if plan.arena_bytes > limit => Err(Box::new(plan.report.over(plan.arena_bytes, limit))),
         _ => Ok(plan),

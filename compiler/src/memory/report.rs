@@ -59,6 +59,9 @@ impl fmt::Display for Report {
         for (class, bytes) in &self.classes {
             writeln!(f, "{:>10}  {class}", human(*bytes))?;
         }
+        if self.lost_bytes > 0 {
+            writeln!(f, "{:>10}  between buffers", human(self.lost_bytes))?;
+        }
         writeln!(f, "largest at the peak:")?;
         for owner in &self.owners {
             writeln!(f, "{owner}")?;
