@@ -9,7 +9,7 @@ use crate::autodiff::loss_head::expand_loss_heads;
 use crate::autodiff::training_step;
 use crate::fuse;
 use crate::graph::from_spec::{Entry, from_spec, has_logits};
-use crate::graph::recognise::recognise;
+use crate::graph::recognise::{near_misses, recognise};
 use crate::graph::verify::{Stage as Level, verify};
 use crate::graph::{Graph, print};
 use crate::lower::{EntryMeta, to_program};
@@ -87,7 +87,8 @@ pub fn compile(
         entries.push(EntryMeta { name: entry.name().into(), batch, seq: train.seq });
     }
     let plan = placed(schedules, spec.target.memory_bytes, runner)?;
-    let (info, notes) = program_info(spec, train, identity);
+    let (info, mut notes) = program_info(spec, train, identity);
+    notes.append(&mut runner.notes);
     let program = programmed(&plan, &entries, info, train, runner)?;
     Ok(Compiled { program, plan, notes })
 }
@@ -142,6 +143,11 @@ fn forward(
         Ok(recognise(graph, &model.lower_reference))
     })?;
     runner.graph("graph", entry.name(), &graph, Level::Graph)?;
+    if entry == Entry::Train {
+        // The other entries have the same text.
+        let misses = near_misses(&graph).into_iter();
+        runner.notes.extend(misses.map(|miss| Diagnostic::note(codes::NOT_RECOGNISED, miss.to_string())));
+    }
     Ok(graph)
 }
 
@@ -231,12 +237,14 @@ pub struct Runner<'a> {
     viewer: Option<Viewer<'a>>,
     /// Time of each stage in order of first run.
     pub times: Vec<(&'static str, Duration)>,
+    /// What stages have to say to the user.
+    pub notes: Vec<Diagnostic>,
 }
 
 impl<'a> Runner<'a> {
     /// A runner that shows every stage's text.
     pub fn viewing(viewer: Viewer<'a>) -> Runner<'a> {
-        Runner { viewer: Some(viewer), times: Vec::new() }
+        Runner { viewer: Some(viewer), ..Runner::default() }
     }
 
     /// Runs a stage; a panic becomes an error that names it.

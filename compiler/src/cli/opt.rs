@@ -5,6 +5,7 @@ use super::files::read;
 use clap::Args;
 use mlc::graph::verify::Stage;
 use mlc::graph::{self, passes};
+use mlc::interpret::{Mode, Values, run as run_graph, sample_environment};
 use std::path::PathBuf;
 
 /// Arguments of `mlc opt`.
@@ -15,6 +16,9 @@ pub struct OptArgs {
     /// Pass to run; may be given several times, they run in order. `list` names them all.
     #[arg(long = "pass", value_name = "NAME")]
     passes: Vec<String>,
+    /// Interpret the resulting graph in f64 on pseudo-random inputs of this seed, and print its results instead.
+    #[arg(long, value_name = "SEED")]
+    run: Option<u64>,
 }
 
 /// Parses, verifies, runs the passes with a check after each, prints.
@@ -34,7 +38,32 @@ pub fn run(args: &OptArgs) -> Result<(), Failure> {
         graph = pass(&graph).map_err(|e| Failure::Input(format!("{wanted}: {e}")))?;
         verified(&graph).map_err(|e| Failure::Internal(format!("{wanted} left a broken graph: {e}")))?;
     }
-    print!("{}", graph::print::print(&graph));
+    match args.run {
+        Some(seed) => interpret(&graph, seed),
+        None => {
+            print!("{}", graph::print::print(&graph));
+            Ok(())
+        }
+    }
+}
+
+/// Runs the graph and prints each result: its name, its type, its first elements.
+fn interpret(graph: &graph::Graph, seed: u64) -> Result<(), Failure> {
+    const SHOWN: usize = 8;
+    let environment = sample_environment(graph, seed);
+    let outputs = run_graph(graph, &environment, Mode::F64).map_err(|e| Failure::Input(e.to_string()))?;
+    for (output, tensor) in &outputs.0 {
+        let name = match output {
+            graph::Output::Report(name) => name.to_string(),
+            graph::Output::Store(path) => format!("store {path}"),
+        };
+        let shown: Vec<String> = match &tensor.values {
+            Values::Float(values) => values.iter().take(SHOWN).map(|v| v.to_string()).collect(),
+            Values::Int(values) => values.iter().take(SHOWN).map(|v| v.to_string()).collect(),
+        };
+        let more = if tensor.ty.numel() > SHOWN as u64 { ", …" } else { "" };
+        println!("{name} : {} = {}{more}", graph::print::type_text(&tensor.ty), shown.join(", "));
+    }
     Ok(())
 }
 

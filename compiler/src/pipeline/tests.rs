@@ -98,7 +98,9 @@ fn compile_refuses_what_does_not_fit_and_names_the_owners() {
 fn compile_of_a_model_alone_asks_for_a_run() {
     let (spec, sources) = spec("specs/llama.spec", &[]);
     let refused = compile(&spec, &sources, &Identity::default(), &mut Runner::default());
-    assert!(matches!(refused, Err(CompileError::Spec(errors)) if errors[0].title.contains("no run to build")));
+    assert!(
+        matches!(refused, Err(CompileError::Spec(errors)) if errors[0].title.contains("no run to build"))
+    );
 }
 
 #[test]
