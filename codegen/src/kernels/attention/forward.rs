@@ -1,13 +1,13 @@
 //! Attention, forward.
 //!
 //! A tile is a block of queries of up to four heads that share keys and values. For each block of keys:
-//! scores; the score region; the running maximum `m`, sum `l` and output `o` of each row, rescaled by
-//! `exp(m_old − m_new)` when the maximum moves. At the end `o / l` and `lse = m + log l` are stored.
+//! scores, with vectors along queries so that every lane is a row of the softmax and no lanes are joined; the score
+//! region; the running maximum `m`, sum `l` and output `o` of each row, rescaled by `exp(m_old − m_new)` when the maximum
+//! moves. At the end `o / l` and `lse = m + log l` are stored.
 
 use super::*;
 use crate::kernels::buffers::{Buffers, extent};
-use crate::kernels::loops::for_vectors_carried;
-use crate::kir::{Kernel, ReduceOp};
+use crate::kir::{CompareOp, Kernel};
 use crate::math;
 use crate::program::AttentionSpec;
 
@@ -69,16 +69,17 @@ struct Scratch {
 impl Scratch {
     fn new(b: &mut Builder, plan: &Plan) -> Scratch {
         let s = plan.shape;
-        let rows = plan.heads * plan.queries;
+        let rows = plan.heads * plan.query_row();
+        let q = plan.heads * plan.packed_len(plan.queries, s.hd);
         Scratch {
-            q: b.scratch("q_rows", DType::F32, rows * s.hd),
-            k: plan.packed(b, "k_panels", KEYS, s.hd),
+            q: b.scratch("q_panels", DType::F32, q),
+            k: b.scratch("k_rows", DType::F32, KEYS * s.hd),
             v: plan.packed(b, "v_panels", s.hv, KEYS),
-            scores: b.scratch("scores", DType::F32, plan.queries * KEYS),
+            scores: b.scratch("scores", DType::F32, KEYS * plan.query_row()),
             o: b.scratch("o_rows", DType::F32, rows * plan.padded(s.hv)),
             max: b.scratch("max", DType::F32, rows),
             sum: b.scratch("sum", DType::F32, rows),
-            rescale: b.scratch("rescale", DType::F32, plan.queries),
+            rescale: b.scratch("rescale", DType::F32, plan.query_row()),
         }
     }
 }
@@ -110,7 +111,12 @@ impl Tile<'_> {
 
     /// The first row of head `h` of this tile in scratch that has one row per query.
     fn first_row(&self, b: &mut Builder, h: Value) -> Value {
-        b.mul_const(h, self.plan.queries as i64)
+        b.mul_const(h, self.plan.query_row() as i64)
+    }
+
+    /// Where the queries of head `h` are packed.
+    fn packed_queries(&self, b: &mut Builder, h: Value) -> Value {
+        b.mul_const(h, self.plan.packed_len(self.plan.queries, self.plan.shape.hd) as i64)
     }
 
     /// Address of an operand at this tile's first query of head `h`.
@@ -119,38 +125,37 @@ impl Tile<'_> {
         at(b, operand, &[self.batch, &[head, self.query]].concat())
     }
 
-    /// Copies the queries; nothing is seen yet.
+    /// Packs the queries; nothing is seen yet.
     fn start_head(&self, b: &mut Builder, h: Value) {
         let (plan, s, n) = (self.plan, self.plan.shape, self.batch.len());
         let from = self.address(b, &self.spec.q, h);
         let strides = (self.spec.q.strides[n + 1], self.spec.q.strides[n + 2]);
+        let to = (self.scratch.q, self.packed_queries(b, h));
+        pack_rows_as_columns(b, plan, &self.spec.q, from, strides, s.hd, plan.queries, self.rows, to);
         let row = self.first_row(b, h);
-        let to = b.mul_const(row, s.hd as i64);
-        copy_rows(b, plan, &self.spec.q, from, strides, s.hd, self.rows, self.scratch.q, to);
-        let zero = b.index(0);
-        b.for_each(zero, self.rows, 1, |b, i| {
-            let row = b.add(row, i);
-            let (none, nothing) =
-                (b.const_float(Type::F32, f64::NEG_INFINITY), b.const_float(Type::F32, 0.0));
-            b.store(self.scratch.max, row, none);
-            b.store(self.scratch.sum, row, nothing);
-            let padded = plan.padded(s.hv);
-            let at = b.mul_const(row, padded as i64);
-            for_vectors(b, padded, plan.lanes, |b, j, _| {
+        let padded = plan.padded(s.hv);
+        let o = b.mul_const(row, padded as i64);
+        for (to, at, len, value) in [
+            (self.scratch.max, row, plan.query_row(), f64::NEG_INFINITY),
+            (self.scratch.sum, row, plan.query_row(), 0.0),
+            (self.scratch.o, o, plan.query_row() * padded, 0.0),
+        ] {
+            for_vectors(b, len, plan.lanes, |b, j, _| {
                 let index = b.add(at, j);
-                let nothing = b.const_float(f32x(plan.lanes), 0.0);
-                b.store(self.scratch.o, index, nothing);
+                let value = b.const_float(f32x(plan.lanes), value);
+                b.store(to, index, value);
             });
-        });
+        }
     }
 
-    /// Packs keys along the score's columns, and values along the head.
+    /// Copies keys, and packs values along the head.
     fn pack(&self, b: &mut Builder, key: Value, keys: Value) {
         let (plan, s, n) = (self.plan, self.plan.shape, self.batch.len());
+        let zero = b.index(0);
         let index = [self.batch, &[key]].concat();
         let from = at(b, &self.spec.k, &index);
         let strides = (self.spec.k.strides[n], self.spec.k.strides[n + 1]);
-        pack_rows_as_columns(b, plan, &self.spec.k, from, strides, s.hd, keys, self.scratch.k);
+        copy_rows(b, plan, &self.spec.k, from, strides, s.hd, keys, self.scratch.k, zero);
         let from = at(b, &self.spec.v, &index);
         let strides = (self.spec.v.strides[n], self.spec.v.strides[n + 1]);
         pack_rows(b, plan, &self.spec.v, from, strides, s.hv, keys, KEYS, self.scratch.v);
@@ -162,24 +167,27 @@ impl Tile<'_> {
         let zero = b.index(0);
         let row = self.first_row(b, h);
         let scores = Product {
-            left: self.scratch.q,
-            left_at: b.mul_const(row, s.hd as i64),
+            left: self.scratch.k,
+            left_at: zero,
             left_strides: (s.hd, 1),
-            right: self.scratch.k,
+            right: self.scratch.q,
+            right_at: self.packed_queries(b, h),
             max_depth: s.hd,
             out: self.scratch.scores,
             out_at: zero,
-            out_row: KEYS,
-            columns: KEYS,
+            out_row: plan.query_row(),
+            columns: plan.queries,
         };
         let depth = b.index(s.hd);
-        scores.emit(b, plan, self.rows, keys, depth, Update::Overwrite);
-        b.for_each(zero, self.rows, 1, |b, i| self.softmax_row(b, h, i, key, keys));
+        scores.emit(b, plan, keys, self.rows, depth, Update::Overwrite);
+        let width = plan.side_by_side() * u64::from(plan.lanes);
+        b.for_each(zero, self.rows, width as i64, |b, first| self.softmax(b, h, first, key, keys));
         let weighted = Product {
             left: self.scratch.scores,
             left_at: zero,
-            left_strides: (KEYS, 1),
+            left_strides: (1, plan.query_row()),
             right: self.scratch.v,
+            right_at: zero,
             max_depth: KEYS,
             out: self.scratch.o,
             out_at: b.mul_const(row, plan.padded(s.hv) as i64),
@@ -190,53 +198,74 @@ impl Tile<'_> {
         weighted.emit(b, plan, self.rows, width, keys, Update::ScaleAdd(self.scratch.rescale, zero));
     }
 
-    /// Scores of one row to weights, and the row's running maximum and sum.
-    fn softmax_row(&self, b: &mut Builder, h: Value, i: Value, key: Value, keys: Value) {
-        let lanes = self.plan.lanes;
+    /// Scores to weights, and the running maxima and sums, of a few vectors of queries from `first` on.
+    fn softmax(&self, b: &mut Builder, h: Value, first: Value, key: Value, keys: Value) {
+        let (plan, lanes) = (self.plan, self.plan.lanes);
+        let n = plan.side_by_side();
+        let zero = b.index(0);
+        let columns: Vec<Value> = (0..n).map(|u| b.add_const(first, (u * u64::from(lanes)) as i64)).collect();
         let head = b.add(self.first_head, h);
-        let query = b.add(self.query, i);
-        let row = ScoreRow { plan: self.plan, batch: self.batch, head, query, key };
-        let start = b.mul_const(i, KEYS as i64);
-        let scores = self.scratch.scores;
+        let queries: Vec<(Value, Option<Value>)> =
+            columns.iter().map(|&c| (b.add(self.query, c), plan.lanes_left(b, c, self.rows))).collect();
 
         let none = b.const_float(f32x(lanes), f64::NEG_INFINITY);
-        let max = for_vectors_carried(b, keys, lanes, &[none], |b, j, count, max| {
-            let index = b.add(start, j);
-            let dot = b.load(scores, index, lanes);
-            let score = row.region(b, &self.plan.shape.score, dot, j, count);
-            let score = keep(b, score, f64::NEG_INFINITY, count);
-            b.store(scores, index, score);
-            vec![b.max(max[0], score)]
+        let max = b.for_carried(zero, keys, 1, &vec![none; n as usize], |b, i, max| {
+            let start = b.mul_const(i, plan.query_row() as i64);
+            let position = b.add(key, i);
+            let mut next = Vec::new();
+            for ((&column, &(query, count)), &max) in columns.iter().zip(&queries).zip(max) {
+                let index = b.add(start, column);
+                let dot = b.load(self.scratch.scores, index, lanes);
+                let batch = self.batch;
+                let scores =
+                    Scores { plan, batch, head, query, key: position, along: Along::Queries, dot, count };
+                let score = scores.region(b, &plan.shape.score);
+                b.store(self.scratch.scores, index, score);
+                // A NaN is left to the weights, which it makes NaN.
+                let is_larger = b.compare(CompareOp::Gt, score, max);
+                next.push(b.select(is_larger, score, max));
+            }
+            next
         });
-        let max = b.reduce(ReduceOp::Max, max[0]);
-        let first = self.first_row(b, h);
-        let state = b.add(first, i);
-        let old_max = b.load(self.scratch.max, state, 1);
-        let max = b.max(old_max, max);
-        // Where no key is left, −∞ − 0 still gives weights of 0.
-        let none = b.const_float(Type::F32, f64::NEG_INFINITY);
-        let nothing = b.const_float(Type::F32, 0.0);
-        let is_empty = b.compare(CompareOp::Eq, max, none);
-        let origin = b.select(is_empty, nothing, max);
-        let moved = b.sub(old_max, origin);
-        let rescale = math::exp(b, moved);
 
-        let origins = b.splat(origin, lanes);
-        let zero_sum = b.const_float(f32x(lanes), 0.0);
-        let sum = for_vectors_carried(b, keys, lanes, &[zero_sum], |b, j, _, sum| {
-            let index = b.add(start, j);
-            let score = b.load(scores, index, lanes);
-            let distance = b.sub(score, origins);
-            let weight = math::exp(b, distance);
-            b.store(scores, index, weight);
-            vec![b.add(sum[0], weight)]
+        let row = self.first_row(b, h);
+        let states: Vec<Value> = columns.iter().map(|&c| b.add(row, c)).collect();
+        let mut origins = Vec::new();
+        let mut rescales = Vec::new();
+        for ((&column, &state), &max) in columns.iter().zip(&states).zip(&max) {
+            let old = b.load(self.scratch.max, state, lanes);
+            let max = b.max(old, max);
+            b.store(self.scratch.max, state, max);
+            // Where no key has been seen, −∞ − 0 still gives weights of 0.
+            let nothing = b.const_float(f32x(lanes), 0.0);
+            let is_empty = b.compare(CompareOp::Eq, max, none);
+            let origin = b.select(is_empty, nothing, max);
+            let moved = b.sub(old, origin);
+            let rescale = math::exp(b, moved);
+            b.store(self.scratch.rescale, column, rescale);
+            origins.push(origin);
+            rescales.push(rescale);
+        }
+
+        let nothing = b.const_float(f32x(lanes), 0.0);
+        let sums = b.for_carried(zero, keys, 1, &vec![nothing; n as usize], |b, i, sums| {
+            let start = b.mul_const(i, plan.query_row() as i64);
+            let mut next = Vec::new();
+            for ((&column, &origin), &sum) in columns.iter().zip(&origins).zip(sums) {
+                let index = b.add(start, column);
+                let score = b.load(self.scratch.scores, index, lanes);
+                let distance = b.sub(score, origin);
+                let weight = math::exp(b, distance);
+                b.store(self.scratch.scores, index, weight);
+                next.push(b.add(sum, weight));
+            }
+            next
         });
-        let sum = b.reduce(ReduceOp::Add, sum[0]);
-        let old_sum = b.load(self.scratch.sum, state, 1);
-        let sum = b.fma(old_sum, rescale, sum);
-        b.store(self.scratch.sum, state, sum);
-        b.store(self.scratch.max, state, max);
-        b.store(self.scratch.rescale, i, rescale);
+        for ((&state, &rescale), &sum) in states.iter().zip(&rescales).zip(&sums) {
+            let old = b.load(self.scratch.sum, state, lanes);
+            let sum = b.fma(old, rescale, sum);
+            b.store(self.scratch.sum, state, sum);
+        }
     }
 
     fn finish_head(&self, b: &mut Builder, h: Value) {

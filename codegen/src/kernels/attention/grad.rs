@@ -6,11 +6,13 @@
 //! Query     a tile is a block of queries:  dq = Σ over key blocks    ds · k
 //! KeyValue  a tile is a block of keys:     dk = Σ over query blocks  dsᵀ · q     dv = Σ pᵀ · do    and over the group
 //! ```
+//! Vectors of scores run along what the tile owns, so that its operands are transposed into panels once and those of the
+//! other side are only copied.
 
 use super::*;
 use crate::kernels::buffers::{Buffers, extent};
 use crate::kernels::loops::for_vectors_carried;
-use crate::kir::Kernel;
+use crate::kir::{CompareOp, Kernel};
 use crate::math;
 use crate::program::{AttentionGradPart, AttentionGradSpec};
 
@@ -55,24 +57,39 @@ fn builder(spec: &AttentionGradSpec, n_tiles: u64) -> Builder {
     b
 }
 
-/// Scratch of both kernels.
+/// Scratch of both kernels. Of queries and keys, the side vectors run along is packed into panels and the other copied
+/// as rows.
 struct Scratch {
     q: Mem,
     d_o: Mem,
-    /// Keys and values as right operands of scores.
     k: Mem,
     v: Mem,
-    /// Probabilities and score gradients, `[queries, KEYS]`; first the products they are made from.
+    /// Probabilities and score gradients; first the products they are made from.
     p: Mem,
     ds: Mem,
 }
 
 impl Scratch {
-    fn new(b: &mut Builder, plan: &Plan, heads: u64) -> Scratch {
+    /// With panels of queries, of up to `plan.heads` heads.
+    fn along_queries(b: &mut Builder, plan: &Plan) -> Scratch {
+        let s = plan.shape;
+        let packed = |width| plan.heads * plan.packed_len(plan.queries, width);
+        Scratch {
+            q: b.scratch("q_panels", DType::F32, packed(s.hd)),
+            d_o: b.scratch("do_panels", DType::F32, packed(s.hv)),
+            k: b.scratch("k_rows", DType::F32, KEYS * s.hd),
+            v: b.scratch("v_rows", DType::F32, KEYS * s.hv),
+            p: b.scratch("p", DType::F32, KEYS * plan.query_row()),
+            ds: b.scratch("ds", DType::F32, KEYS * plan.query_row()),
+        }
+    }
+
+    /// With panels of keys.
+    fn along_keys(b: &mut Builder, plan: &Plan) -> Scratch {
         let s = plan.shape;
         Scratch {
-            q: b.scratch("q_rows", DType::F32, heads * plan.queries * s.hd),
-            d_o: b.scratch("do_rows", DType::F32, heads * plan.queries * s.hv),
+            q: b.scratch("q_rows", DType::F32, plan.queries * s.hd),
+            d_o: b.scratch("do_rows", DType::F32, plan.queries * s.hv),
             k: plan.packed(b, "k_panels", KEYS, s.hd),
             v: plan.packed(b, "v_panels", KEYS, s.hv),
             p: b.scratch("p", DType::F32, plan.queries * KEYS),
@@ -87,9 +104,10 @@ struct Block<'a> {
     plan: &'a Plan<'a>,
     scratch: &'a Scratch,
     batch: &'a [Value],
+    along: Along,
 }
 
-/// `rows` queries of one head from `query` on; `slot` is their place among the rows in scratch.
+/// `rows` queries of one head from `query` on; `slot` is the head's place in scratch.
 #[derive(Clone, Copy)]
 struct Queries {
     head: Value,
@@ -115,78 +133,180 @@ impl Block<'_> {
         (from, (operand.strides[self.n()], operand.strides[self.n() + 1]))
     }
 
-    fn copy_queries(&self, b: &mut Builder, queries: &Queries) {
-        let (plan, s, spec) = (self.plan, self.plan.shape, self.spec);
-        let (from, strides) = self.rows_of(b, &spec.q, queries);
-        let to = b.mul_const(queries.slot, s.hd as i64);
-        copy_rows(b, plan, &spec.q, from, strides, s.hd, queries.rows, self.scratch.q, to);
-        let (from, strides) = self.rows_of(b, &spec.d_o, queries);
-        let to = b.mul_const(queries.slot, s.hv as i64);
-        copy_rows(b, plan, &spec.d_o, from, strides, s.hv, queries.rows, self.scratch.d_o, to);
+    /// Elements that the queries of one head take in scratch, `width` wide.
+    fn slot_len(&self, width: u64) -> u64 {
+        match self.along {
+            Along::Queries => self.plan.packed_len(self.plan.queries, width),
+            Along::Keys => self.plan.queries * width,
+        }
     }
 
-    fn pack_keys(&self, b: &mut Builder, key: Value, keys: Value) {
+    /// Queries and output gradients to scratch.
+    fn take_queries(&self, b: &mut Builder, queries: &Queries) {
         let (plan, s, spec) = (self.plan, self.plan.shape, self.spec);
-        let (from, strides) = self.keys_of(b, &spec.k, key);
-        pack_rows_as_columns(b, plan, &spec.k, from, strides, s.hd, keys, self.scratch.k);
-        let (from, strides) = self.keys_of(b, &spec.v, key);
-        pack_rows_as_columns(b, plan, &spec.v, from, strides, s.hv, keys, self.scratch.v);
+        for (operand, width, to) in [(&spec.q, s.hd, self.scratch.q), (&spec.d_o, s.hv, self.scratch.d_o)] {
+            let (from, strides) = self.rows_of(b, operand, queries);
+            let to_at = b.mul_const(queries.slot, self.slot_len(width) as i64);
+            let (rows, columns) = (queries.rows, plan.queries);
+            match self.along {
+                Along::Queries => {
+                    let to = (to, to_at);
+                    pack_rows_as_columns(b, plan, operand, from, strides, width, columns, rows, to);
+                }
+                Along::Keys => copy_rows(b, plan, operand, from, strides, width, rows, to, to_at),
+            }
+        }
+    }
+
+    /// Keys and values to scratch.
+    fn take_keys(&self, b: &mut Builder, key: Value, keys: Value) {
+        let (plan, s, spec) = (self.plan, self.plan.shape, self.spec);
+        let zero = b.index(0);
+        for (operand, width, to) in [(&spec.k, s.hd, self.scratch.k), (&spec.v, s.hv, self.scratch.v)] {
+            let (from, strides) = self.keys_of(b, operand, key);
+            match self.along {
+                Along::Queries => copy_rows(b, plan, operand, from, strides, width, keys, to, zero),
+                Along::Keys => {
+                    pack_rows_as_columns(b, plan, operand, from, strides, width, KEYS, keys, (to, zero));
+                }
+            }
+        }
+    }
+
+    /// Elements between rows of `p` and `ds`.
+    fn row_len(&self) -> u64 {
+        match self.along {
+            Along::Queries => self.plan.query_row(),
+            Along::Keys => KEYS,
+        }
+    }
+
+    /// Strides of `p` and `ds` along queries and along keys.
+    fn strides(&self) -> (u64, u64) {
+        match self.along {
+            Along::Queries => (1, self.row_len()),
+            Along::Keys => (self.row_len(), 1),
+        }
     }
 
     /// Fills `p` and `ds` for these queries and keys.
     fn probabilities(&self, b: &mut Builder, queries: &Queries, key: Value, keys: Value) {
-        let (plan, s) = (self.plan, self.plan.shape);
+        let (plan, s, scratch) = (self.plan, self.plan.shape, self.scratch);
         let zero = b.index(0);
-        let product = |b: &mut Builder, left, right, width: u64, out| {
+        for (q, k, width, out) in
+            [(scratch.q, scratch.k, s.hd, scratch.p), (scratch.d_o, scratch.v, s.hv, scratch.ds)]
+        {
+            let q_at = b.mul_const(queries.slot, self.slot_len(width) as i64);
+            let (left, left_at, right, right_at, columns) = match self.along {
+                Along::Queries => (k, zero, q, q_at, plan.queries),
+                Along::Keys => (q, q_at, k, zero, KEYS),
+            };
             let product = Product {
                 left,
-                left_at: b.mul_const(queries.slot, width as i64),
+                left_at,
                 left_strides: (width, 1),
                 right,
+                right_at,
                 max_depth: width,
                 out,
                 out_at: zero,
-                out_row: KEYS,
-                columns: KEYS,
+                out_row: self.row_len(),
+                columns,
             };
             let depth = b.index(width);
-            product.emit(b, plan, queries.rows, keys, depth, Update::Overwrite);
-        };
-        product(b, self.scratch.q, self.scratch.k, s.hd, self.scratch.p);
-        product(b, self.scratch.d_o, self.scratch.v, s.hv, self.scratch.ds);
-        b.for_each(zero, queries.rows, 1, |b, i| self.row(b, queries, i, key, keys));
+            let (m, n) = match self.along {
+                Along::Queries => (keys, queries.rows),
+                Along::Keys => (queries.rows, keys),
+            };
+            product.emit(b, plan, m, n, depth, Update::Overwrite);
+        }
+        match self.along {
+            Along::Queries => {
+                let width = plan.side_by_side() * u64::from(plan.lanes);
+                b.for_each(zero, queries.rows, width as i64, |b, first| {
+                    self.columns(b, queries, first, key, keys);
+                });
+            }
+            Along::Keys => b.for_each(zero, queries.rows, 1, |b, i| self.row(b, queries, i, key, keys)),
+        }
     }
 
-    fn row(&self, b: &mut Builder, queries: &Queries, i: Value, key: Value, keys: Value) {
-        let (plan, s, lanes) = (self.plan, self.plan.shape, self.plan.lanes);
-        let query = b.add(queries.query, i);
-        let row = ScoreRow { plan, batch: self.batch, head: queries.head, query, key };
+    /// Log-sum-exp and delta of `lanes` queries from `query` on.
+    fn statistics(
+        &self,
+        b: &mut Builder,
+        queries: &Queries,
+        query: Value,
+        lanes: u32,
+        count: Option<Value>,
+    ) -> (Value, Value) {
         let index = [self.batch, &[queries.head, query]].concat();
         let [lse, delta] = [&self.spec.lse, &self.spec.delta].map(|o| {
             let address = at(b, o, &index);
-            b.load(mem(o), address, 1)
+            let stride = if lanes == 1 { 0 } else { o.strides[self.n() + 1] };
+            let value = load_along(b, mem(o), address, stride, lanes, count);
+            if b.ty(value).is_vector() { value } else { b.splat(value, self.plan.lanes) }
         });
         // A row without keys has lse = −∞; +∞ in its place makes every probability 0.
-        let (none, far) =
-            (b.const_float(Type::F32, f64::NEG_INFINITY), b.const_float(Type::F32, f64::INFINITY));
+        let ty = f32x(self.plan.lanes);
+        let (none, far) = (b.const_float(ty, f64::NEG_INFINITY), b.const_float(ty, f64::INFINITY));
         let is_empty = b.compare(CompareOp::Eq, lse, none);
-        let lse = b.select(is_empty, far, lse);
-        let (lse, delta) = (b.splat(lse, lanes), b.splat(delta, lanes));
-        let start = b.mul_const(i, KEYS as i64);
-        for_vectors_carried(b, keys, lanes, &[], |b, j, count, _| {
-            let at = b.add(start, j);
-            let dot = b.load(self.scratch.p, at, lanes);
-            let dp = b.load(self.scratch.ds, at, lanes);
-            let score = row.region(b, &s.score, dot, j, count);
-            let slope = row.region(b, &s.score_grad, dot, j, count);
-            let distance = b.sub(score, lse);
-            let p = math::exp(b, distance);
-            let inner = b.sub(dp, delta);
-            let inner = b.mul(p, inner);
-            let ds = b.mul(inner, slope);
-            b.store(self.scratch.p, at, p);
-            b.store(self.scratch.ds, at, ds);
+        (b.select(is_empty, far, lse), delta)
+    }
+
+    /// Products at `index` to a probability and a score gradient.
+    fn vector(&self, b: &mut Builder, scores: &mut Scores, index: Value, lse: Value, delta: Value) {
+        let (s, lanes) = (self.plan.shape, self.plan.lanes);
+        scores.dot = b.load(self.scratch.p, index, lanes);
+        let dp = b.load(self.scratch.ds, index, lanes);
+        let score = scores.region(b, &s.score);
+        let slope = scores.region(b, &s.score_grad);
+        let distance = b.sub(score, lse);
+        let p = math::exp(b, distance);
+        let inner = b.sub(dp, delta);
+        let inner = b.mul(p, inner);
+        let ds = b.mul(inner, slope);
+        b.store(self.scratch.p, index, p);
+        b.store(self.scratch.ds, index, ds);
+    }
+
+    /// One query, vectors along keys.
+    fn row(&self, b: &mut Builder, queries: &Queries, i: Value, key: Value, keys: Value) {
+        let (plan, batch) = (self.plan, self.batch);
+        let query = b.add(queries.query, i);
+        let (lse, delta) = self.statistics(b, queries, query, 1, None);
+        let start = b.mul_const(i, self.row_len() as i64);
+        for_vectors_carried(b, keys, plan.lanes, &[], |b, j, count, _| {
+            let index = b.add(start, j);
+            let key = b.add(key, j);
+            let (head, along) = (queries.head, self.along);
+            let mut scores = Scores { plan, batch, head, query, key, along, dot: lse, count };
+            self.vector(b, &mut scores, index, lse, delta);
             Vec::new()
+        });
+    }
+
+    /// A few vectors of queries from `first` on, all keys.
+    fn columns(&self, b: &mut Builder, queries: &Queries, first: Value, key: Value, keys: Value) {
+        let (plan, batch) = (self.plan, self.batch);
+        let mut columns = Vec::new();
+        for u in 0..plan.side_by_side() {
+            let column = b.add_const(first, (u * u64::from(plan.lanes)) as i64);
+            let query = b.add(queries.query, column);
+            let count = plan.lanes_left(b, column, queries.rows);
+            let (lse, delta) = self.statistics(b, queries, query, plan.lanes, count);
+            columns.push((column, query, count, lse, delta));
+        }
+        let zero = b.index(0);
+        b.for_each(zero, keys, 1, |b, i| {
+            let start = b.mul_const(i, self.row_len() as i64);
+            let key = b.add(key, i);
+            for &(column, query, count, lse, delta) in &columns {
+                let index = b.add(start, column);
+                let (head, along) = (queries.head, self.along);
+                let mut scores = Scores { plan, batch, head, query, key, along, dot: lse, count };
+                self.vector(b, &mut scores, index, lse, delta);
+            }
         });
     }
 }
@@ -230,36 +350,32 @@ fn query_kernel(spec: &AttentionGradSpec, plan: &Plan) -> Kernel {
     let last = [s.group.div_ceil(plan.heads), s.sq.div_ceil(plan.queries)];
     let sizes = [&s.batch[..], &last].concat();
     let mut b = builder(spec, sizes.iter().product());
-    let scratch = Scratch::new(&mut b, plan, plan.heads);
-    let key_rows = plan.packed(&mut b, "k_rows", s.hd, KEYS);
+    let scratch = Scratch::along_queries(&mut b, plan);
+    let key_rows = plan.packed(&mut b, "k_panels", s.hd, KEYS);
     let padded = plan.padded(s.hd);
     let dq = b.scratch("dq", DType::F32, plan.heads * plan.queries * padded);
     b.for_tiles(|b, tile| {
         let mut batch = unflatten(b, tile, &sizes);
         let block = batch.pop().expect("a tile has a query block");
         let chunk = batch.pop().expect("a tile has a chunk of heads");
-        let tile = Block { spec, plan, scratch: &scratch, batch: &batch };
+        let tile = Block { spec, plan, scratch: &scratch, batch: &batch, along: Along::Queries };
         let query = b.mul_const(block, plan.queries as i64);
         let first_head = b.mul_const(chunk, plan.heads as i64);
         let (end, group, zero) = (b.index(s.sq), b.index(s.group), b.index(0));
         let heads = length(b, first_head, plan.heads, group);
         let rows = length(b, query, plan.queries, end);
-        let queries = |b: &mut Builder, h: Value| Queries {
-            head: b.add(first_head, h),
-            query,
-            rows,
-            slot: b.mul_const(h, plan.queries as i64),
-        };
+        let queries =
+            |b: &mut Builder, h: Value| Queries { head: b.add(first_head, h), query, rows, slot: h };
         clear(b, plan, dq, plan.heads * plan.queries, padded);
         b.for_each(zero, heads, 1, |b, h| {
             let queries = queries(b, h);
-            tile.copy_queries(b, &queries);
+            tile.take_queries(b, &queries);
         });
         let last = b.add(query, rows);
         let (lo, hi) = plan.keys_of(b, query, last);
         b.for_each(lo, hi, KEYS as i64, |b, key| {
             let keys = length(b, key, KEYS, hi);
-            tile.pack_keys(b, key, keys);
+            tile.take_keys(b, key, keys);
             let (from, strides) = tile.keys_of(b, &spec.k, key);
             pack_rows(b, plan, &spec.k, from, strides, s.hd, keys, KEYS, key_rows);
             b.for_each(zero, heads, 1, |b, h| {
@@ -268,11 +384,12 @@ fn query_kernel(spec: &AttentionGradSpec, plan: &Plan) -> Kernel {
                 let product = Product {
                     left: scratch.ds,
                     left_at: zero,
-                    left_strides: (KEYS, 1),
+                    left_strides: tile.strides(),
                     right: key_rows,
+                    right_at: zero,
                     max_depth: KEYS,
                     out: dq,
-                    out_at: b.mul_const(queries.slot, padded as i64),
+                    out_at: b.mul_const(queries.slot, (plan.queries * padded) as i64),
                     out_row: padded,
                     columns: s.hd,
                 };
@@ -283,7 +400,7 @@ fn query_kernel(spec: &AttentionGradSpec, plan: &Plan) -> Kernel {
         b.for_each(zero, heads, 1, |b, h| {
             let queries = queries(b, h);
             let (to, strides) = tile.rows_of(b, &spec.outputs[0], &queries);
-            let first = b.mul_const(queries.slot, padded as i64);
+            let first = b.mul_const(queries.slot, (plan.queries * padded) as i64);
             store_rows(b, plan, (dq, first, padded), &spec.outputs[0], to, strides, s.hd, rows);
         });
     });
@@ -295,7 +412,7 @@ fn key_value_kernel(spec: &AttentionGradSpec, plan: &Plan) -> Kernel {
     let s = &spec.shape;
     let sizes = [&s.batch[..], &[s.sk.div_ceil(KEYS)]].concat();
     let mut b = builder(spec, sizes.iter().product());
-    let scratch = Scratch::new(&mut b, plan, 1);
+    let scratch = Scratch::along_keys(&mut b, plan);
     let q_rows = plan.packed(&mut b, "q_panels", s.hd, plan.queries);
     let do_rows = plan.packed(&mut b, "do_panels", s.hv, plan.queries);
     let (k_padded, v_padded) = (plan.padded(s.hd), plan.padded(s.hv));
@@ -304,17 +421,17 @@ fn key_value_kernel(spec: &AttentionGradSpec, plan: &Plan) -> Kernel {
     b.for_tiles(|b, tile| {
         let mut batch = unflatten(b, tile, &sizes);
         let block = batch.pop().expect("a tile has a key block");
-        let tile = Block { spec, plan, scratch: &scratch, batch: &batch };
+        let tile = Block { spec, plan, scratch: &scratch, batch: &batch, along: Along::Keys };
         let key = b.mul_const(block, KEYS as i64);
         let (end, zero) = (b.index(s.sk), b.index(0));
         let keys = length(b, key, KEYS, end);
         clear(b, plan, dk, KEYS, k_padded);
         clear(b, plan, dv, KEYS, v_padded);
-        tile.pack_keys(b, key, keys);
+        tile.take_keys(b, key, keys);
         let last = b.add(key, keys);
         let (lo, hi) = plan.queries_of(b, key, last);
         let accumulate = |b: &mut Builder, queries: &Queries| {
-            tile.copy_queries(b, queries);
+            tile.take_queries(b, queries);
             let (from, strides) = tile.rows_of(b, &spec.q, queries);
             pack_rows(b, plan, &spec.q, from, strides, s.hd, queries.rows, plan.queries, q_rows);
             let (from, strides) = tile.rows_of(b, &spec.d_o, queries);
@@ -328,6 +445,7 @@ fn key_value_kernel(spec: &AttentionGradSpec, plan: &Plan) -> Kernel {
                     left_at: zero,
                     left_strides: (1, KEYS),
                     right,
+                    right_at: zero,
                     max_depth: plan.queries,
                     out,
                     out_at: zero,

@@ -4,9 +4,9 @@
 //! the bounds of positions.
 //!
 //! ```text
-//! QUERIES × KEYS   one block of scores
+//! QUERIES × KEYS   one block of scores, stored with queries or with keys contiguous, so that vectors run along them
 //! left operands    rows copied to scratch as they are, read one element at a time
-//! right operands   packed into panels of vectors, along keys (for scores) or along the head (for what scores weigh)
+//! right operands   packed into panels of vectors: transposed for scores, as they are for what scores weigh
 //! ```
 //! Source: Dao 2023 (FlashAttention-2, arXiv:2307.08691), §3.1: the running maximum and sum of the forward pass, and the
 //! backward pass from the log-sum-exp. We compute the two gradients of the backward pass in kernels of their own, so that
@@ -23,7 +23,7 @@ use super::gemm::{Micro, Packing, Panels, pack_all, packed_len, panel_len, panel
 use super::loops::for_vectors;
 use super::map::ramp;
 use super::region::{Scope, Source};
-use crate::kir::{At, Builder, CompareOp, Elem, Mem, Type, Value};
+use crate::kir::{At, Builder, Elem, Mem, Type, Value};
 use crate::program::{AttentionShape, Bound, Operand, Region};
 use crate::target::Target;
 use mlc_runtime::abi::DType;
@@ -66,11 +66,37 @@ impl<'a> Plan<'a> {
         columns.next_multiple_of(vectors * u64::from(self.lanes))
     }
 
-    /// Scratch for the packed right operand of a product: `columns` wide and at most `depth` deep.
-    fn packed(&self, b: &mut Builder, name: &str, columns: u64, depth: u64) -> Mem {
+    /// Scratch elements of the packed right operand of a product: `columns` wide and at most `depth` deep.
+    fn packed_len(&self, columns: u64, depth: u64) -> u64 {
         let (_, vectors) = self.register_tile(columns);
-        let nr = vectors * u64::from(self.lanes);
-        b.scratch(name, DType::F32, packed_len(columns, nr, depth, self.lanes))
+        packed_len(columns, vectors * u64::from(self.lanes), depth, self.lanes)
+    }
+
+    /// Scratch for it.
+    fn packed(&self, b: &mut Builder, name: &str, columns: u64, depth: u64) -> Mem {
+        b.scratch(name, DType::F32, self.packed_len(columns, depth))
+    }
+
+    /// Queries of a block in memory, padded to whole panels of vectors along them.
+    fn query_row(&self) -> u64 {
+        self.padded(self.queries)
+    }
+
+    /// Vectors along queries that one loop handles side by side: a divisor of those in a block, few enough that their
+    /// values stay in registers.
+    fn side_by_side(&self) -> u64 {
+        let vectors = self.query_row() / u64::from(self.lanes);
+        [4, 3, 2].into_iter().find(|n| vectors % n == 0).unwrap_or(1)
+    }
+
+    /// How many of the lanes from query `first` of a block on exist, if some of `rows` may not.
+    fn lanes_left(&self, b: &mut Builder, first: Value, rows: Value) -> Option<Value> {
+        if self.shape.sq % self.query_row() == 0 {
+            return None;
+        }
+        let left = b.sub(rows, first);
+        let (most, none) = (b.index(u64::from(self.lanes)), b.index(0));
+        Some(clamp(b, left, none, most))
     }
 
     /// Base of the query and key positions.
@@ -138,8 +164,8 @@ fn at(b: &mut Builder, operand: &Operand, index: &[Value]) -> Value {
     offset_by(b, base, &terms)
 }
 
-/// Packs rows `count` of an operand (from address `from` on, `row_stride` apart, elements `stride` apart) as the right
-/// operand of scores: panels along the rows, `depth` deep.
+/// Packs `count` rows of an operand (from address `from` on; strides between and within rows) as the right operand of
+/// scores: panels along the rows, chosen for `columns` of them, `depth` deep.
 fn pack_rows_as_columns(
     b: &mut Builder,
     plan: &Plan,
@@ -147,10 +173,11 @@ fn pack_rows_as_columns(
     from: Value,
     strides: (u64, u64),
     depth: u64,
+    columns: u64,
     count: Value,
-    to: Mem,
+    to: (Mem, Value),
 ) {
-    let (_, vectors) = plan.register_tile(KEYS);
+    let (_, vectors) = plan.register_tile(columns);
     let panels = Panels {
         from: mem(operand),
         at: from,
@@ -160,7 +187,8 @@ fn pack_rows_as_columns(
         lanes: plan.lanes,
     };
     let depth_value = b.index(depth);
-    pack_all(b, &panels, &Packing { depth: depth_value, max_depth: depth, count, to }, false);
+    let packing = Packing { depth: depth_value, max_depth: depth, count, to: to.0, to_at: to.1 };
+    pack_all(b, &panels, &packing, false);
 }
 
 /// Packs `rows` rows of an operand as the right operand of a sum over rows: panels along its `width` elements.
@@ -185,8 +213,9 @@ fn pack_rows(
         width: nr,
         lanes: plan.lanes,
     };
-    let count = b.index(width);
-    pack_all(b, &panels, &Packing { depth: rows, max_depth: max_rows, count, to }, width % nr == 0);
+    let (count, zero) = (b.index(width), b.index(0));
+    let packing = Packing { depth: rows, max_depth: max_rows, count, to, to_at: zero };
+    pack_all(b, &panels, &packing, width % nr == 0);
 }
 
 /// Copies `rows` rows of `width` elements to scratch, row-major.
@@ -231,6 +260,7 @@ struct Product {
     /// Elements between rows of the left operand, and along the depth.
     left_strides: (u64, u64),
     right: Mem,
+    right_at: Value,
     /// Depth the panels of `right` have room for.
     max_depth: u64,
     out: Mem,
@@ -262,7 +292,7 @@ impl Product {
             let left = offset_by(b, self.left_at, &[(row, self.left_strides.0)]);
             b.for_each(zero, n_columns, 1, |b, j| {
                 let panel = panel_len(micro.nr(), self.max_depth, plan.lanes);
-                let right = b.mul_const(j, panel as i64);
+                let right = offset_by(b, self.right_at, &[(j, panel)]);
                 let sums = micro.multiply(b, left, right, depth);
                 let out = offset_by(b, self.out_at, &[(row, self.out_row), (j, micro.nr())]);
                 for (v, &sum) in (0..).zip(&sums) {
@@ -290,85 +320,71 @@ impl Product {
     }
 }
 
-/// One row of scores: a query and the first key of its block.
+/// Which position the lanes of a vector of scores run along.
+#[derive(Clone, Copy, PartialEq)]
+enum Along {
+    Queries,
+    Keys,
+}
+
+/// A vector of scores: the query and key of its first lane.
 #[derive(Clone)]
-struct ScoreRow<'a> {
+struct Scores<'a> {
     plan: &'a Plan<'a>,
     batch: &'a [Value],
     head: Value,
     query: Value,
     key: Value,
-}
-
-impl ScoreRow<'_> {
-    /// A score region at keys `offset..` of the row.
-    fn region(
-        &self,
-        b: &mut Builder,
-        region: &Region,
-        dot: Value,
-        offset: Value,
-        count: Option<Value>,
-    ) -> Value {
-        let key = b.add(self.key, offset);
-        let mut at = ScoreAt { row: self, key, dot, count };
-        let value = Scope::new(region).get(b, &mut at, region.results[0]);
-        if b.ty(value).is_vector() { value } else { b.splat(value, self.plan.lanes) }
-    }
-}
-
-struct ScoreAt<'r, 'a> {
-    row: &'r ScoreRow<'a>,
-    key: Value,
+    along: Along,
+    /// Raw dot products.
     dot: Value,
+    /// Lanes that exist, if some may not.
     count: Option<Value>,
 }
 
-impl Source for ScoreAt<'_, '_> {
+impl Scores<'_> {
+    /// A score region at these positions.
+    fn region(&self, b: &mut Builder, region: &Region) -> Value {
+        let value = Scope::new(region).get(b, &mut self.clone(), region.results[0]);
+        if b.ty(value).is_vector() { value } else { b.splat(value, self.plan.lanes) }
+    }
+
+    /// A position as i32: of every lane where vectors run along it.
+    fn position(&self, b: &mut Builder, base: Value, first: Value, along: Along) -> Value {
+        let position = b.add(base, first);
+        if along == self.along { ramp(b, position, self.plan.lanes) } else { b.convert(Elem::I32, position) }
+    }
+}
+
+impl Source for Scores<'_> {
     fn input(&mut self, b: &mut Builder, i: u32) -> Value {
-        let plan = self.row.plan;
-        let (base_q, base_k) = plan.bases(b);
+        let (base_q, base_k) = self.plan.bases(b);
         match i {
             0 => self.dot,
-            1 => {
-                let position = b.add(base_q, self.row.query);
-                b.convert(Elem::I32, position)
-            }
-            2 => {
-                let position = b.add(base_k, self.key);
-                ramp(b, position, plan.lanes)
-            }
+            1 => self.position(b, base_q, self.query, Along::Queries),
+            2 => self.position(b, base_k, self.key, Along::Keys),
             _ => {
-                let operand = &plan.shape.extras[i as usize - 3];
-                let index = [self.row.batch, &[self.row.head, self.row.query, self.key]].concat();
+                let operand = &self.plan.shape.extras[i as usize - 3];
+                let index = [self.batch, &[self.head, self.query, self.key]].concat();
                 let address = at(b, operand, &index);
-                let stride = operand.strides[index.len() - 1];
-                load_along(b, mem(operand), address, stride, plan.lanes, self.count)
+                let dim = index.len() - if self.along == Along::Keys { 1 } else { 2 };
+                load_along(b, mem(operand), address, operand.strides[dim], self.plan.lanes, self.count)
             }
         }
     }
 
     fn index(&mut self, b: &mut Builder, dim: u32) -> Value {
-        let n = self.row.batch.len();
-        match dim as usize - n.min(dim as usize) {
-            _ if (dim as usize) < n => b.convert(Elem::I32, self.row.batch[dim as usize]),
-            0 => b.convert(Elem::I32, self.row.head),
-            1 => b.convert(Elem::I32, self.row.query),
-            _ => ramp(b, self.key, self.row.plan.lanes),
+        let (n, dim, zero) = (self.batch.len(), dim as usize, b.index(0));
+        if dim < n {
+            b.convert(Elem::I32, self.batch[dim])
+        } else if dim == n {
+            b.convert(Elem::I32, self.head)
+        } else if dim == n + 1 {
+            self.position(b, zero, self.query, Along::Queries)
+        } else {
+            self.position(b, zero, self.key, Along::Keys)
         }
     }
-}
-
-/// `value` in the first `count` lanes, `other` in the rest.
-fn keep(b: &mut Builder, value: Value, other: f64, count: Option<Value>) -> Value {
-    let Some(count) = count else { return value };
-    let ty = b.ty(value);
-    let count = b.convert(Elem::I32, count);
-    let count = b.splat(count, ty.lanes);
-    let lane = b.iota(Elem::I32, ty.lanes);
-    let active = b.compare(CompareOp::Lt, lane, count);
-    let other = b.const_float(ty, other);
-    b.select(active, value, other)
 }
 
 fn f32x(lanes: u32) -> Type {

@@ -187,10 +187,11 @@ impl<'a> Plan<'a> {
     fn block(&self, b: &mut Builder, sink: &Sink, first: Value, depth: Value) {
         let k = &self.blocks;
         let right = self.panels(b, &self.right, sink.place, sink.place.column, first, k.nr);
-        let packing = Packing { depth, max_depth: k.kc, count: sink.columns, to: sink.scratch.right };
+        let zero = b.index(0);
+        let (to, to_at) = (sink.scratch.right, zero);
+        let packing = Packing { depth, max_depth: k.kc, count: sink.columns, to, to_at };
         pack_all(b, &right, &packing, k.tile_columns_are_whole(self.right.size));
         let n_panels = panels(b, sink.columns, k.nr);
-        let zero = b.index(0);
         let group_rows = GROUP * k.mr;
         b.for_each(zero, sink.rows, group_rows as i64, |b, start| {
             let left_rows = b.sub(sink.rows, start);
@@ -198,7 +199,8 @@ impl<'a> Plan<'a> {
             let rows = b.min(left_rows, most);
             let from = b.add(sink.place.row, start);
             let left = self.panels(b, &self.left, sink.place, from, first, k.mr);
-            let packing = Packing { depth, max_depth: k.kc, count: rows, to: sink.scratch.left };
+            let to = sink.scratch.left;
+            let packing = Packing { depth, max_depth: k.kc, count: rows, to, to_at: zero };
             pack_all(b, &left, &packing, k.tile_rows_are_whole(self.left.size));
             let m_panels = panels(b, rows, k.mr);
             b.for_each(zero, m_panels, 1, |b, i| {

@@ -32,6 +32,8 @@ pub struct Packing {
     pub count: Value,
     /// Scratch region, at least [`packed_len`] long.
     pub to: Mem,
+    /// First element there.
+    pub to_at: Value,
 }
 
 impl Panels {
@@ -57,7 +59,7 @@ pub fn packed_len(count: u64, width: u64, max_depth: u64, lanes: u32) -> u64 {
     count.div_ceil(width) * panel_len(width, max_depth, lanes) + u64::from(lanes) * width
 }
 
-/// Packs all panels that hold `packing.count` elements, one after the other from the start of the scratch region.
+/// Packs all panels that hold `packing.count` elements, one after the other from `packing.to_at` on.
 /// `is_whole`: none is cut by the operand's edge.
 pub fn pack_all(b: &mut Builder, panels: &Panels, packing: &Packing, is_whole: bool) {
     let zero = b.index(0);
@@ -87,7 +89,7 @@ fn copy_whole(b: &mut Builder, p: &Panels, packing: &Packing, n: Value) {
     let zero = b.index(0);
     b.for_each(zero, packing.depth, 1, |b, k| {
         let from = offset_by(b, p.at, &[(k, p.stride_k)]);
-        let to = b.mul_const(k, p.width as i64);
+        let to = offset_by(b, packing.to_at, &[(k, p.width)]);
         b.for_each(zero, n, 1, |b, j| {
             let from = offset_by(b, from, &[(j, p.width * p.stride)]);
             let to = offset_by(b, to, &[(j, p.panel_len(packing.max_depth))]);
@@ -129,7 +131,7 @@ struct Panel<'a> {
 impl<'a> Panel<'a> {
     fn at(b: &mut Builder, panels: &'a Panels, packing: &'a Packing, j: Value) -> Panel<'a> {
         let at = offset_by(b, panels.at, &[(j, panels.width * panels.stride)]);
-        let to = b.mul_const(j, panels.panel_len(packing.max_depth) as i64);
+        let to = offset_by(b, packing.to_at, &[(j, panels.panel_len(packing.max_depth))]);
         Panel { panels, packing, at, to }
     }
 
