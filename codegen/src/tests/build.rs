@@ -178,6 +178,46 @@ fn build_gives_the_same_static_binary_however_it_is_built() {
     assert!((0..count).all(|i| here.elf[headers + 56 * i] != 3));
 }
 
+/// Names of the symbols of an ELF file that satisfy `wanted`, given a symbol's type (4 = source file, 2 = function).
+fn symbols(elf: &[u8], wanted: u8) -> Vec<String> {
+    let word = |at: usize, n: usize| elf[at..at + n].iter().rev().fold(0usize, |w, &b| w << 8 | b as usize);
+    let (sections, count) = (word(0x28, 8), word(0x3c, 2));
+    let section = |i: usize| sections + 64 * i;
+    let table = (0..count).map(section).find(|&s| word(s + 4, 4) == 2).unwrap();
+    let (symbols, bytes) = (word(table + 0x18, 8), word(table + 0x20, 8));
+    let names = word(section(word(table + 0x28, 4)) + 0x18, 8);
+    let entries = (0..bytes / 24).map(|i| symbols + 24 * i).filter(|&s| elf[s + 4] & 15 == wanted);
+    let name = |s: usize| {
+        let text = &elf[names + word(s, 4)..];
+        String::from_utf8_lossy(&text[..text.iter().position(|&b| b == 0).unwrap()]).into_owned()
+    };
+    entries.map(name).collect()
+}
+
+#[test]
+fn build_passes_every_kernel_of_the_binary_through_mlir() {
+    // A second kernel: the same sum over two dimensions.
+    let mut program = program();
+    let KernelSpec::Map(mut spec) = kernel().spec else { panic!() };
+    spec.dims = vec![1, N];
+    spec.inputs.iter_mut().chain(&mut spec.outputs).for_each(|o| o.strides.insert(0, 0));
+    spec.region.ops[5] = ScalarOp::Binary(BinaryOp::Sub, ScalarId(4), ScalarId(3));
+    program.kernels.push(Kernel { name: "mul_sub".to_string(), spec: KernelSpec::Map(spec) });
+    let Step::Loop { body, .. } = &mut program.entries[0].body[0] else { panic!() };
+    let Step::Loop { body, .. } = &mut body[0] else { panic!() };
+    let Step::Launch(mut launch) = body[0].clone() else { panic!() };
+    launch.kernel = 1;
+    body.push(Step::Launch(launch));
+    let built = build_with(&program, None, 1, None).unwrap();
+    let functions = symbols(&built.elf, 2);
+    let kernels: Vec<&String> = functions.iter().filter(|name| name.starts_with("kernel_")).collect();
+    assert_eq!(kernels.len(), 2, "{kernels:?}");
+    // Each kernel is one object, and each object names one source: that of a module translated from MLIR.
+    let sources = symbols(&built.elf, 4);
+    assert_eq!(sources.iter().filter(|name| *name == "LLVMDialectModule").count(), 2, "{sources:?}");
+    assert!(built.kernels.iter().all(|k| k.came_through_mlir));
+}
+
 #[test]
 fn build_makes_a_binary_that_knows_its_model() {
     use std::os::unix::fs::PermissionsExt;
