@@ -1,7 +1,6 @@
 //! `mlc build`: from a spec to a training binary.
 
-use super::emit::failure;
-use super::files::{self, Checked, read_spec};
+use super::files::{self, Checked, failure, read_spec};
 use super::report;
 use super::{Failure, SpecArgs};
 use clap::Args;

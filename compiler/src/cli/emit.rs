@@ -1,12 +1,11 @@
 //! `mlc emit`: the intermediate forms.
 
 use super::build::target;
-use super::files::{Checked, read_spec, show, write};
+use super::files::{Checked, failure, read_spec, write};
 use super::{Failure, SpecArgs};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use mlc::pipeline::{self, CompileError, Compiled, Identity, Runner};
-use mlc::spec::SourceMap;
+use mlc::pipeline::{self, Compiled, Identity, Runner};
 use mlc_codegen::KernelStage;
 use std::path::PathBuf;
 
@@ -87,16 +86,4 @@ fn kernels(args: &EmitArgs, checked: &Checked, compiled: &Compiled) -> Result<()
         }
     }
     Ok(())
-}
-
-/// Prints what a compilation error has to say and gives the exit code.
-pub fn failure(error: CompileError, sources: &SourceMap) -> Failure {
-    match error {
-        CompileError::Spec(errors) => {
-            show(&errors, sources);
-            Failure::Spec
-        }
-        CompileError::Memory(text) => Failure::Memory(text),
-        CompileError::Internal { stage, message } => Failure::Internal(format!("stage {stage}: {message}")),
-    }
 }

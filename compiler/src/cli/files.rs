@@ -1,6 +1,7 @@
 //! Reading specs and writing results.
 
 use super::{Failure, SpecArgs};
+use mlc::pipeline::CompileError;
 use mlc::spec::checked::Spec;
 use mlc::spec::{Diagnostic, FileLoader, SourceMap, check, diagnostic, expand};
 use std::io::IsTerminal;
@@ -39,6 +40,18 @@ pub fn expanded(args: &SpecArgs) -> Result<String, Failure> {
         show(&errors, &sources);
         Failure::Spec
     })
+}
+
+/// Prints what a compilation error has to say and gives the exit code.
+pub fn failure(error: CompileError, sources: &SourceMap) -> Failure {
+    match error {
+        CompileError::Spec(errors) => {
+            show(&errors, sources);
+            Failure::Spec
+        }
+        CompileError::Memory(text) => Failure::Memory(text),
+        CompileError::Internal { stage, message } => Failure::Internal(format!("stage {stage}: {message}")),
+    }
 }
 
 /// Prints messages to standard error. A note of one line stays one line: `file:line: note: …`.
