@@ -15,8 +15,9 @@ use crate::graph::{
 };
 use std::collections::BTreeMap;
 
-/// Elements of logits per chunk: 16 MiB in f32.
-const LOGITS_MAX: u64 = 1 << 22;
+/// Elements of logits per chunk: 64 MiB in f32. The gradient of the head is read and written once per chunk, and the
+/// products want rows: fewer, larger chunks cost only this memory, since no chunk of a large vocabulary fits a cache.
+const LOGITS_MAX: u64 = 1 << 24;
 /// Tokens per chunk, where there are as many.
 const TOKENS_MIN: u64 = 64;
 
