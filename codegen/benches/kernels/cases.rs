@@ -58,6 +58,11 @@ pub fn cases(target: &Target) -> Vec<Case> {
     for (m, n, k) in [(1024, 1024, 1024), (288, 768, 2048), (768, 288, 2048), (288, 32_000, 2048)] {
         all.push(gemm("weight gradient", m, n, k, &[1, m], &[n, 1], None, target));
     }
+    // A loss head over 128 tokens: logits, the gradient of the tokens, and that of the vocabulary, which accumulates.
+    all.push(gemm("head logits", 128, 32_000, 288, &[288, 1], &[1, 288], None, target));
+    all.push(gemm("head tokens", 128, 288, 32_000, &[32_000, 1], &[288, 1], None, target));
+    all.push(head_vocabulary(288, 32_000, 128, target));
+    all.push(rotate_pairs(2048, 6, 24, target));
     all.push(gemm("forward with tanh", 2048, 768, 288, &[288, 1], &[768, 1], Some(tanh_region()), target));
     all.push(gemm("one row", 1, 32_000, 288, &[288, 1], &[1, 288], None, target));
     for (heads, s, hd) in [(48, 256, 48), (12, 1024, 64)] {
@@ -103,6 +108,49 @@ fn gemm(
     let bytes = 4 * (m * k + k * n + m * n);
     let name = format!("gemm {name} {m}x{n}x{k}");
     finish(name, KernelSpec::Gemm(spec), 2.0 * (m * n * k) as f64, bytes as f64, target)
+}
+
+fn head_vocabulary(m: u64, n: u64, k: u64, target: &Target) -> Case {
+    let spec = GemmSpec {
+        batch: vec![],
+        m,
+        n,
+        k,
+        a: operand(0, &[1, m]),
+        b: operand(1, &[n, 1]),
+        c: operand(2, &[1, m]),
+        accumulate: true,
+        epilogue: None,
+        extras: vec![],
+    };
+    let bytes = 4 * (m * k + k * n + 2 * m * n);
+    let name = format!("gemm head vocabulary {m}x{n}x{k}");
+    finish(name, KernelSpec::Gemm(spec), 2.0 * (m * n * k) as f64, bytes as f64, target)
+}
+
+fn rotate_pairs(rows: u64, heads: u64, half: u64, target: &Target) -> Case {
+    let ops = vec![
+        ScalarOp::Input(0),
+        ScalarOp::Input(1),
+        ScalarOp::Input(2),
+        ScalarOp::Input(3),
+        ScalarOp::Binary(BinaryOp::Mul, ScalarId(1), ScalarId(3)),
+        ScalarOp::Unary(UnaryOp::Neg, ScalarId(4)),
+        ScalarOp::MulAdd(ScalarId(0), ScalarId(2), ScalarId(5)),
+        ScalarOp::Binary(BinaryOp::Mul, ScalarId(1), ScalarId(2)),
+        ScalarOp::MulAdd(ScalarId(0), ScalarId(3), ScalarId(7)),
+    ];
+    let pair = |offset| Operand { offset, ..operand(0, &[2 * half * heads, 2 * half, 2]) };
+    let spec = LoopsSpec {
+        dims: vec![rows, heads, half],
+        reduced: 0,
+        inputs: vec![pair(0), pair(1), operand(1, &[half, 0, 1]), operand(2, &[half, 0, 1])],
+        n_scalars: 0,
+        region: region(ops, &[6, 8]),
+        outputs: vec![pair(0), pair(1)],
+    };
+    let bytes = (16 * rows * heads * half) as f64;
+    finish(format!("rotate pairs {rows}x{heads}x{half}"), KernelSpec::Map(spec), 0.0, bytes, target)
 }
 
 fn region(ops: Vec<ScalarOp>, results: &[u32]) -> Region {

@@ -86,10 +86,70 @@ pub fn load_along(
     match stride {
         0 => b.load(mem, index, 1),
         1 => b.load_at(At { mem, index, stride: None }, lanes, count),
+        2 if lanes > 1 => load_every_other(b, mem, index, lanes, count),
         _ => {
             let stride = b.index(stride);
             b.load_at(At { mem, index, stride: Some(stride) }, lanes, count)
         }
+    }
+}
+
+/// Loads two contiguous vectors and keeps every other lane: far cheaper than one access per lane. Nothing is read beyond
+/// the last element asked for.
+fn load_every_other(b: &mut Builder, mem: Mem, index: Value, lanes: u32, count: Option<Value>) -> Value {
+    let (low, high) = match count {
+        None => (None, b.index(u64::from(lanes) - 1)),
+        Some(count) => {
+            let twice = b.mul_const(count, 2);
+            let span = b.add_const(twice, -1);
+            let (low, high) = halves(b, span, lanes);
+            (Some(low), high)
+        }
+    };
+    let x = b.load_at(At { mem, index, stride: None }, lanes, low);
+    let index = b.add_const(index, i64::from(lanes));
+    let y = b.load_at(At { mem, index, stride: None }, lanes, Some(high));
+    let even: Vec<u32> = (0..lanes).map(|i| 2 * i).collect();
+    b.shuffle(x, y, &even)
+}
+
+/// Active lanes of two neighbouring vectors that hold `n` elements together.
+fn halves(b: &mut Builder, n: Value, lanes: u32) -> (Value, Value) {
+    let (most, none) = (b.index(u64::from(lanes)), b.index(0));
+    let low = b.min(n, most);
+    let low = b.max(low, none);
+    let high = b.sub(n, low);
+    (low, b.max(high, none))
+}
+
+/// Stores `even` and `odd` alternately to neighbouring elements, `count` of each.
+pub fn store_interleaved(
+    b: &mut Builder,
+    mem: Mem,
+    index: Value,
+    even: Value,
+    odd: Value,
+    lanes: u32,
+    count: Option<Value>,
+) {
+    let [even, odd] = [even, odd].map(|v| {
+        let v = b.convert(b.elem(mem), v);
+        if b.ty(v).lanes == lanes { v } else { b.splat(v, lanes) }
+    });
+    let (low, high) = match count {
+        None => (None, None),
+        Some(count) => {
+            let n = b.mul_const(count, 2);
+            let (low, high) = halves(b, n, lanes);
+            (Some(low), Some(high))
+        }
+    };
+    for (first, count) in [(0, low), (lanes / 2, high)] {
+        let order: Vec<u32> =
+            (0..lanes).map(|i| first + i / 2 + if i % 2 == 0 { 0 } else { lanes }).collect();
+        let value = b.shuffle(even, odd, &order);
+        let index = b.add_const(index, 2 * i64::from(first));
+        b.store_at(At { mem, index, stride: None }, value, count);
     }
 }
 

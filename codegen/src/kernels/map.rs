@@ -6,12 +6,12 @@
 //! 3. Within a tile, rows in order, vectors along `D`, the last one masked. Region ops are emitted at the outermost loop
 //!    they do not change in.
 
-use super::buffers::{Buffers, load_along, mem, offset_by, store_along, unflatten};
+use super::buffers::{Buffers, load_along, mem, offset_by, store_along, store_interleaved, unflatten};
 use super::loops::part_of;
 use super::region::{Levels, Scope, Source, uses_index};
 use super::space::{Dim, dims_of, merge};
 use crate::kir::{Builder, Elem, Kernel, Type, Value};
-use crate::program::LoopsSpec;
+use crate::program::{LoopsSpec, Operand};
 use crate::target::Target;
 
 /// Elements of one tile, about: long enough to hide the cost of starting one, short enough to balance threads.
@@ -165,10 +165,30 @@ impl<'a> Plan<'a> {
         let mut cursor = Cursor { point, lanes: self.lanes, count };
         let results: Vec<Value> =
             self.spec.region.results.iter().map(|&r| scope.get(b, &mut cursor, r)).collect();
-        for (o, (operand, value)) in self.spec.outputs.iter().zip(results).enumerate() {
-            let at = cursor.point.at[o];
-            store_along(b, mem(operand), at, self.columns.strides[o], self.lanes, value, count);
+        let mut is_stored = vec![false; results.len()];
+        for o in 0..results.len() {
+            if let Some(odd) = self.odd_partner(o).filter(|_| self.lanes > 1) {
+                let (mem, at) = (mem(&self.spec.outputs[o]), cursor.point.at[o]);
+                store_interleaved(b, mem, at, results[o], results[odd], self.lanes, count);
+                (is_stored[o], is_stored[odd]) = (true, true);
+            }
         }
+        for (o, operand) in self.spec.outputs.iter().enumerate().filter(|(o, _)| !is_stored[*o]) {
+            let at = cursor.point.at[o];
+            store_along(b, mem(operand), at, self.columns.strides[o], self.lanes, results[o], count);
+        }
+    }
+
+    /// The output that fills the gaps of output `o`: the two of a pair, as in a rotation of neighbouring elements.
+    fn odd_partner(&self, o: usize) -> Option<usize> {
+        let even = &self.spec.outputs[o];
+        let is_partner = |odd: &Operand| {
+            odd.buffer == even.buffer && odd.offset == even.offset + 1 && odd.strides == even.strides
+        };
+        if self.columns.strides[o] != 2 {
+            return None;
+        }
+        self.spec.outputs.iter().position(is_partner)
     }
 }
 

@@ -136,3 +136,30 @@ fn map_handles_integers_and_truth_values() {
     });
     check(&spec, &[], &|_| Fill::Random, 3);
 }
+
+/// A rotation of neighbouring pairs, in place: even and odd elements are read and written as vectors.
+#[test]
+fn map_rotates_pairs() {
+    for (case, half) in [1, 3, 8, 16, 24, 37].into_iter().enumerate() {
+        let mut r = RegionBuilder::default();
+        let (x, y, c) = (r.input(0), r.input(1), r.input(2));
+        let (xc, yc) = (r.binary(BinaryOp::Mul, x, c), r.binary(BinaryOp::Mul, y, c));
+        let (even, odd) = (r.binary(BinaryOp::Sub, xc, y), r.binary(BinaryOp::Add, yc, x));
+        let pair =
+            |offset| Operand { buffer: 0, dtype: DType::F32, offset, strides: vec![6 * half, 2 * half, 2] };
+        let table = Operand { buffer: 1, dtype: DType::F32, offset: 0, strides: vec![half, 0, 1] };
+        let spec = KernelSpec::Map(LoopsSpec {
+            dims: vec![5, 3, half],
+            reduced: 0,
+            inputs: vec![pair(0), pair(1), table],
+            n_scalars: 0,
+            region: r.results(&[odd, even]),
+            outputs: vec![pair(1), pair(0)],
+        });
+        check(&spec, &[], &|_| Fill::Random, case as u64);
+        if half >= 8 {
+            let text = expand(&spec, &TARGETS[0]).to_string();
+            assert!(text.contains("shuffle") && !text.contains("stride"), "{text}");
+        }
+    }
+}
