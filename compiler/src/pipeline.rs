@@ -5,8 +5,7 @@
 
 use crate::autodiff::config::{Microbatch, TrainConfig};
 use crate::autodiff::from_spec::train_config;
-use crate::autodiff::loss_head::expand_loss_heads;
-use crate::autodiff::training_step;
+use crate::autodiff::{inference_step, training_step};
 use crate::fuse;
 use crate::graph::from_spec::{Entry, from_spec, has_logits};
 use crate::graph::recognise::{near_misses, recognise};
@@ -158,9 +157,8 @@ fn training(graph: Graph, config: &TrainConfig, runner: &mut Runner) -> Result<G
     Ok(graph)
 }
 
-/// Without gradients, only the loss head needs its loop over token chunks.
 fn inference(graph: Graph, entry: Entry, runner: &mut Runner) -> Result<Graph> {
-    let graph = runner.run("training", || Ok(expand_loss_heads(graph, |_| false).0))?;
+    let graph = runner.run("training", || Ok(inference_step(graph)))?;
     runner.graph("training", entry.name(), &graph, Level::Training)?;
     Ok(graph)
 }

@@ -11,6 +11,7 @@ pub mod config;
 pub mod differentiate;
 pub mod from_spec;
 pub mod hoist_invariants;
+mod inference_step;
 mod loops;
 pub mod loss_head;
 mod optimizer;
@@ -21,6 +22,7 @@ mod tape;
 mod training_step;
 
 pub use config::TrainConfig;
+pub use inference_step::inference_step;
 pub use training_step::training_step;
 
 #[cfg(test)]

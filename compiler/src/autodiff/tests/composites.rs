@@ -227,11 +227,11 @@ fn loss_head_becomes_a_loop_over_chunks_with_the_same_gradient() {
 }
 
 #[test]
-fn loss_head_of_an_evaluated_entry_is_a_loop_without_gradients() {
-    use crate::autodiff::loss_head::chunk_loss_heads;
+fn evaluated_entry_has_a_chunked_loss_and_tables_outside_its_loops() {
+    use crate::autodiff::inference_step;
     use crate::testing::assert_same_numbers;
     let forward = super::llama(false);
-    let chunked = chunk_loss_heads(forward.clone());
+    let chunked = inference_step(forward.clone());
     assert_same_numbers(&forward, &chunked);
     let trips: Vec<(u64, usize)> = chunked
         .executed_regions()
@@ -244,6 +244,15 @@ fn loss_head_of_an_evaluated_entry_is_a_loop_without_gradients() {
         .collect();
     // Four sequences, each in two chunks; one result, the loss.
     assert_eq!(trips, [(4, 1), (2, 1)]);
+    let is_table = |op: &&crate::graph::OpId| chunked.op(**op).op == Op::Unary(UnaryOp::Sin);
+    let sines: Vec<usize> = chunked
+        .executed_regions()
+        .iter()
+        .map(|r| chunked.region(*r).ops.iter().filter(is_table).count())
+        .collect();
+    // Queries and keys turn by the same angles.
+    assert_eq!(sines.iter().sum::<usize>(), 1);
+    assert_eq!(sines[0], 1);
 }
 
 #[test]
