@@ -8,6 +8,8 @@
 //! loop variables ([`crate::memory::verify`]).
 
 pub mod attention;
+#[cfg(test)]
+mod attention_tests;
 pub mod derivative;
 pub mod gemm;
 pub mod lookup;

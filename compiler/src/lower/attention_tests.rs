@@ -1,0 +1,162 @@
+//! Attention and its gradients down to kernels, for scores beyond the plain causal one, against the interpreter in f64.
+
+use super::simulate;
+use crate::autodiff::differentiate::differentiate;
+use crate::graph::composites::AttentionParts;
+use crate::graph::{
+    Axis, BinaryOp, Bound, Builder, CompareOp, DType, Graph, Init, Name, Op, Output, ReduceOp, RegionId,
+    Type, UnaryOp, ValueId,
+};
+use crate::interpret::{self, Mode, Outputs, sample_environment};
+use mlc_codegen::program::{InterpretedProgram, KernelSpec};
+use mlc_codegen::target::X86_64_V4;
+
+fn ty(axes: &[(&str, u64)]) -> Type {
+    Type::new(DType::F32, axes.iter().map(|(n, s)| Axis::new(*n, *s)).collect())
+}
+
+/// Sums here have tens of terms: f32 leaves some 1e-6 of a tensor's largest element.
+fn far_off(expected: &Outputs, found: &Outputs) -> Option<String> {
+    for ((output, want), (_, got)) in expected.0.iter().zip(&found.0) {
+        let scale = want.as_floats().iter().fold(1e-3, |m: f64, x| m.max(x.abs()));
+        for (i, (w, g)) in want.as_floats().iter().zip(got.as_floats()).enumerate() {
+            if w != g && ((w - g).abs() > 1e-5 * scale || g.is_nan()) {
+                return Some(format!("{output:?}[{i}]: {g} instead of {w}"));
+            }
+        }
+    }
+    None
+}
+
+/// Runs the program both ways, and finds three attention kernels in it.
+fn check(graph: &Graph) {
+    let program = simulate::program(graph).unwrap_or_else(|e| panic!("{e}"));
+    let environment = sample_environment(graph, 3);
+    let expected = interpret::run(graph, &environment, Mode::F64).unwrap_or_else(|e| panic!("{e}"));
+    let evaluated = simulate::run(&program, graph, &environment).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(far_off(&expected, &evaluated), None, "evaluated");
+    let mut kernels = InterpretedProgram::new(&program, &X86_64_V4).unwrap_or_else(|e| panic!("{e}"));
+    let interpreted = simulate::run_with(&program, graph, &environment, &mut |s| kernels.run("train", s))
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(far_off(&expected, &interpreted), None, "as KIR");
+    let count = |pick: &dyn Fn(&KernelSpec) -> bool| program.kernels.iter().filter(|k| pick(&k.spec)).count();
+    assert_eq!(count(&|k| matches!(k, KernelSpec::Attention(_))), 1, "one kernel forward");
+    assert_eq!(count(&|k| matches!(k, KernelSpec::AttentionGrad(_))), 2, "two backward");
+}
+
+/// Parameters `q`, `k`, `v` of these axes, attention with the given score, and the gradients of `Σ o·t`.
+fn trained(
+    q: &[(&str, u64)],
+    kv: &[(&str, u64)],
+    bound: Bound,
+    bias: Option<&[(&str, u64)]>,
+    score: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId,
+) -> Graph {
+    let mut b = Builder::new("attention");
+    let mut param = |path: &str, axes: &[(&str, u64)]| {
+        let op = Op::Param { path: path.into(), init: Init::Constant(0.0) };
+        b.one(op, &[], Some(ty(axes)), path)
+    };
+    let (q, k, v) = (param("q", q), param("k", kv), param("v", kv));
+    let extras: Vec<ValueId> = bias.iter().map(|axes| b.input("bias", ty(axes), 0)).collect();
+    let score = score_region(&mut b, extras.len(), score);
+    let parts =
+        AttentionParts { query: "seq".into(), key: "pos".into(), over: vec!["hd".into()], bound, score };
+    // `lse` must not be used as a value: attention would be taken apart before it is differentiated.
+    let (o, _) = b.attention(q, k, v, &extras, parts).unwrap_or_else(|e| panic!("{e}"));
+    let t = b.input("t", b.ty(o).clone(), 0);
+    let product = b.mul(o, t);
+    let axes: Vec<Name> = b.ty(o).names();
+    let loss = b.reduce(ReduceOp::Sum, product, &axes);
+    b.output(Output::Report("loss".into()), loss);
+    b.output(Output::Report("o".into()), o);
+    let done = differentiate(b.finish(), 0).unwrap_or_else(|e| panic!("{e}"));
+    let mut b = Builder::resume(done.graph);
+    for g in &done.gradients {
+        b.output(Output::Report(format!("grad.{}", g.param).into()), g.gradient);
+    }
+    b.finish()
+}
+
+fn score_region(
+    b: &mut Builder,
+    extras: usize,
+    score: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId,
+) -> RegionId {
+    let f32 = Type::scalar(DType::F32);
+    let i32 = Type::scalar(DType::I32);
+    let mut args: Vec<(Name, Type)> =
+        vec![("s".into(), f32.clone()), ("query".into(), i32.clone()), ("key".into(), i32)];
+    args.extend((0..extras).map(|_| (Name::from("extra"), f32.clone())));
+    let (_, args) = b.open(&args);
+    let result = score(b, &args);
+    b.close(vec![result])
+}
+
+/// `condition ? s : −inf`.
+fn masked(b: &mut Builder, condition: ValueId, s: ValueId) -> ValueId {
+    let lowest = b.constant(DType::F32, f64::NEG_INFINITY);
+    b.select(condition, s, lowest)
+}
+
+const Q: &[(&str, u64)] = &[("batch", 2), ("seq", 7), ("kv", 2), ("group", 3), ("hd", 4)];
+const KV: &[(&str, u64)] = &[("batch", 2), ("pos", 7), ("kv", 2), ("hd", 4)];
+
+#[test]
+fn lower_attention_with_grouped_heads() {
+    let graph = trained(Q, KV, Bound::Causal, None, |b, a| {
+        let scaled = b.scale(a[0], 0.5);
+        let sees = b.compare(CompareOp::Le, a[2], a[1]);
+        masked(b, sees, scaled)
+    });
+    check(&graph);
+}
+
+#[test]
+fn lower_attention_with_a_window_and_a_soft_cap() {
+    // Gemma 2 (arXiv:2408.00118): capped scores, a sliding window.
+    let graph = trained(Q, KV, Bound::Window(3), None, |b, a| {
+        let small = b.scale(a[0], 0.25);
+        let capped = b.unary(UnaryOp::Tanh, small);
+        let capped = b.scale(capped, 4.0);
+        let sees = b.compare(CompareOp::Le, a[2], a[1]);
+        let three = b.constant(DType::I32, 3.0);
+        let first = b.sub(a[1], three);
+        let near = b.compare(CompareOp::Gt, a[2], first);
+        let both = b.binary(BinaryOp::And, sees, near);
+        masked(b, both, capped)
+    });
+    check(&graph);
+}
+
+#[test]
+fn lower_attention_reads_a_bias_per_head() {
+    let bias: &[(&str, u64)] = &[("kv", 2), ("group", 3), ("seq", 7), ("pos", 7)];
+    check(&trained(Q, KV, Bound::Full, Some(bias), |b, a| b.add(a[0], a[3])));
+    // The same for all heads and batches.
+    let shared: &[(&str, u64)] = &[("pos", 7), ("seq", 7)];
+    check(&trained(Q, KV, Bound::Full, Some(shared), |b, a| b.add(a[0], a[3])));
+}
+
+#[test]
+fn lower_attention_without_groups_or_batches() {
+    let q: &[(&str, u64)] = &[("seq", 5), ("hd", 4)];
+    let kv: &[(&str, u64)] = &[("pos", 9), ("hd", 4)];
+    check(&trained(q, kv, Bound::Full, None, |b, a| b.scale(a[0], 0.5)));
+}
+
+#[test]
+fn lower_attention_leaves_a_row_without_keys_empty() {
+    let graph = trained(Q, KV, Bound::Full, None, |b, a| {
+        let sees = b.compare(CompareOp::Lt, a[2], a[1]);
+        masked(b, sees, a[0])
+    });
+    check(&graph);
+}
+
+#[test]
+fn lower_attention_with_two_group_axes() {
+    let q: &[(&str, u64)] = &[("batch", 2), ("kv", 2), ("g", 2), ("h", 3), ("seq", 5), ("hd", 4)];
+    let kv: &[(&str, u64)] = &[("batch", 2), ("pos", 5), ("kv", 2), ("hd", 4)];
+    check(&trained(q, kv, Bound::Full, None, |b, a| b.scale(a[0], 0.5)));
+}
