@@ -434,3 +434,19 @@ fn a_taken_name_gets_the_next_number_of_its_stem() {
     let names: Vec<String> = ["h", "h", "h.1", "h.1", "h.7", "h", "k.2", "k.2", "k"].map(&mut add).into();
     assert_eq!(names, ["h", "h.1", "h.2", "h.3", "h.7", "h.4", "k.2", "k.1", "k.3"]);
 }
+
+#[test]
+fn the_graphs_of_the_manual_verify_print_as_they_stand_and_run() {
+    let manual = include_str!("../../../docs/graph-text.md");
+    let texts: Vec<&str> =
+        manual.split("```graph\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(texts.len(), 2);
+    for text in texts {
+        let graph = crate::testing::graph(text);
+        assert_eq!(print(&graph), text);
+        let environment = crate::interpret::sample_environment(&graph, 0);
+        let outputs = crate::interpret::run(&graph, &environment, crate::interpret::Mode::F64).unwrap();
+        assert_eq!(outputs.0.len(), graph.outputs.len());
+    }
+    assert!(manual.contains("; error: add mixes f32[batch=2, d=4] and i32[batch=2]"));
+}
