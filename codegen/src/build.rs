@@ -207,12 +207,13 @@ fn expand_all(program: &Program, target: &Target) -> Vec<(String, Kernel)> {
     program.kernels.iter().map(expand).collect()
 }
 
-fn kernel_key(kir: &str, target: &Target) -> String {
+/// Key of a kernel's object.
+pub(crate) fn kernel_key(kir: &str, target: &Target) -> String {
     Cache::key(&[b"kernel", format!("{target:?}").as_bytes(), kir.as_bytes()])
 }
 
 /// Symbol of the kernel of a key. 128 bits keep two kernels of a program apart.
-fn symbol(key: &str) -> String {
+pub(crate) fn symbol(key: &str) -> String {
     format!("kernel_{}", &key[..32])
 }
 

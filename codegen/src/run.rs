@@ -1,10 +1,13 @@
 //! Compiled kernels and programs inside this process: what tests compare with the interpreters.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_void};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::abi::{EntryFn, KernelFn, ProgramTable, StepContext};
+use crate::build::{kernel_key, symbol};
 use crate::kir::Kernel;
 use crate::kir::interpret::Binding;
 use crate::link::{Object, link_shared};
@@ -112,6 +115,42 @@ fn can_run(target: &Target) -> Result<(), String> {
     if target.runs_here() { Ok(()) } else { Err(format!("this machine does not run {target}")) }
 }
 
+thread_local! {
+    static MEMO: RefCell<Memo> = RefCell::new(Memo::default());
+}
+
+/// What this thread has compiled for [`CompiledProgram`]s: a test makes many programs that share kernels.
+#[derive(Default)]
+struct Memo {
+    compiler: KernelCompiler,
+    /// By KIR and target.
+    objects: BTreeMap<(String, &'static str), Vec<u8>>,
+}
+
+impl Memo {
+    /// Objects kept; a few kilobytes each.
+    const MOST: usize = 4096;
+
+    fn compile(
+        &mut self,
+        kernel: &Kernel,
+        text: String,
+        symbol: &str,
+        target: &Target,
+    ) -> Result<Vec<u8>, String> {
+        let key = (text, target.name);
+        if let Some(object) = self.objects.get(&key) {
+            return Ok(object.clone());
+        }
+        let object = self.compiler.compile(kernel, symbol, target, Stage::Object)?;
+        if self.objects.len() >= Memo::MOST {
+            self.objects.clear();
+        }
+        self.objects.insert(key, object.clone());
+        Ok(object)
+    }
+}
+
 /// A whole program compiled for a target and loaded: the step functions of a binary without its runtime.
 pub struct CompiledProgram {
     _library: Library,
@@ -128,18 +167,19 @@ impl CompiledProgram {
     pub fn new(program: &Program, target: &Target) -> Result<CompiledProgram, String> {
         can_run(target)?;
         verify(program).map_err(|errors| errors.join("; "))?;
-        let compiler = KernelCompiler::new();
-        let (mut objects, mut links, mut scratch_bytes) = (Vec::new(), Vec::new(), 0);
-        for (i, kernel) in program.kernels.iter().enumerate() {
-            let symbol = format!("kernel_{i}");
+        let (mut objects, mut links, mut scratch_bytes) = (Vec::<Object>::new(), Vec::new(), 0);
+        for kernel in &program.kernels {
             let kir = crate::kernels::expand(&kernel.spec, target);
+            let (tiles, text) = (kir.tiles, kir.to_string());
+            let symbol = symbol(&kernel_key(&text, target));
             scratch_bytes = kir.scratch_bytes().max(scratch_bytes);
-            let bytes = compiler.compile(&kir, &symbol, target, Stage::Object);
-            objects.push(Object {
-                name: symbol.clone(),
-                bytes: bytes.map_err(|e| format!("{}: {e}", kernel.name))?,
-            });
-            links.push(KernelLink { symbol, tiles: kir.tiles });
+            // Equal kernels of a program are one object.
+            if !objects.iter().any(|o| o.name == symbol) {
+                let bytes = MEMO.with_borrow_mut(|memo| memo.compile(&kir, text, &symbol, target));
+                let bytes = bytes.map_err(|e| format!("{}: {e}", kernel.name))?;
+                objects.push(Object { name: symbol.clone(), bytes });
+            }
+            links.push(KernelLink { symbol, tiles });
         }
         objects
             .push(Object { name: "step".to_string(), bytes: step_object(program, &links, b"{}", target)? });
@@ -174,7 +214,7 @@ impl CompiledProgram {
     }
 }
 
-/// Runs all tiles of a launch here and now.
+/// Runs all tiles of a launch here and now, the second half first: the order must not matter.
 ///
 /// # Safety
 /// As [`LaunchFn`](crate::abi::LaunchFn); `runtime` is this thread's scratch.
@@ -186,8 +226,12 @@ unsafe extern "C" fn launch(
     scalars: *const i64,
     tiles: i64,
 ) {
-    // SAFETY: passed on from the caller.
-    unsafe { kernel(buffers, scalars, 0, tiles, (*context).runtime.cast::<u8>()) }
+    let middle = tiles / 2;
+    let halves = if middle > 0 { [(middle, tiles), (0, middle)] } else { [(0, tiles), (tiles, tiles)] };
+    for (begin, end) in halves.into_iter().filter(|(begin, end)| begin < end) {
+        // SAFETY: passed on from the caller.
+        unsafe { kernel(buffers, scalars, begin, end, (*context).runtime.cast::<u8>()) }
+    }
 }
 
 /// A shared object in this process.
