@@ -76,7 +76,11 @@ impl Fused {
         }
         text.push_str("  ->");
         for w in &group.writes {
-            let name = w.value.map_or_else(|| "0".to_string(), |v| format!("%{}", self.graph.value_name(v)));
+            let name = match (w.value, &group.kind) {
+                (Some(v), _) => format!("%{}", self.graph.value_name(v)),
+                (None, Kind::Fill) => "0".to_string(),
+                (None, _) => format!("%{}", self.buffer(w.view.buffer).name),
+            };
             let add = if w.accumulate { " +=" } else { "" };
             let _ = write!(text, "  {name}{add} {}", self.view_text(&w.view));
         }

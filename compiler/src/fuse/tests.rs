@@ -220,3 +220,45 @@ fn recompute_residuals_saves_what_cannot_be_computed_again() {
     verify(&thinned, Stage::Any).unwrap_or_else(|e| panic!("{e}"));
     crate::testing::assert_same_numbers(&graph, &thinned);
 }
+
+#[test]
+fn insert_relayouts_copies_the_smaller_operand_once_for_both_products() {
+    // Slices [batch, 3 of seq, ..]: (batch, seq) has two strides, and both products contract over it.
+    let mut b = Builder::new("chunks");
+    let x = b.input("x", ty(&[("batch", 2), ("seq", 6), ("d", 4)]), 0);
+    let y = b.input("y", ty(&[("batch", 2), ("seq", 6), ("e", 8)]), 0);
+    let (body, a) = b.open(&[
+        ("i".into(), Type::scalar(DType::I32)),
+        ("x".into(), ty(&[("batch", 2), ("seq", 3), ("d", 4)])),
+        ("y".into(), ty(&[("batch", 2), ("seq", 3), ("e", 8)])),
+    ]);
+    let doubled = b.scale(a[2], 2.0);
+    let doubled = b.unary(crate::graph::UnaryOp::Exp, doubled);
+    let p = b.dot(a[1], doubled, &names(&["batch", "seq"]));
+    let halved = b.unary(crate::graph::UnaryOp::Tanh, a[2]);
+    let q = b.dot(a[1], halved, &names(&["batch", "seq"]));
+    b.close(vec![p, q]);
+    let l = Loop {
+        axis: "seq".into(),
+        trip: 2,
+        block: Some(3),
+        reverse: false,
+        carries: 0,
+        stacked: 2,
+        stacked_outs: 0,
+        body,
+    };
+    let r = b.repeat(l, &[x, y], "r");
+    report(&mut b, "p", r[0]);
+    report(&mut b, "q", r[1]);
+    insta::assert_snapshot!(items(&b.finish()), @r"
+    fill g0:  ->  0 b2[d, e]
+    fill g1:  ->  0 b3[d, e]
+    loop0 seq=2 {
+      map g2: const mul exp tanh over [batch, seq, e]  %y.1 b1[batch, seq, e, seq@loop0*3]  ->  %t.1 b4[batch, seq, e]  %t.3 b5[batch, seq, e]
+      copy g5:  %x b0[batch, seq, d, seq@loop0*3]  ->  %x.relayout b6[batch, seq, d]
+      gemm g3:  %x.1 b6[batch, seq, d]  %t.1 b4[batch, seq, e]  ->  %t.2 += b2[d, e]
+      gemm g4:  %x.1 b6[batch, seq, d]  %t.3 b5[batch, seq, e]  ->  %t.4 += b3[d, e]
+    }
+    ");
+}
