@@ -21,7 +21,8 @@ use mlc_codegen::target::Target;
 /// A stage refuses the graph.
 pub fn lower(graph: &Graph) -> Program {
     let fused = fuse::group(graph).unwrap_or_else(|e| panic!("{}: {e}", graph.name));
-    let plan = memory::place(vec![schedule::order(fused)], None).unwrap_or_else(|e| panic!("{}: {e}", graph.name));
+    let plan =
+        memory::place(vec![schedule::order(fused)], None).unwrap_or_else(|e| panic!("{}: {e}", graph.name));
     let meta = EntryMeta { name: "train".into(), batch: 1, seq: 1 };
     to_program(&plan, &[meta], empty_info()).unwrap_or_else(|e| panic!("{}: {e}", graph.name))
 }
@@ -98,7 +99,9 @@ fn put(spaces: &mut [Vec<u8>], place: Place, tensor: &Tensor) {
 /// The program has no such output.
 pub fn read(program: &Program, spaces: &[Vec<u8>], output: &Output, like: &Tensor) -> Tensor {
     let place = match output {
-        Output::Report(name) => program.info.entries[0].outputs.iter().find(|o| o.name == name.as_str()).map(|o| o.place),
+        Output::Report(name) => {
+            program.info.entries[0].outputs.iter().find(|o| o.name == name.as_str()).map(|o| o.place)
+        }
         Output::Store(path) => program.info.tensors.iter().find(|t| t.path == path.as_str()).map(|t| t.place),
     };
     let place = place.unwrap_or_else(|| panic!("the program has no {output:?}"));

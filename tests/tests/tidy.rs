@@ -248,6 +248,23 @@ fn files_stay_readable() {
     assert_none(found, "a second idea hides in a file this long:");
 }
 
+/// Relative links of the documentation lead somewhere.
+#[test]
+fn links_between_pages_hold() {
+    let mut found = Vec::new();
+    for path in files().into_iter().filter(|path| path.ends_with(".md")) {
+        let folder = Path::new(&path).parent().unwrap_or(Path::new("")).to_path_buf();
+        let text = read(&path);
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = link.split('#').next().unwrap_or("");
+            if !target.is_empty() && !target.contains("://") && !root().join(&folder).join(target).exists() {
+                found.push(format!("{path}: {link}"));
+            }
+        }
+    }
+    assert_none(found, "links that lead nowhere:");
+}
+
 #[test]
 fn every_package_takes_the_workspace_lints() {
     for package in ["compiler", "codegen", "runtime", "tests"] {

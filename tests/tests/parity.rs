@@ -1,0 +1,45 @@
+//! Losses of compiled trainings beside PyTorch's, from the same weights on the same tokens (`tests/parity/README.md`).
+
+use mlc_tests::harness::{Scratch, build, steps, succeed, train};
+use mlc_tests::parity::{Inputs, Record};
+
+/// Builds `tests/models/{model}/{model}.spec`, trains it from the parity inputs and returns the losses.
+fn losses(model: &str, record: &Record) -> Vec<f64> {
+    let folder = Scratch::new(&format!("parity-{model}"));
+    let (weights, tokens) = Inputs::new(model, &record.settings).write(model, folder.path());
+    let binary = folder.join(model);
+    build(&format!("tests/models/{model}/{model}.spec"), &binary, &[]);
+    let data = format!("records:{}", tokens.display());
+    let mut command = train(&binary, folder.path(), &["--data", &data, "--checkpoint-every", "never"]);
+    succeed(command.arg("--init").arg(&weights));
+    let losses: Vec<f64> = steps(&folder.join("metrics.jsonl")).iter().map(|step| step.loss).collect();
+    assert_eq!(losses.len(), record.settings.steps);
+    losses
+}
+
+/// The largest relative difference of two loss curves.
+fn distance(ours: &[f64], theirs: &[f64]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    ours.iter().zip(theirs).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn t2_losses_are_pytorchs_within_2e_5() {
+    let record = Record::read("t2");
+    let ours = losses("t2", &record);
+    for theirs in record.f32_runs() {
+        let off = distance(&ours, &theirs.loss);
+        println!("t2 f32: {off:.2e} from PyTorch with {} threads", theirs.threads);
+        assert!(off <= 2e-5, "{off:.2e}\nours {ours:?}\ntheirs {:?}", theirs.loss);
+    }
+}
+
+#[test]
+fn gqa_losses_are_as_near_to_exact_as_twice_pytorchs() {
+    let record = Record::read("gqa");
+    let exact = &record.exact().loss;
+    let allowed = 2.0 * record.f32_runs().map(|run| distance(&run.loss, exact)).fold(0.0, f64::max);
+    let off = distance(&losses("gqa", &record), exact);
+    println!("gqa f32: {off:.2e} from f64, {allowed:.2e} allowed");
+    assert!(off <= allowed, "{off:.2e} from PyTorch's f64, {allowed:.2e} allowed");
+}
