@@ -9,23 +9,33 @@ const SIDES: [u64; 6] = [384, 288, 192, 144, 96, 48];
 /// Numbers of threads the tiles shall spread over.
 const THREADS: [u64; 3] = [2, 4, 8];
 
-/// What packing costs beside products.
+/// Most panels of b that rows of a are read in place for; more are worth packing the rows.
+const PANELS_IN_PLACE: u64 = 3;
+
+/// How the operands lie in memory, as far as it matters for packing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Costs {
+pub struct Layouts {
     /// Whether packing rows of a transposes.
     pub transposes_rows: bool,
     /// Whether packing columns of b transposes.
     pub transposes_columns: bool,
+    /// Whether register tiles may read rows of a where they lie, one element at a time: they are contiguous along k, of
+    /// the type of the sums, and do not all fall into one set of L1.
+    pub rows_in_place: bool,
 }
 
-impl Costs {
+impl Layouts {
     /// Relative time of a tile per element along k: register tiles do two vectors of multiply-adds in a cycle, a pack
     /// takes about half a cycle per element, being bound by the latency of the last-level cache (measured on AMD Zen 5).
-    fn tile(&self, rows: u64, columns: u64, lanes: u64) -> u64 {
+    fn time(&self, blocks: &Blocks, lanes: u64) -> u64 {
         let pack = |transposes: bool, n: u64| if transposes { 150 * n } else { 100 * n };
-        rows * columns * 120 / lanes
-            + pack(self.transposes_rows, rows)
-            + pack(self.transposes_columns, columns)
+        let rows = if blocks.packs_rows {
+            pack(self.transposes_rows, blocks.tile_rows)
+        } else {
+            50 * blocks.tile_rows
+        };
+        let columns = pack(self.transposes_columns, blocks.tile_columns);
+        blocks.tile_rows * blocks.tile_columns * 120 / lanes + rows + columns
     }
 }
 
@@ -48,11 +58,21 @@ pub struct Blocks {
     pub n_rows: u64,
     /// Tiles along the columns.
     pub n_columns: u64,
+    /// Whether rows of a are packed, or read in place.
+    pub packs_rows: bool,
 }
 
 impl Blocks {
     /// Chooses for a product of `m × n × k` elements of `bytes` bytes.
-    pub fn choose(m: u64, n: u64, k: u64, lanes: u64, bytes: u64, costs: Costs, target: &Target) -> Blocks {
+    pub fn choose(
+        m: u64,
+        n: u64,
+        k: u64,
+        lanes: u64,
+        bytes: u64,
+        layouts: Layouts,
+        target: &Target,
+    ) -> Blocks {
         let (mr, vectors) = register_tile(m, n, lanes, target);
         let nr = vectors * lanes;
         let max_depth = MAX_DEPTH * 4 / bytes;
@@ -64,11 +84,13 @@ impl Blocks {
         let split_into = |&(rows, columns): &(u64, u64)| {
             let (tile_rows, n_rows) = split(m, rows, mr);
             let (tile_columns, n_columns) = split(n, columns.min(fits), nr);
-            Blocks { mr, nr, kc, n_k: k.div_ceil(kc), tile_rows, tile_columns, n_rows, n_columns }
+            let packs_rows = !layouts.rows_in_place || m % mr != 0 || tile_columns > PANELS_IN_PLACE * nr;
+            let n_k = k.div_ceil(kc);
+            Blocks { mr, nr, kc, n_k, tile_rows, tile_columns, n_rows, n_columns, packs_rows }
         };
         // The time of the busiest thread, over numbers of threads; the first of equals, which has the largest tiles.
         let time = |blocks: &Blocks| -> u64 {
-            let tile = costs.tile(blocks.tile_rows, blocks.tile_columns, lanes);
+            let tile = layouts.time(blocks, lanes);
             THREADS.iter().map(|t| (blocks.n_rows * blocks.n_columns).div_ceil(*t) * tile * t).sum()
         };
         let all: Vec<Blocks> = all.map(|s| split_into(&s)).collect();
@@ -120,7 +142,8 @@ mod tests {
     use super::*;
     use crate::target::{X86_64_V3, X86_64_V4};
 
-    const COPIES: Costs = Costs { transposes_rows: false, transposes_columns: false };
+    const COPIES: Layouts =
+        Layouts { transposes_rows: false, transposes_columns: false, rows_in_place: false };
 
     #[test]
     fn gemm_blocks_of_large_products_use_the_square_tile() {
@@ -129,6 +152,15 @@ mod tests {
         assert!(blocks.n_rows * blocks.n_columns >= 8);
         let blocks = Blocks::choose(1024, 1024, 1024, 8, 4, COPIES, &X86_64_V3);
         assert_eq!((blocks.mr, blocks.nr), (6, 16));
+    }
+
+    #[test]
+    fn gemm_blocks_pack_rows_that_many_columns_read() {
+        let layouts = Layouts { transposes_rows: true, transposes_columns: false, rows_in_place: true };
+        assert!(!Blocks::choose(128, 288, 32_000, 16, 4, layouts, &X86_64_V4).packs_rows);
+        assert!(!Blocks::choose(960, 48, 64, 16, 4, layouts, &X86_64_V4).packs_rows);
+        assert!(Blocks::choose(961, 48, 64, 16, 4, layouts, &X86_64_V4).packs_rows);
+        assert!(Blocks::choose(960, 48, 64, 16, 4, COPIES, &X86_64_V4).packs_rows);
     }
 
     #[test]

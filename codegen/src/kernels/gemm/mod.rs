@@ -5,7 +5,7 @@
 //!   for each block of KC along k:                    sums of earlier blocks wait in scratch
 //!     pack b[KC, TN] into panels of NR columns       stays in L2
 //!     for each group of four panels of MR rows:
-//!       pack a[4·MR, KC]
+//!       pack a[4·MR, KC]                             unless few columns read it
 //!       for each of its panels:                      stays in L1
 //!         for each panel of NR columns:              streams from L2
 //!           MR × NR sums in registers over KC        one broadcast of a, one vector of b, MR·NR/lanes fused multiply-adds
@@ -22,12 +22,12 @@ mod micro;
 mod pack;
 mod sink;
 
-use super::buffers::{Buffers, offset_by, unflatten};
+use super::buffers::{Buffers, mem, offset_by, unflatten};
 use crate::kir::{Builder, CompareOp, Elem, Kernel, Mem, Value};
 use crate::program::{GemmSpec, Operand};
 use crate::target::Target;
 pub use block::register_tile;
-use block::{Blocks, Costs};
+use block::{Blocks, Layouts};
 pub use micro::Micro;
 use mlc_runtime::abi::DType;
 pub use pack::{Packing, Panels, pack_all, packed_len, panel_len};
@@ -36,6 +36,9 @@ use sink::Sink;
 /// Panels of the left operand packed together. Where it is contiguous along its own dimension, four panels are read as
 /// whole cache lines; more would only take room in L2.
 const GROUP: u64 = 4;
+
+/// Bytes after which addresses fall into the same set of L1 again.
+const L1_WAY_BYTES: u64 = 4096;
 
 /// Expands a matrix product.
 pub fn gemm(spec: &GemmSpec, target: &Target) -> Kernel {
@@ -92,7 +95,7 @@ struct Scratch {
     right: Mem,
     /// One register tile, for edges and epilogues.
     micro: Mem,
-    /// Sums of the whole tile between blocks along k. Here they stay in L2; rows of c would be fetched anew each time.
+    /// Sums of the whole tile, if they wait.
     sums: Option<Mem>,
 }
 
@@ -117,10 +120,15 @@ impl<'a> Plan<'a> {
         let is_wide = [&spec.a, &spec.b].iter().any(|o| o.dtype == DType::F64);
         let (elem, dtype) = if is_wide { (Elem::F64, DType::F64) } else { (Elem::F32, DType::F32) };
         let lanes = target.lanes(dtype.bytes());
-        let costs =
-            Costs { transposes_rows: left.is_transposed(), transposes_columns: right.is_transposed() };
+        let layouts = Layouts {
+            transposes_rows: left.is_transposed(),
+            transposes_columns: right.is_transposed(),
+            rows_in_place: left.stride_k == 1
+                && left.operand.dtype == dtype
+                && left.stride * dtype.bytes() % L1_WAY_BYTES != 0,
+        };
         let blocks =
-            Blocks::choose(left.size, right.size, spec.k, u64::from(lanes), dtype.bytes(), costs, target);
+            Blocks::choose(left.size, right.size, spec.k, u64::from(lanes), dtype.bytes(), layouts, target);
         Plan { spec, left, right, is_swapped, blocks, elem, dtype, lanes }
     }
 
@@ -133,13 +141,19 @@ impl<'a> Plan<'a> {
         self.spec.epilogue.is_none() && self.spec.c.dtype == self.dtype
     }
 
+    /// Whether sums of a tile gather in scratch before they go to c: between blocks along k, and where they are added to
+    /// c, because whole rows of c are then fetched in order rather than a register tile at a time.
+    fn sums_wait(&self) -> bool {
+        self.blocks.n_k > 1 || self.spec.accumulate
+    }
+
     fn scratch(&self, b: &mut Builder) -> Scratch {
         let k = &self.blocks;
         let left = packed_len(GROUP * k.mr, k.mr, k.kc, self.lanes);
         let left = b.scratch("a_panels", self.dtype, left);
         let right = b.scratch("b_panels", self.dtype, packed_len(k.tile_columns, k.nr, k.kc, self.lanes));
         let micro = b.scratch("tile", self.dtype, k.mr * k.nr);
-        let sums = (k.n_k > 1).then(|| b.scratch("sums", self.dtype, k.tile_rows * k.tile_columns));
+        let sums = self.sums_wait().then(|| b.scratch("sums", self.dtype, k.tile_rows * k.tile_columns));
         Scratch { left, right, micro, sums }
     }
 
@@ -163,7 +177,7 @@ impl<'a> Plan<'a> {
             let is_later = b.compare(CompareOp::Ne, block, zero);
             let sink = Sink { plan: self, scratch, place: &place, rows, columns, is_later };
             self.block(b, &sink, first, depth);
-            if k.n_k == 1 {
+            if !self.sums_wait() {
                 return;
             }
             let is_last = b.index(k.n_k - 1);
@@ -191,7 +205,6 @@ impl<'a> Plan<'a> {
         let (to, to_at) = (sink.scratch.right, zero);
         let packing = Packing { depth, max_depth: k.kc, count: sink.columns, to, to_at };
         pack_all(b, &right, &packing, k.tile_columns_are_whole(self.right.size));
-        let n_panels = panels(b, sink.columns, k.nr);
         let group_rows = GROUP * k.mr;
         b.for_each(zero, sink.rows, group_rows as i64, |b, start| {
             let left_rows = b.sub(sink.rows, start);
@@ -199,33 +212,60 @@ impl<'a> Plan<'a> {
             let rows = b.min(left_rows, most);
             let from = b.add(sink.place.row, start);
             let left = self.panels(b, &self.left, sink.place, from, first, k.mr);
+            if !k.packs_rows {
+                let walk = LeftWalk { start, rows, at: left.at, panel: k.mr * left.stride };
+                return self.products(
+                    b,
+                    sink,
+                    depth,
+                    &right,
+                    &walk,
+                    mem(self.left.operand),
+                    (left.stride, 1),
+                );
+            }
             let to = sink.scratch.left;
             let packing = Packing { depth, max_depth: k.kc, count: rows, to, to_at: zero };
             pack_all(b, &left, &packing, k.tile_rows_are_whole(self.left.size));
-            let m_panels = panels(b, rows, k.mr);
-            b.for_each(zero, m_panels, 1, |b, i| {
-                let row = offset_by(b, start, &[(i, k.mr)]);
-                let left_at = b.mul_const(i, left.panel_len(k.kc) as i64);
-                b.for_each(zero, n_panels, 1, |b, j| {
-                    let column = b.mul_const(j, k.nr as i64);
-                    let right_at = b.mul_const(j, right.panel_len(k.kc) as i64);
-                    let sums = self.micro(sink.scratch).multiply(b, left_at, right_at, depth);
-                    sink.store(b, row, column, &sums);
-                });
-            });
+            let walk = LeftWalk { start, rows, at: zero, panel: left.panel_len(k.kc) };
+            self.products(b, sink, depth, &right, &walk, to, (1, k.mr));
         });
     }
 
-    fn micro(&self, scratch: &Scratch) -> Micro {
-        Micro {
-            mr: self.blocks.mr,
-            vectors: self.blocks.nr / u64::from(self.lanes),
+    /// Register tiles of a group of rows with all packed columns.
+    fn products(
+        &self,
+        b: &mut Builder,
+        sink: &Sink,
+        depth: Value,
+        right: &Panels,
+        walk: &LeftWalk,
+        left: Mem,
+        left_strides: (u64, u64),
+    ) {
+        let k = &self.blocks;
+        let micro = Micro {
+            mr: k.mr,
+            vectors: k.nr / u64::from(self.lanes),
             lanes: self.lanes,
             elem: self.elem,
-            left: scratch.left,
-            left_strides: (1, self.blocks.mr),
-            right: scratch.right,
-        }
+            left,
+            left_strides,
+            right: sink.scratch.right,
+        };
+        let zero = b.index(0);
+        let n_panels = panels(b, sink.columns, k.nr);
+        let m_panels = panels(b, walk.rows, k.mr);
+        b.for_each(zero, m_panels, 1, |b, i| {
+            let row = offset_by(b, walk.start, &[(i, k.mr)]);
+            let left_at = offset_by(b, walk.at, &[(i, walk.panel)]);
+            b.for_each(zero, n_panels, 1, |b, j| {
+                let column = b.mul_const(j, k.nr as i64);
+                let right_at = b.mul_const(j, right.panel_len(k.kc) as i64);
+                let sums = micro.multiply(b, left_at, right_at, depth);
+                sink.store(b, row, column, &sums);
+            });
+        });
     }
 
     /// The operand's elements from `start` along its own dimension and `first` along k.
@@ -244,7 +284,7 @@ impl<'a> Plan<'a> {
         terms.push((start, side.stride));
         terms.push((first, side.stride_k));
         Panels {
-            from: super::buffers::mem(side.operand),
+            from: mem(side.operand),
             at: offset_by(b, base, &terms),
             stride: side.stride,
             stride_k: side.stride_k,
@@ -262,6 +302,14 @@ pub fn panels(b: &mut Builder, count: Value, width: u64) -> Value {
     let rounded = b.add_const(count, width as i64 - 1);
     let width = b.index(width);
     b.div(rounded, width)
+}
+
+/// A group of rows: the first of them in the tile, how many, and where their panels lie in the left operand.
+struct LeftWalk {
+    start: Value,
+    rows: Value,
+    at: Value,
+    panel: u64,
 }
 
 /// Where a tile lies in c.
