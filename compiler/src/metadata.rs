@@ -24,15 +24,18 @@ pub fn metadata(spec: &Spec, train: &Train) -> (Metadata, Vec<Diagnostic>) {
     (Metadata { run: run_info(train, &mut notes), names }, notes)
 }
 
-/// Keys fixed at build time with their values: all that are neither a run-time scalar of the program nor read by the
-/// runtime itself.
-pub fn baked_keys(train: &Train, scalars: &[ScalarInfo]) -> Vec<(String, String)> {
+/// Keys fixed at build time with their values: the model's sizes, and of the run all that are neither a run-time scalar of
+/// the program nor read by the runtime itself.
+pub fn baked_keys(model: &Model, train: &Train, scalars: &[ScalarInfo]) -> Vec<(String, String)> {
     let at_run_time = |path: &str| {
         scalars.iter().any(|s| s.key == path)
             || ["train.steps", "train.seed", "train.data"].contains(&path)
             || ["train.checkpoint", "train.eval", "train.log"].iter().any(|section| path.starts_with(section))
     };
-    train.keys.iter().filter(|k| !at_run_time(&k.path)).map(|k| (k.path.clone(), k.value.clone())).collect()
+    let sizes = model.sizes.iter().filter(|size| !size.by_run);
+    let sizes = sizes.map(|size| (format!("{}.{}", model.name, size.name), size.value.to_string()));
+    let keys = train.keys.iter().filter(|k| !at_run_time(&k.path)).map(|k| (k.path.clone(), k.value.clone()));
+    sizes.chain(keys).collect()
 }
 
 fn run_info(train: &Train, notes: &mut Vec<Diagnostic>) -> RunInfo {

@@ -88,7 +88,7 @@ pub fn compile(
     let plan = placed(schedules, spec.target.memory_bytes, runner)?;
     let (info, mut notes) = program_info(spec, train, identity);
     notes.append(&mut runner.notes);
-    let program = programmed(&plan, &entries, info, train, runner)?;
+    let program = programmed(&plan, &entries, info, spec, train, runner)?;
     Ok(Compiled { program, plan, notes })
 }
 
@@ -181,12 +181,13 @@ fn programmed(
     plan: &Plan,
     entries: &[EntryMeta],
     info: ProgramInfo,
+    spec: &Spec,
     train: &Train,
     runner: &mut Runner,
 ) -> Result<Program> {
     let lower = || to_program(plan, entries, info).map_err(|e| unsupported(e.to_string()));
     let mut program = runner.run("program", lower)?;
-    program.info.baked = baked_keys(train, &program.info.scalars);
+    program.info.baked = baked_keys(&spec.model, train, &program.info.scalars);
     let text = serde_json::to_string(&program).map_err(|e| internal("program", e.to_string()))?;
     program.info.fingerprint = blake3::hash(text.as_bytes()).to_hex()[..32].to_string();
     runner.show("program", "all", || serde_json::to_string_pretty(&program).unwrap_or_default());

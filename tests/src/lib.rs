@@ -1,6 +1,5 @@
 //! Tests that cross packages live in `tests/tests/`; this library holds what they share.
 
-pub mod compiled;
 pub mod elf;
 pub mod harness;
 pub mod numpy;

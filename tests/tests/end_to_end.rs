@@ -193,11 +193,12 @@ fn a_corrupted_newest_checkpoint_is_passed_over_for_the_one_before() {
 #[test]
 fn a_baked_key_answers_with_the_rebuild_command() {
     let (binary, _) = tiny();
-    let output =
-        Command::new(binary).args(["train", "--set", "train.seq=64"]).output().expect("the binary starts");
-    let (_, stderr) = texts(&output);
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(stderr.contains("mlc build") && stderr.contains("--set train.seq=64"), "{stderr}");
+    for set in ["train.seq=64", "Llama.layers=3"] {
+        let output = Command::new(binary).args(["train", "--set", set]).output().expect("the binary starts");
+        let (_, stderr) = texts(&output);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("mlc build") && stderr.contains(&format!("--set {set}")), "{stderr}");
+    }
 }
 
 /// Kills the training at 50 random instants, at least ten of them while a checkpoint is being written, and lets each next

@@ -418,7 +418,12 @@ impl Builder {
         }
         let scores = shape::union_type(q.dtype, &[q, k]).without(&parts.over);
         if let Some(axis) = v.axes.iter().find(|a| q.has(&a.name) && scores.has(&a.name) && !k.has(&a.name)) {
-            return fail(format!("axis {}={} of v {} is one of queries alone", axis.name, axis.size, show(v)));
+            return fail(format!(
+                "axis {}={} of v {} is one of queries alone",
+                axis.name,
+                axis.size,
+                show(v)
+            ));
         }
         let key = Axis::new(&parts.key, k.size_of(&parts.key).expect("checked above"));
         if !v.axes.contains(&key) || q.has(&parts.key) || k.has(&parts.query) || v.has(&parts.query) {
@@ -472,7 +477,8 @@ impl Builder {
             let dtype = self.ty(node.results[0]).dtype;
             let types: Vec<&Type> = operands.iter().map(|v| self.ty(*v)).collect();
             let union = shape::union_type(dtype, &types);
-            let ty = Type::new(dtype, whole.axes.iter().filter(|a| union.axes.contains(a)).cloned().collect());
+            let ty =
+                Type::new(dtype, whole.axes.iter().filter(|a| union.axes.contains(a)).cloned().collect());
             let name = self.graph.value_name(node.results[0]).clone();
             let value = self.one(node.op, &operands, Some(ty), &name);
             map.insert(node.results[0], value);

@@ -634,7 +634,9 @@ impl Graph {
 /// A value's name without the numbers at its end.
 fn stem(name: &str) -> &str {
     match name.rsplit_once('.') {
-        Some((stem, number)) if !stem.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => self::stem(stem),
+        Some((stem, number)) if !stem.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => {
+            self::stem(stem)
+        }
         _ => name,
     }
 }

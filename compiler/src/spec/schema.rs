@@ -196,13 +196,7 @@ pub static OPTIMIZERS: &[Variant] = &[
         section: Section {
             keys: &[
                 key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
-                key(
-                    "betas",
-                    Kind::Betas,
-                    Is("(0.9, 0.95)"),
-                    BAKED,
-                    "Decay of the first and second moment.",
-                ),
+                key("betas", Kind::Betas, Is("(0.9, 0.95)"), BAKED, "Decay of the first and second moment."),
                 key("eps", Kind::Positive, Is("1e-8"), BAKED, "Added to the root of the second moment."),
                 key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
                 key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
