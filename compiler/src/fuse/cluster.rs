@@ -346,15 +346,19 @@ impl<'g> Clusterer<'g> {
     }
 
     /// Whether `from` reaches `to` against the arrows by a path of at least two steps.
+    ///
+    /// A cluster all of whose ops stand before those of `to` can't depend on it, which keeps the search local.
     fn reaches_through_third(&self, from: usize, to: usize) -> bool {
-        let mut stack: Vec<usize> = self.needs(from).into_iter().filter(|c| *c != to).collect();
+        let Some(first) = self.clusters[to].ops.first() else { return false };
+        let near = |c: &usize| self.clusters[*c].ops.last().is_some_and(|last| last > first);
+        let mut stack: Vec<usize> = self.needs(from).into_iter().filter(|c| *c != to && near(c)).collect();
         let mut seen: BTreeSet<usize> = stack.iter().copied().collect();
         while let Some(c) = stack.pop() {
-            if c == to {
-                return true;
-            }
             for n in self.needs(c) {
-                if seen.insert(n) {
+                if n == to {
+                    return true;
+                }
+                if near(&n) && seen.insert(n) {
                     stack.push(n);
                 }
             }
@@ -546,27 +550,45 @@ impl<'g> Clusterer<'g> {
     }
 
     fn join_siblings(&mut self) {
-        let reads = |c: &Self, i: usize| -> BTreeSet<ValueId> {
-            c.clusters[i].ops.iter().flat_map(|&o| c.sources(o)).collect()
-        };
+        let mut reads: Vec<BTreeSet<ValueId>> = (0..self.clusters.len())
+            .map(|c| self.clusters[c].ops.iter().flat_map(|&o| self.sources(o)).collect())
+            .collect();
+        let is_scalar = |c: &Cluster| c.space.as_ref().is_some_and(|(k, r)| k.is_empty() && r.is_empty());
+        let scalars: BTreeSet<usize> =
+            (0..self.clusters.len()).filter(|c| is_scalar(&self.clusters[*c])).collect();
+        let mut readers: BTreeMap<ValueId, BTreeSet<usize>> = BTreeMap::new();
+        for (c, values) in reads.iter().enumerate() {
+            for v in values {
+                readers.entry(*v).or_default().insert(c);
+            }
+        }
         for a in 0..self.clusters.len() {
-            for b in a + 1..self.clusters.len() {
-                if !self.clusters[a].alive || !self.clusters[b].alive {
-                    continue;
+            let Some((kept, reduced)) = self.clusters[a].space.clone().filter(|_| self.clusters[a].alive)
+            else {
+                continue;
+            };
+            let elements: u64 = kept.iter().chain(&reduced).map(|x| x.size).product();
+            let mut tried = BTreeSet::new();
+            loop {
+                // As the cluster grows it reads more, and more clusters are its siblings.
+                let big = reads[a].iter().filter(|v| self.graph.ty(**v).numel() * SMALL > elements);
+                let mut near: BTreeSet<usize> = big.flat_map(|v| &readers[v]).copied().collect();
+                if scalars.contains(&a) {
+                    near.extend(&scalars);
                 }
-                let Some(space) = self.joined_space(a, b) else { continue };
-                let same_kind = self.clusters[a].space == self.clusters[b].space;
-                let scalar = space.0.is_empty() && space.1.is_empty();
-                let (ra, rb) = (reads(self, a), reads(self, b));
-                let big = |v: &&ValueId| {
-                    let n: u64 = space.0.iter().chain(&space.1).map(|x| x.size).product();
-                    self.graph.ty(**v).numel() * SMALL > n
-                };
-                if same_kind
-                    && (scalar || ra.intersection(&rb).any(|v| big(&v)))
+                let next = near.into_iter().find(|b| *b > a && self.clusters[*b].alive && !tried.contains(b));
+                let Some(b) = next else { break };
+                tried.insert(b);
+                if self.clusters[a].space == self.clusters[b].space
+                    && let Some(space) = self.joined_space(a, b)
                     && self.can_join_without_cycle(a, b)
                 {
                     self.merge(a, b, space);
+                    let gained = std::mem::take(&mut reads[b]);
+                    for v in &gained {
+                        readers.entry(*v).or_default().insert(a);
+                    }
+                    reads[a].extend(gained);
                 }
             }
         }

@@ -308,3 +308,45 @@ fn lower_masks_and_compares() {
     let program = check(&b.finish(), 12);
     assert_eq!(kernels(&program), ["rows_4_by_5_f32"]);
 }
+
+/// Blocks written one by one, with the gradients of all their parameters.
+fn blocks(n: usize) -> Graph {
+    let mut b = Builder::new("long");
+    let mut x = b.input("x", ty(&[("seq", 4), ("d", 8)]), 0);
+    for i in 0..n {
+        let w = param(&mut b, &format!("w{i}"), ty(&[("d", 8), ("ff", 8)]));
+        let v = param(&mut b, &format!("v{i}"), ty(&[("ff", 8), ("d", 8)]));
+        let gain = param(&mut b, &format!("gain{i}"), ty(&[("d", 8)]));
+        let (n, _) = b.rms_norm(x, gain, &"d".into(), 1e-5).unwrap();
+        let h = b.dot(n, w, &names(&["d"]));
+        let h = b.silu(h);
+        let y = b.dot(h, v, &names(&["ff"]));
+        x = b.add(x, y);
+    }
+    let squares = b.mul(x, x);
+    let loss = b.reduce(ReduceOp::Sum, squares, &names(&["seq", "d"]));
+    report(&mut b, "loss", loss);
+    let done = crate::autodiff::differentiate::differentiate(b.finish(), 0).unwrap();
+    let mut b = Builder::resume(done.graph);
+    for g in done.gradients {
+        report(&mut b, &format!("grad.{}", g.param), g.gradient);
+    }
+    b.finish()
+}
+
+#[test]
+fn lower_computes_gradients_of_straight_blocks() {
+    check(&blocks(3), 13);
+}
+
+#[test]
+fn lower_stays_quick_on_long_straight_graphs() {
+    // A spec may write its blocks one by one. The passes must not be cubic in the number of ops: these 600 launches take
+    // seconds without optimisation on a busy machine.
+    let graph = blocks(60);
+    let start = std::time::Instant::now();
+    let program = simulate::program(&graph).unwrap_or_else(|e| panic!("{e}"));
+    let seconds = start.elapsed().as_secs_f64();
+    assert!(program.entries[0].body.len() > 400);
+    assert!(seconds < 60.0, "{seconds} s");
+}

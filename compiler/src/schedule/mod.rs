@@ -100,10 +100,11 @@ fn order_region(fused: &Fused, items: Vec<Item>) -> Vec<Item> {
         })
         .collect();
     let graph = dependences(fused, &items);
+    let last_reader = last_readers(fused, &items);
     let mut order: Vec<usize> = (0..items.len()).collect();
     // From the back, so that an item put off sees its readers' final places.
     for i in (0..items.len()).rev() {
-        if frees_nothing(fused, &items, i) {
+        if frees_nothing(fused, &items, i, &last_reader) {
             let at = order.iter().position(|x| *x == i).expect("every item is in the order");
             let first_after = graph
                 .neighbors(NodeIndex::new(i))
@@ -123,13 +124,18 @@ fn order_region(fused: &Fused, items: Vec<Item>) -> Vec<Item> {
     order.into_iter().filter_map(|i| slots[i].take()).collect()
 }
 
+/// Position of the last item that reads each buffer.
+fn last_readers(fused: &Fused, items: &[Item]) -> BTreeMap<BufferId, usize> {
+    let mut last = BTreeMap::new();
+    for (i, item) in items.iter().enumerate() {
+        last.extend(accesses(fused, item).0.into_iter().map(|b| (b, i)));
+    }
+    last
+}
+
 /// Whether no buffer made in this region ends with this item.
-fn frees_nothing(fused: &Fused, items: &[Item], i: usize) -> bool {
+fn frees_nothing(fused: &Fused, items: &[Item], i: usize, last: &BTreeMap<BufferId, usize>) -> bool {
     let Item::Group(_) = items[i] else { return false };
     let (reads, _) = accesses(fused, &items[i]);
-    reads.iter().all(|b| {
-        let buffer = fused.buffer(*b);
-        buffer.class.is_persistent()
-            || items[i + 1..].iter().any(|later| accesses(fused, later).0.contains(b))
-    })
+    reads.iter().all(|b| fused.buffer(*b).class.is_persistent() || last[b] > i)
 }
