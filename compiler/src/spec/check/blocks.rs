@@ -1,77 +1,37 @@
-//! Blocks: calls, repeats, recursion.
+//! Blocks and their calls.
 //!
 //! A block is checked anew at every use, with its generic axes and constants put in, so every instance is concrete. A
 //! block without any use is checked once with stand-in axes, for its errors alone.
 
-use petgraph::algo::kosaraju_scc;
-use petgraph::graph::DiGraph;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::choose::Chosen;
 use super::expr::as_constant;
 use super::model::{Checker, MAX_INSTANCE_DEPTH, show_axes};
 use super::scope::{Binding, Scope};
-use crate::spec::ast::{
-    self, Arg, Dim, Expr as AstExpr, ExprKind as AstKind, Ident, Reference, Statement as Stmt,
-};
+use crate::spec::ast::{self, Arg, Dim, Ident, Reference, Statement as Stmt};
 use crate::spec::checked::*;
 use crate::spec::codes;
-use crate::spec::diagnostic::{Diagnostic, nearest};
+use crate::spec::diagnostic::Diagnostic;
 use crate::spec::source::Span;
 
 /// What is passed for one argument of a block.
-enum Actual {
+pub(super) enum Actual {
     Expr(Expr),
     /// One constant per iteration.
     Cycled(Vec<f64>, Span),
 }
 
 /// An instance with what was passed to it.
-struct Made {
-    instance: Instance,
-    actuals: Vec<Expr>,
-    cycled: Vec<Cycled>,
+pub(super) struct Made {
+    pub(super) instance: Instance,
+    pub(super) actuals: Vec<Expr>,
+    pub(super) cycled: Vec<Cycled>,
     /// Type of the result before it is used.
-    ty: Type,
+    pub(super) ty: Type,
 }
 
 impl<'a> Checker<'a> {
-    // ---- recursion
-
-    /// Reports every circle of blocks that contain each other.
-    pub(super) fn find_recursion(&mut self) {
-        let names: Vec<&str> = self.blocks.keys().map(String::as_str).collect();
-        let mut graph = DiGraph::<&str, ()>::new();
-        let nodes: BTreeMap<&str, _> = names.iter().map(|n| (*n, graph.add_node(*n))).collect();
-        for (name, block) in self.blocks {
-            let mut called = BTreeSet::new();
-            block.body.statements.iter().for_each(|s| called_in_statement(s, &mut called));
-            for other in called.iter().filter_map(|c| nodes.get(c.as_str())) {
-                graph.add_edge(nodes[name.as_str()], *other, ());
-            }
-        }
-        for circle in kosaraju_scc(&graph) {
-            let alone = circle.len() == 1 && graph.find_edge(circle[0], circle[0]).is_none();
-            if alone {
-                continue;
-            }
-            let mut members: Vec<&str> = circle.iter().map(|n| graph[*n]).collect();
-            members.sort_unstable();
-            self.recursive.extend(members.iter().map(|m| m.to_string()));
-            let shown: Vec<String> = members.iter().map(|m| format!("`{m}`")).collect();
-            let title = match shown.as_slice() {
-                [one] => format!("the block {one} contains itself"),
-                many => format!("blocks contain each other: {}", many.join(", ")),
-            };
-            let span = self.blocks[members[0]].name.span;
-            self.report(
-                Diagnostic::error(codes::RECURSION, title)
-                    .at(span, "part of the circle")
-                    .help("the language has no recursion; `repeat[n](Block, x)` applies a block n times"),
-            );
-        }
-    }
-
     /// Checks blocks nobody calls, for their errors alone.
     pub(super) fn uninstantiated_blocks(&mut self, chosen: &Chosen<'a>) {
         for (name, block) in &chosen.blocks {
@@ -97,7 +57,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn stand_in(&mut self, scope: &mut Scope, formal: &ast::Formal) -> Binding {
+    pub(super) fn stand_in(&mut self, scope: &mut Scope, formal: &ast::Formal) -> Binding {
         let Some(dims) = &formal.dims else {
             return match &formal.default {
                 Some(default) => self.constant_value(scope, default).map_or(Binding::Poison, Binding::Const),
@@ -112,8 +72,6 @@ impl<'a> Checker<'a> {
             _ => Binding::Poison,
         }
     }
-
-    // ---- calls
 
     pub(super) fn call(
         &mut self,
@@ -146,7 +104,7 @@ impl<'a> Checker<'a> {
     }
 
     /// What the generic axes of a block stand for in this use.
-    fn generics(
+    pub(super) fn generics(
         &mut self,
         scope: &Scope,
         r: &Reference,
@@ -174,7 +132,7 @@ impl<'a> Checker<'a> {
     }
 
     /// The name of an instance in paths, entered into the scope.
-    fn instance_name(&mut self, scope: &mut Scope, r: &Reference) -> String {
+    pub(super) fn instance_name(&mut self, scope: &mut Scope, r: &Reference) -> String {
         let last = r.path.name.rsplit('.').next().unwrap_or(&r.path.name);
         let (name, span) = match &r.instance {
             Some(instance) => (instance.name.clone(), instance.span),
@@ -196,7 +154,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Checks one use of a block.
-    fn instance(
+    pub(super) fn instance(
         &mut self,
         r: &Reference,
         block: &'a ast::Block,
@@ -246,7 +204,7 @@ impl<'a> Checker<'a> {
         Some(Made { instance, actuals, cycled, ty })
     }
 
-    fn default_argument(
+    pub(super) fn default_argument(
         &mut self,
         scope: &mut Scope,
         r: &Reference,
@@ -268,7 +226,7 @@ impl<'a> Checker<'a> {
         self.constant_value(scope, default).map(Binding::Const)
     }
 
-    fn cycled_argument(
+    pub(super) fn cycled_argument(
         &mut self,
         formal: &ast::Formal,
         values: Vec<f64>,
@@ -291,7 +249,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Binds a tensor or constant argument; tensors join the instance's arguments.
-    fn argument(
+    pub(super) fn argument(
         &mut self,
         scope: &Scope,
         formal: &ast::Formal,
@@ -372,7 +330,7 @@ impl<'a> Checker<'a> {
     }
 
     /// The statements of a block and its value, checked against its declared result.
-    fn block_body(
+    pub(super) fn block_body(
         &mut self,
         scope: &mut Scope,
         block: &'a ast::Block,
@@ -432,7 +390,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn yielded(
+    pub(super) fn yielded(
         &mut self,
         scope: &mut Scope,
         y: &ast::Yield,
@@ -444,7 +402,7 @@ impl<'a> Checker<'a> {
         Some((e, y.role.as_ref().map(|r| r.name.clone())))
     }
 
-    fn misplaced(&mut self, span: Span) {
+    pub(super) fn misplaced(&mut self, span: Span) {
         self.error(
             codes::PLACE,
             "this belongs in the model, not in a block",
@@ -452,248 +410,9 @@ impl<'a> Checker<'a> {
             "move it out of the block",
         );
     }
-
-    // ---- repeat
-
-    /// `repeat[n](Block@name, x, arg = …, unroll = k)`
-    pub(super) fn repeat(&mut self, scope: &mut Scope, r: &Reference, span: Span) -> Option<Expr> {
-        let args = r.args.as_deref().unwrap_or_default();
-        let count = match r.axes.as_deref() {
-            Some([count]) => count,
-            _ => {
-                let title = "`repeat` takes the number of iterations in brackets";
-                self.error(codes::ARGUMENTS, title, r.path.span, "expected `repeat[layers](Block, x)`");
-                return None;
-            }
-        };
-        let trip = self.size_value(scope, count);
-        let Some(AstKind::Ref(body)) = args.first().map(|a| &a.value.kind) else {
-            self.error(
-                codes::ARGUMENTS,
-                "`repeat` takes a block first",
-                span,
-                "expected `repeat[layers](Block, x)`",
-            );
-            return None;
-        };
-        let Some(block) = self.blocks.get(&body.path.name).copied() else {
-            self.unknown_block(body);
-            return None;
-        };
-        if let Some(args) = &body.args {
-            let at = args.first().map_or(body.path.span, |a| a.value.span);
-            self.report(
-                Diagnostic::error(codes::ARGUMENTS, "the repeated block is named, not called")
-                    .at(at, "its arguments follow the block")
-                    .help(format!("write `repeat[…]({}, x)`", body.path.name)),
-            );
-            return None;
-        }
-        let (generics, trip) = (self.generics(scope, body, block, body.path.span)?, trip?);
-        let (rest, unroll) = self.take_unroll(scope, block, &args[1..], trip)?;
-        let given = self.repeat_arguments(scope, r, block, &rest, trip, span)?;
-        let Some(Some((Actual::Expr(init), _))) = given.first() else {
-            self.error(
-                codes::ARGUMENTS,
-                "`repeat` needs the value it starts from",
-                span,
-                "expected `repeat[layers](Block, x)`",
-            );
-            return None;
-        };
-        let init_ty = Type { elem: init.ty.elem, axes: init.ty.axes.clone() };
-        let name = self.instance_name(scope, body);
-        let dim = self.repeat_dim(count, &name, trip);
-        let path = format!("{}.{{{}}}", scope.path_of(&name), dim.variable);
-        self.repeats.push(dim.clone());
-        let made = self.instance(body, block, generics, given, path, span);
-        self.repeats.pop();
-        let made = made?;
-        self.carry(&init_ty, &made, block, span)?;
-        let mut actuals = made.actuals.into_iter();
-        let init = Box::new(actuals.next()?);
-        let ty = made.instance.args.first()?.ty.clone();
-        let repeat = Repeat {
-            dim,
-            body: Box::new(made.instance),
-            init,
-            invariants: actuals.collect(),
-            cycled: made.cycled,
-            unroll,
-        };
-        Some(Expr { kind: ExprKind::Repeat(Box::new(repeat)), ty, span })
-    }
-
-    fn unknown_block(&mut self, body: &Reference) {
-        let title = format!("no block of this name: `{}`", body.path.name);
-        let mut diagnostic =
-            Diagnostic::error(codes::UNKNOWN_NAME, title).at(body.path.span, "`repeat` takes a block");
-        if let Some(near) = nearest(&body.path.name, self.blocks.keys().map(String::as_str)) {
-            diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
-        }
-        self.report(diagnostic);
-    }
-
-    /// Takes `unroll = k` out of the arguments, unless the block has an argument of that name.
-    fn take_unroll<'e>(
-        &mut self,
-        scope: &Scope,
-        block: &ast::Block,
-        args: &'e [Arg],
-        trip: u64,
-    ) -> Option<(Vec<&'e Arg>, u64)> {
-        let own = block.formals.iter().any(|f| f.name.name == "unroll");
-        let is_unroll = |a: &&Arg| !own && a.name.as_ref().is_some_and(|n| n.name == "unroll");
-        let rest = args.iter().filter(|a| !is_unroll(a)).collect();
-        let Some(unroll) = args.iter().find(is_unroll) else { return Some((rest, 1)) };
-        let k = self.size_value(scope, &unroll.value)?;
-        if !trip.is_multiple_of(k) {
-            let title = format!("`unroll` must divide the number of iterations: {trip} by {k}");
-            self.error(codes::RANGE, title, unroll.value.span, format!("{trip} is not a multiple of {k}"));
-            return None;
-        }
-        Some((rest, k))
-    }
-
-    fn repeat_arguments(
-        &mut self,
-        scope: &mut Scope,
-        r: &Reference,
-        block: &ast::Block,
-        args: &[&Arg],
-        trip: u64,
-        span: Span,
-    ) -> Option<Vec<Option<(Actual, Span)>>> {
-        let names: Vec<&str> = block.formals.iter().map(|f| f.name.name.as_str()).collect();
-        let owned: Vec<Arg> = args.iter().map(|a| (*a).clone()).collect();
-        let slots = self.bind(r, &owned, span, &names, usize::from(!names.is_empty()))?;
-        let mut given = vec![];
-        let mut good = true;
-        for slot in slots {
-            given.push(match slot {
-                None => None,
-                Some(e) => {
-                    let actual = match &e.kind {
-                        AstKind::List(items) => self.cycle(scope, items, trip, e.span),
-                        _ => self.expr(scope, e, None).map(Actual::Expr),
-                    };
-                    good &= actual.is_some();
-                    actual.map(|a| (a, e.span))
-                }
-            });
-        }
-        good.then_some(given)
-    }
-
-    /// `[4096, none]`: constants given to the iterations in turn.
-    fn cycle(&mut self, scope: &mut Scope, items: &[AstExpr], trip: u64, span: Span) -> Option<Actual> {
-        let n = items.len() as u64;
-        if n == 0 || !trip.is_multiple_of(n) {
-            let title = format!("{trip} iterations can't cycle through {n} constants");
-            self.report(
-                Diagnostic::error(codes::CYCLE_LENGTH, title)
-                    .at(span, format!("{n} constants"))
-                    .help("the number of constants must divide the number of iterations"),
-            );
-            return None;
-        }
-        let mut values = vec![];
-        for item in items {
-            let none = super::model::is_word(item, "none");
-            values.push(if none { f64::INFINITY } else { self.constant_value(scope, item)? });
-        }
-        let trip = usize::try_from(trip).ok().filter(|t| *t <= 1 << 20);
-        let Some(trip) = trip else {
-            self.error(
-                codes::TOO_LARGE,
-                "too many iterations for constants per iteration",
-                span,
-                "at most 2^20",
-            );
-            return None;
-        };
-        Some(Actual::Cycled(values.into_iter().cycle().take(trip).collect(), span))
-    }
-
-    /// The stacked axis: named like the size in the brackets, or like the instance if there is arithmetic in them.
-    fn repeat_dim(&self, count: &AstExpr, instance: &str, trip: u64) -> RepeatDim {
-        const VARIABLES: [&str; 6] = ["i", "j", "k", "l", "m", "n"];
-        let variable = match VARIABLES.get(self.repeats.len()) {
-            Some(v) => v.to_string(),
-            None => format!("i{}", self.repeats.len()),
-        };
-        let mut name = match &count.kind {
-            AstKind::Ref(r) => r.path.name.clone(),
-            _ => instance.to_string(),
-        };
-        if self.repeats.iter().any(|r| r.axis.name == name) {
-            name = format!("{name}_{variable}");
-        }
-        RepeatDim { variable, axis: Axis { name, size: trip } }
-    }
-
-    /// Checks that a repeated block returns what it takes.
-    fn carry(&mut self, init: &Type, made: &Made, block: &ast::Block, span: Span) -> Option<()> {
-        let takes_tensor = block.formals.first().is_some_and(|f| f.dims.is_some());
-        let same = made.ty.elem == init.elem
-            && made.ty.axes.len() == init.axes.len()
-            && made.ty.axes.iter().all(|a| init.axes.contains(a));
-        if takes_tensor && same {
-            return Some(());
-        }
-        let title = format!(
-            "`{}` can't be repeated: it returns {}, but takes {}",
-            block.name.name,
-            show_axes(&made.ty.axes),
-            show_axes(&init.axes)
-        );
-        self.report(
-            Diagnostic::error(codes::CARRY, title)
-                .at(span, "repeated here")
-                .and(block.result.span, "the result goes into the next iteration's first argument"),
-        );
-        None
-    }
 }
 
 /// The axes named in brackets, without `..`.
 fn explicit_axes(dims: &ast::Dims) -> Vec<Ident> {
     dims.dims.iter().filter_map(|d| if let Dim::Axis(a) = d { Some(a.clone()) } else { None }).collect()
-}
-
-fn called_in_statement(statement: &Stmt, called: &mut BTreeSet<String>) {
-    match statement {
-        Stmt::Let(l) => called_in(&l.value, called),
-        Stmt::Yield(y) => called_in(&y.value, called),
-        Stmt::Aux(b, _) => called_in(&b.value, called),
-        Stmt::Manual(m) => m.body.statements.iter().for_each(|s| called_in_statement(s, called)),
-        Stmt::Sizes(..) | Stmt::Consts(..) | Stmt::Loss(..) | Stmt::Input(_) | Stmt::Params(_) => {}
-        Stmt::Block(_) | Stmt::Names(_) | Stmt::Kernel(_) | Stmt::Lower(_) => {}
-    }
-}
-
-/// Names that are called, or passed to `repeat`.
-fn called_in(e: &AstExpr, called: &mut BTreeSet<String>) {
-    match &e.kind {
-        AstKind::Number(_) | AstKind::Text(_) => {}
-        AstKind::Paren(inner) | AstKind::Unary(_, inner) | AstKind::Rename(inner, _) => {
-            called_in(inner, called)
-        }
-        AstKind::List(items) => items.iter().for_each(|i| called_in(i, called)),
-        AstKind::Binary(_, a, b) => {
-            called_in(a, called);
-            called_in(b, called);
-        }
-        AstKind::Ref(r) => {
-            if r.args.is_some() {
-                called.insert(r.path.name.clone());
-            }
-            for (i, arg) in r.args.iter().flatten().enumerate() {
-                if let (0, "repeat", AstKind::Ref(body)) = (i, r.path.name.as_str(), &arg.value.kind) {
-                    called.insert(body.path.name.clone());
-                }
-                called_in(&arg.value, called);
-            }
-        }
-    }
 }

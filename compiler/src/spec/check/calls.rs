@@ -119,7 +119,7 @@ impl Checker<'_> {
         }
     }
 
-    fn unknown_function(&mut self, r: &Reference) -> Option<Expr> {
+    pub(super) fn unknown_function(&mut self, r: &Reference) -> Option<Expr> {
         let name = r.path.name.as_str();
         let mut diagnostic =
             Diagnostic::error(codes::UNKNOWN_NAME, format!("no block or function of this name: `{name}`"))
@@ -192,7 +192,7 @@ impl Checker<'_> {
         good.then_some(slots)
     }
 
-    fn no_axes(&mut self, r: &Reference) -> Option<()> {
+    pub(super) fn no_axes(&mut self, r: &Reference) -> Option<()> {
         if r.axes.is_some() {
             let title = format!("`{}` works element by element and takes no axes", r.path.name);
             self.error(codes::ARGUMENTS, title, r.path.span, "remove the brackets");
@@ -201,7 +201,7 @@ impl Checker<'_> {
         Some(())
     }
 
-    fn single(
+    pub(super) fn single(
         &mut self,
         scope: &mut Scope,
         r: &Reference,
@@ -213,7 +213,7 @@ impl Checker<'_> {
         self.expr(scope, slots[0]?, wanted)
     }
 
-    fn bracket_axes(&mut self, scope: &Scope, r: &Reference, span: Span) -> Option<Vec<Axis>> {
+    pub(super) fn bracket_axes(&mut self, scope: &Scope, r: &Reference, span: Span) -> Option<Vec<Axis>> {
         match &r.axes {
             Some(axes) if !axes.is_empty() => self.axis_arguments(scope, axes),
             _ => {
@@ -225,13 +225,13 @@ impl Checker<'_> {
         }
     }
 
-    fn bracket_axis(&mut self, scope: &Scope, r: &Reference, span: Span) -> Option<Axis> {
+    pub(super) fn bracket_axis(&mut self, scope: &Scope, r: &Reference, span: Span) -> Option<Axis> {
         self.bracket_axes(scope, r, span)?;
         self.one_axis(scope, r.axes.as_deref().unwrap_or_default(), span, &r.path.name)
     }
 
     /// Reports an axis that the operand lacks or has in another size.
-    fn require_axis(&mut self, axis: &Axis, r: &Reference, operand: &Expr) -> Option<()> {
+    pub(super) fn require_axis(&mut self, axis: &Axis, r: &Reference, operand: &Expr) -> Option<()> {
         match operand.ty.size_of(&axis.name) {
             Some(size) if size == axis.size => Some(()),
             Some(size) => {
@@ -253,14 +253,14 @@ impl Checker<'_> {
     }
 
     /// Where an axis is named in the brackets of a call.
-    fn bracket_span(&self, r: &Reference, axis: &str) -> Span {
+    pub(super) fn bracket_span(&self, r: &Reference, axis: &str) -> Span {
         let axes = r.axes.as_deref().unwrap_or_default();
         let named = axes.iter().find(|e| matches!(&e.kind, AstKind::Ref(inner) if inner.path.name == axis));
         named.or(axes.first()).map_or(r.path.span, |e| e.span)
     }
 
     /// One of a few words.
-    fn word<'w>(&mut self, e: &AstExpr, words: &[&'w str]) -> Option<&'w str> {
+    pub(super) fn word<'w>(&mut self, e: &AstExpr, words: &[&'w str]) -> Option<&'w str> {
         let found = words.iter().find(|w| super::model::is_word(e, w));
         if found.is_none() {
             let title = format!("unknown choice: `{}`", crate::spec::print::expr(e));
@@ -272,7 +272,7 @@ impl Checker<'_> {
     // ---- element-wise
 
     /// An element-wise function, folded on constants.
-    fn function(&mut self, op: UnaryOp, e: Expr, span: Span) -> Option<Expr> {
+    pub(super) fn function(&mut self, op: UnaryOp, e: Expr, span: Span) -> Option<Expr> {
         if let Some(x) = as_constant(&e) {
             return match fold(op, x) {
                 Some(value) => self.folded(value, span),
@@ -284,7 +284,7 @@ impl Checker<'_> {
         Some(unary(op, e, span))
     }
 
-    fn gelu(
+    pub(super) fn gelu(
         &mut self,
         scope: &mut Scope,
         r: &Reference,
@@ -302,7 +302,7 @@ impl Checker<'_> {
         self.function(if form == "tanh" { UnaryOp::GeluTanh } else { UnaryOp::GeluErf }, x, span)
     }
 
-    fn where_call(
+    pub(super) fn where_call(
         &mut self,
         scope: &mut Scope,
         r: &Reference,
@@ -327,7 +327,7 @@ impl Checker<'_> {
 
     // ---- over axes
 
-    fn reduce(
+    pub(super) fn reduce(
         &mut self,
         scope: &mut Scope,
         op: ReduceOp,
@@ -350,7 +350,7 @@ impl Checker<'_> {
         Some(Expr { kind: ExprKind::Reduce(op, axes, Box::new(x)), ty, span })
     }
 
-    fn dot(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
+    pub(super) fn dot(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
         let axes = self.bracket_axes(scope, r, span);
         let slots = self.bind(r, args, span, &["x", "y"], 2)?;
         let (x, y) = (self.expr(scope, slots[0]?, None), self.expr(scope, slots[1]?, None));
@@ -382,7 +382,7 @@ impl Checker<'_> {
     }
 
     /// Checks that both operands of a `dot` have an axis it sums over.
-    fn contracted(&mut self, axis: &Axis, r: &Reference, x: &Expr, y: &Expr) -> Option<()> {
+    pub(super) fn contracted(&mut self, axis: &Axis, r: &Reference, x: &Expr, y: &Expr) -> Option<()> {
         let lacking = [x, y].into_iter().find(|e| !e.ty.has(&axis.name));
         let Some(lacking) = lacking else {
             self.require_axis(axis, r, x)?;
@@ -405,7 +405,13 @@ impl Checker<'_> {
         None
     }
 
-    fn gather(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
+    pub(super) fn gather(
+        &mut self,
+        scope: &mut Scope,
+        r: &Reference,
+        args: &[Arg],
+        span: Span,
+    ) -> Option<Expr> {
         let axis = self.bracket_axis(scope, r, span);
         let slots = self.bind(r, args, span, &["table", "ids"], 2)?;
         let (table, ids) = (self.expr(scope, slots[0]?, None), self.expr(scope, slots[1]?, None));
@@ -436,218 +442,6 @@ impl Checker<'_> {
         }
         let ty = Type { elem: table.ty.elem, axes };
         Some(Expr { kind: ExprKind::Gather { axis, table: Box::new(table), ids: Box::new(ids) }, ty, span })
-    }
-
-    // ---- composites
-
-    fn rope(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
-        let axis = self.bracket_axis(scope, r, span);
-        let slots = self.bind(r, args, span, &["x", "at", "theta", "pairs"], 4)?;
-        let (x, at) = (self.expr(scope, slots[0]?, None), self.expr(scope, slots[1]?, None));
-        let theta = self.constant_value(scope, slots[2]?);
-        let pairs = self.word(slots[3]?, &["half", "interleaved"]);
-        let (axis, x, at, theta, pairs) = (axis?, x?, at?, theta?, pairs?);
-        let x = self.real_of(x)?;
-        self.require_axis(&axis, r, &x)?;
-        if at.ty.elem != Elem::Int {
-            return self.wrong_elem(&at, "an integer");
-        }
-        if axis.size % 2 == 1 {
-            let title = format!("`rope` turns pairs, but `{}` is odd: {}", axis.name, axis.size);
-            self.error(codes::RANGE, title, self.bracket_span(r, &axis.name), "needs an even size");
-            return None;
-        }
-        if theta <= 0.0 || !theta.is_finite() {
-            self.error(codes::RANGE, format!("`theta` must be positive: {theta}"), slots[2]?.span, "");
-            return None;
-        }
-        for a in &at.ty.axes {
-            if a.name == axis.name || !x.ty.has(&a.name) {
-                self.axis_not_in(&a.name, at.span, &x);
-                return None;
-            }
-        }
-        let ty = x.ty.clone();
-        let interleaved = pairs == "interleaved";
-        Some(Expr { kind: ExprKind::Rope(Box::new(Rope { axis, x, at, theta, interleaved })), ty, span })
-    }
-
-    fn cross_entropy(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
-        let axis = self.bracket_axis(scope, r, span);
-        let slots = self.bind(r, args, span, &["logits", "targets"], 2)?;
-        let (logits, targets) = (self.expr(scope, slots[0]?, None), self.expr(scope, slots[1]?, None));
-        let (axis, logits, targets) = (axis?, logits?, targets?);
-        let logits = self.real_of(logits)?;
-        self.require_axis(&axis, r, &logits)?;
-        if targets.ty.elem != Elem::Int {
-            return self.wrong_elem(&targets, "an integer");
-        }
-        if let Some(odd) = targets.ty.axes.iter().find(|a| a.name == axis.name || !logits.ty.has(&a.name)) {
-            let name = odd.name.clone();
-            self.axis_not_in(&name, targets.span, &logits);
-            return None;
-        }
-        let rest = logits.ty.axes.iter().filter(|a| a.name != axis.name).cloned().collect();
-        let ty = Type { elem: Elem::Real, axes: rest };
-        let (logits, targets) = (Box::new(logits), Box::new(targets));
-        Some(Expr { kind: ExprKind::CrossEntropy { axis, logits, targets }, ty, span })
-    }
-
-    fn rms_norm(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
-        let slots = self.bind(r, args, span, &["x", "w", "eps"], 1)?;
-        let (axis, x) = self.norm_operand(scope, r, slots[0]?, span)?;
-        let weight = self.norm_weight(scope, r, slots[1], &axis)?;
-        let eps = self.norm_eps(scope, slots[2])?;
-        let ty = x.ty.clone();
-        Some(Expr { kind: ExprKind::RmsNorm { axis, x: Box::new(x), weight, eps }, ty, span })
-    }
-
-    fn layer_norm(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
-        let slots = self.bind(r, args, span, &["x", "w", "b", "eps"], 1)?;
-        let (axis, x) = self.norm_operand(scope, r, slots[0]?, span)?;
-        let weight = self.norm_weight(scope, r, slots[1], &axis)?;
-        let bias = self.norm_weight(scope, r, slots[2], &axis)?;
-        let eps = self.norm_eps(scope, slots[3])?;
-        let ty = x.ty.clone();
-        Some(Expr { kind: ExprKind::LayerNorm { axis, x: Box::new(x), weight, bias, eps }, ty, span })
-    }
-
-    fn norm_operand(
-        &mut self,
-        scope: &mut Scope,
-        r: &Reference,
-        x: &AstExpr,
-        span: Span,
-    ) -> Option<(Axis, Expr)> {
-        let axis = self.bracket_axis(scope, r, span);
-        let x = self.expr(scope, x, None)?;
-        let (axis, x) = (axis?, self.real_of(x)?);
-        self.require_axis(&axis, r, &x)?;
-        Some((axis, x))
-    }
-
-    /// A gain or shift: over exactly the normalised axis. `Some(None)` if it was left out.
-    #[allow(clippy::option_option, reason = "the outer option is the error")]
-    fn norm_weight(
-        &mut self,
-        scope: &mut Scope,
-        r: &Reference,
-        e: Option<&AstExpr>,
-        axis: &Axis,
-    ) -> Option<Option<Box<Expr>>> {
-        let Some(e) = e else { return Some(None) };
-        let e = self.expr(scope, e, None)?;
-        let e = self.real_of(e)?;
-        self.require_axis(axis, r, &e)?;
-        if e.ty.axes.len() != 1 {
-            let title = format!(
-                "the gain of a norm has the normalised axis alone, this has {}",
-                show_axes(&e.ty.axes)
-            );
-            self.error(codes::ARGUMENTS, title, e.span, "");
-            return None;
-        }
-        Some(Some(Box::new(e)))
-    }
-
-    fn norm_eps(&mut self, scope: &mut Scope, e: Option<&AstExpr>) -> Option<f64> {
-        match e {
-            None => Some(1e-5),
-            Some(e) => self.constant_value(scope, e),
-        }
-    }
-
-    fn attend(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
-        let names = ["q", "k", "v", "causal", "scale", "soft_cap", "window", "mask", "bias"];
-        let slots = self.bind(r, args, span, &names, 3)?;
-        let axes = self.bracket_axes(scope, r, span)?;
-        let [query, key, head] = <[Axis; 3]>::try_from(axes).ok().or_else(|| {
-            let title = "`std.Attend` takes three axes";
-            self.error(
-                codes::ARGUMENTS,
-                title,
-                r.path.span,
-                "expected `std.Attend[query, key, head](q, k, v)`",
-            );
-            None
-        })?;
-        let mut operands = vec![];
-        for slot in &slots[..3] {
-            let e = self.expr(scope, (*slot)?, None)?;
-            operands.push(self.real_of(e)?);
-        }
-        let [q, k, v] = <[Expr; 3]>::try_from(operands).ok()?;
-        for (axis, operand) in [(&query, &q), (&head, &q), (&key, &k), (&head, &k), (&key, &v)] {
-            self.require_axis(axis, r, operand)?;
-        }
-        let scores = self.attend_axes(&q.ty.axes, &k, &head.name, span)?;
-        let result = self.attend_axes(&scores, &v, &key.name, span)?;
-        let flag = match slots[3] {
-            Some(e) => self.word(e, &["true", "false"])? == "true",
-            None => false,
-        };
-        let scale = match slots[4] {
-            Some(e) => self.constant_value(scope, e)?,
-            None => 1.0 / (head.size as f64).sqrt(),
-        };
-        let soft_cap = match slots[5] {
-            Some(e) => Some(self.constant_value(scope, e)?),
-            None => None,
-        };
-        let window = self.attend_extra(scope, slots[6], &[], Elem::Real)?;
-        let mask = self.attend_extra(scope, slots[7], &scores, Elem::Bool)?;
-        let bias = self.attend_extra(scope, slots[8], &scores, Elem::Real)?;
-        let path = r.instance.as_ref().map(|i| scope.path_of(&i.name));
-        let attend =
-            Attend { path, query, key, head, q, k, v, scale, causal: flag, soft_cap, window, mask, bias };
-        let ty = Type { elem: Elem::Real, axes: result };
-        Some(Expr { kind: ExprKind::Attend(Box::new(attend)), ty, span })
-    }
-
-    /// Axes of a product that sums over one axis.
-    fn attend_axes(&mut self, left: &[Axis], right: &Expr, summed: &str, span: Span) -> Option<Vec<Axis>> {
-        let mut axes: Vec<Axis> = left.iter().filter(|a| a.name != summed).cloned().collect();
-        for axis in right.ty.axes.iter().filter(|a| a.name != summed) {
-            match axes.iter().find(|a| a.name == axis.name) {
-                None => axes.push(axis.clone()),
-                Some(same) if same.size == axis.size => {}
-                Some(other) => {
-                    let size = other.size;
-                    self.size_mismatch(axis, right.span, size, span, span);
-                    return None;
-                }
-            }
-        }
-        self.check_numel(&axes, span).then_some(axes)
-    }
-
-    /// An optional operand over some of the axes of the scores.
-    #[allow(clippy::option_option, reason = "the outer option is the error")]
-    fn attend_extra(
-        &mut self,
-        scope: &mut Scope,
-        e: Option<&AstExpr>,
-        scores: &[Axis],
-        elem: Elem,
-    ) -> Option<Option<Expr>> {
-        let Some(e) = e else { return Some(None) };
-        let e = if super::model::is_word(e, "none") {
-            super::expr::constant(f64::INFINITY, e.span)
-        } else {
-            self.expr(scope, e, Some(scores))?
-        };
-        let e = match (elem, e.ty.elem) {
-            (Elem::Real, _) => self.real_of(e)?,
-            (wanted, have) if wanted == have => e,
-            _ => return self.wrong_elem(&e, super::expr::elem_name(elem)).map(Some),
-        };
-        if let Some(odd) = e.ty.axes.iter().find(|a| !scores.contains(a)) {
-            let title = format!("the scores have no axis `{}`", odd.name);
-            let label = format!("this has {}, the scores {}", show_axes(&e.ty.axes), show_axes(scores));
-            self.error(codes::AXIS_NOT_IN_OPERAND, title, e.span, label);
-            return None;
-        }
-        Some(Some(e))
     }
 }
 

@@ -12,11 +12,14 @@
 mod blocks;
 mod calls;
 mod choose;
+mod composites;
 mod declare;
 mod expr;
 mod layout;
 mod model;
 mod names;
+mod recursion;
+mod repeat;
 mod run;
 mod scope;
 mod sizes;

@@ -55,7 +55,8 @@ pub(super) fn syntax_error(
         return diagnostic.at(span, "not expected here");
     }
     let diagnostic = diagnostic.at(span, format!("expected {}", join_or(&expected)));
-    if expected.contains(&"a name") && KEYWORDS.contains(&&found[..length]) {
+    let wants_name = expected.contains(&"a name") || expected.contains(&"an axis name");
+    if wants_name && KEYWORDS.contains(&&found[..length]) {
         return diagnostic.help(format!("{shown} is a word of the language; choose another name"));
     }
     let starts_line = text[..at].rsplit('\n').next().is_some_and(|line| line.trim().is_empty()) && at > 0;

@@ -134,10 +134,12 @@ fn mutate(text: &str, random: &mut Random) -> String {
 
 #[test]
 fn mutated_specs_never_panic_and_what_parses_prints_the_same_twice() {
+    // More rounds for a long search: MLC_MUTATIONS=100000.
+    let rounds = std::env::var("MLC_MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(600);
     let seeds = [LLAMA, LLAMA70B, samples::LLAMA, samples::RUN];
-    let mut random = Random(1);
+    let mut random = Random(rounds as u64);
     let (mut parsed, mut checked) = (0, 0);
-    for round in 0..600 {
+    for round in 0..rounds {
         let text = mutate(seeds[round % seeds.len()], &mut random);
         let mut sources = SourceMap::new();
         let id = sources.add("main.spec", text.as_str());
