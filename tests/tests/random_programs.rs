@@ -1,11 +1,13 @@
 //! Random graphs, with their gradients, down to programs: groups, buffers, memory plan and kernel specs, run by the plain
-//! evaluator and as KIR, and compared with the interpreter within its bounds. `MLC_FUZZ_GRAPHS` and `MLC_FUZZ_SEED` choose the seeds.
+//! evaluator, as KIR and as machine code. Each is compared with the graph interpreter within its derived bounds, and the
+//! machine code with KIR bit for bit. `MLC_FUZZ_GRAPHS` and `MLC_FUZZ_SEED` choose the seeds.
 
 use mlc::graph::Graph;
-use mlc::interpret::{Environment, Mode, Outputs, run};
+use mlc::interpret::{Environment, Mode, Outputs, Values, run};
 use mlc::lower::simulate;
-use mlc_codegen::program::InterpretedProgram;
-use mlc_codegen::target::{Target, X86_64_V4};
+use mlc_codegen::program::{InterpretedProgram, Program};
+use mlc_codegen::run::CompiledProgram;
+use mlc_codegen::target::Target;
 use mlc_tests::random_graph::sample;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -16,33 +18,85 @@ fn seeds() -> std::ops::Range<u64> {
     first..first + number("MLC_FUZZ_GRAPHS", 500)
 }
 
-fn check(graph: &Graph, environment: &Environment, target: &Target) -> Result<(), String> {
+/// Evaluated and interpreted as KIR; gives the program and what KIR computes.
+fn check(graph: &Graph, environment: &Environment, target: &Target) -> Result<(Program, Outputs), String> {
     let program = simulate::program(graph)?;
     let expected = run(graph, environment, Mode::Bounds).map_err(|e| e.to_string())?;
-    let outside = |found: &Outputs| simulate::first_outside(&expected, found);
-    let evaluated = simulate::run(&program, graph, environment)?;
-    if let Some(message) = outside(&evaluated) {
-        return Err(message);
-    }
+    let within = |how: &str, found: &Outputs| match simulate::first_outside(&expected, found) {
+        Some(message) => Err(format!("{how}: {message}")),
+        None => Ok(()),
+    };
+    within("evaluated", &simulate::run(&program, graph, environment)?)?;
     let mut kernels = InterpretedProgram::new(&program, target)?;
     let interpreted =
         simulate::run_with(&program, graph, environment, &mut |spaces| kernels.run("train", spaces))?;
-    outside(&interpreted).map_or(Ok(()), |message| Err(format!("as KIR: {message}")))
+    within("as KIR", &interpreted)?;
+    Ok((program, interpreted))
+}
+
+/// Compiled, and compared with what KIR computes.
+fn check_compiled(graph: &Graph, environment: &Environment, target: &Target) -> Result<(), String> {
+    let (program, interpreted) = check(graph, environment, target)?;
+    let compiled = CompiledProgram::new(&program, target)?;
+    let found =
+        simulate::run_with(&program, graph, environment, &mut |spaces| compiled.run("train", spaces))?;
+    match first_difference(&interpreted, &found) {
+        Some(message) => Err(format!("compiled: {message}")),
+        None => Ok(()),
+    }
+}
+
+/// The first element whose bits differ; all NaNs are one.
+fn first_difference(expected: &Outputs, found: &Outputs) -> Option<String> {
+    for ((output, want), (_, got)) in expected.0.iter().zip(&found.0) {
+        let same = |a: f64, b: f64| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+        let at = match (&want.values, &got.values) {
+            (Values::Float(w), Values::Float(g)) => w.iter().zip(g).position(|(w, g)| !same(*w, *g)),
+            (Values::Int(w), Values::Int(g)) => w.iter().zip(g).position(|(w, g)| w != g),
+            (Values::Float(_), Values::Int(_)) | (Values::Int(_), Values::Float(_)) => Some(0),
+        };
+        if let Some(i) = at {
+            return Some(format!("{output:?}[{i}] differs from KIR"));
+        }
+    }
+    None
+}
+
+/// Runs a check on every seed, on as many threads as there are cores; gives what went wrong, in order of seeds.
+fn wrong(check: impl Fn(u64) -> Result<(), String> + Sync) -> Vec<String> {
+    let n_threads = std::thread::available_parallelism().map_or(1, |n| n.get()) as u64;
+    let check = &check;
+    let guarded = move |seed| {
+        let result =
+            catch_unwind(AssertUnwindSafe(|| check(seed))).unwrap_or_else(|_| Err("panicked".into()));
+        result.err().map(|message| (seed, message))
+    };
+    let mut found: Vec<(u64, String)> = std::thread::scope(|scope| {
+        let work =
+            move |thread| seeds().filter(|s| s % n_threads == thread).filter_map(guarded).collect::<Vec<_>>();
+        let threads: Vec<_> = (0..n_threads).map(|t| scope.spawn(move || work(t))).collect();
+        threads.into_iter().flat_map(|t| t.join().expect("panics are caught")).collect()
+    });
+    found.sort();
+    found.into_iter().map(|(seed, message)| format!("seed {seed}: {message}")).collect()
 }
 
 #[test]
 fn programs_compute_what_their_graphs_mean() {
-    let target = X86_64_V4;
-    let mut wrong = Vec::new();
-    for seed in seeds() {
+    let target = Target::host().expect("a machine mlc knows");
+    let wrong = wrong(|seed| {
         let sample = sample(seed);
-        for (what, graph) in [("forward", sample.graph.clone()), ("gradients", sample.with_gradients())] {
-            let result = catch_unwind(AssertUnwindSafe(|| check(&graph, &sample.environment, &target)))
-                .unwrap_or_else(|_| Err("panicked".into()));
-            if let Err(message) = result {
-                wrong.push(format!("seed {seed}, {what}: {message}"));
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "{} of {} wrong:\n{}", wrong.len(), 2 * seeds().count(), wrong.join("\n"));
+        check(&sample.graph, &sample.environment, &target).map(|_| ())
+    });
+    assert!(wrong.is_empty(), "{} of {} wrong:\n{}", wrong.len(), seeds().count(), wrong.join("\n"));
+}
+
+#[test]
+fn gradients_compiled_are_those_of_kir_bit_for_bit() {
+    let target = Target::host().expect("a machine mlc knows");
+    let wrong = wrong(|seed| {
+        let sample = sample(seed);
+        check_compiled(&sample.with_gradients(), &sample.environment, &target)
+    });
+    assert!(wrong.is_empty(), "{} of {} wrong:\n{}", wrong.len(), seeds().count(), wrong.join("\n"));
 }
