@@ -346,19 +346,15 @@ impl<'g> Clusterer<'g> {
     }
 
     /// Whether `from` reaches `to` against the arrows by a path of at least two steps.
-    ///
-    /// A cluster all of whose ops stand before those of `to` can't depend on it, which keeps the search local.
     fn reaches_through_third(&self, from: usize, to: usize) -> bool {
-        let Some(first) = self.clusters[to].ops.first() else { return false };
-        let near = |c: &usize| self.clusters[*c].ops.last().is_some_and(|last| last > first);
-        let mut stack: Vec<usize> = self.needs(from).into_iter().filter(|c| *c != to && near(c)).collect();
+        let mut stack: Vec<usize> = self.needs(from).into_iter().filter(|c| *c != to).collect();
         let mut seen: BTreeSet<usize> = stack.iter().copied().collect();
         while let Some(c) = stack.pop() {
             for n in self.needs(c) {
                 if n == to {
                     return true;
                 }
-                if near(&n) && seen.insert(n) {
+                if seen.insert(n) {
                     stack.push(n);
                 }
             }
