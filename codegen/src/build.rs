@@ -57,6 +57,8 @@ pub struct Built {
     pub kernels: Vec<KernelReport>,
     /// Milliseconds for linking.
     pub link_ms: f64,
+    /// Scratch memory each thread of the binary allocates beside the arena.
+    pub scratch_bytes: u64,
 }
 
 /// What became of a kernel.
@@ -191,7 +193,7 @@ pub fn build(program: &Program, options: &BuildOptions<'_>) -> Result<Built, Err
         }
     };
     let kernels = program.kernels.iter().zip(&job_of_kernel).map(report).collect();
-    Ok(Built { elf, kernels, link_ms })
+    Ok(Built { elf, kernels, link_ms, scratch_bytes: scratch_bytes(program, &expanded) })
 }
 
 fn milliseconds(since: Instant) -> f64 {
@@ -217,6 +219,12 @@ pub(crate) fn symbol(key: &str) -> String {
     format!("kernel_{}", &key[..32])
 }
 
+/// The largest scratch any kernel asks for.
+fn scratch_bytes(program: &Program, expanded: &[(String, Kernel)]) -> u64 {
+    let of_kernels = expanded.iter().map(|(_, kernel)| kernel.scratch_bytes()).max().unwrap_or(0);
+    of_kernels.max(program.info.scratch_bytes)
+}
+
 /// The step program's job. What codegen alone knows is put into the description: scratch size and CPU features.
 fn step_job(
     program: &Program,
@@ -226,8 +234,7 @@ fn step_job(
     target: &Target,
 ) -> Result<Job, Error> {
     let mut program = program.clone();
-    let scratch = expanded.iter().map(|(_, kernel)| kernel.scratch_bytes()).max().unwrap_or(0);
-    program.info.scratch_bytes = scratch.max(program.info.scratch_bytes);
+    program.info.scratch_bytes = scratch_bytes(&program, expanded);
     program.info.cpu_features = target.cpu_features.iter().map(|f| f.to_string()).collect();
     let link = |(&job, (_, kernel)): (&usize, &(String, Kernel))| (symbol(&jobs[job].key), kernel.tiles);
     let kernels: Vec<(String, u64)> = job_of_kernel.iter().zip(expanded).map(link).collect();

@@ -15,6 +15,7 @@ pub fn build(
 ) -> String {
     let mut text = summary(checked);
     text += &compiled.plan.report.to_string();
+    text += &format!("  {} of scratch more for each thread\n", bytes(built.scratch_bytes));
     text += &kernels(built);
     if let Some(times) = times {
         text += &details(built, times);

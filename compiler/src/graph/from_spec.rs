@@ -129,10 +129,12 @@ impl Walk<'_> {
         self.b.origin = Origin { phase: Phase::Forward, path: self.path.clone(), line };
     }
 
-    fn fail(&mut self, span: Span, title: String) -> ValueId {
+    /// Notes an error and gives a value of the type that was wanted, so that the walk can go on and find more; the graph
+    /// is thrown away in the end.
+    fn fail(&mut self, span: Span, title: String, ty: &Type) -> ValueId {
         self.errors.push(Diagnostic::error(codes::NOT_AVAILABLE, title).at(span, ""));
-        // The graph is thrown away once there is an error; any value will do to go on.
-        self.b.constant(DType::F32, 0.0)
+        let zero = self.b.constant(ty.dtype, 0.0);
+        self.b.broadcast(zero, ty)
     }
 
     /// All inputs and parameters, in order of declaration, as ops of the body.
@@ -193,7 +195,8 @@ impl Walk<'_> {
     fn logits(&mut self) {
         let model = self.model;
         let Some((over, x, w)) = head(model) else {
-            self.fail(model.loss.span, "no logits: the loss is not a cross-entropy of a dot".into());
+            let none = Type::scalar(DType::F32);
+            self.fail(model.loss.span, "no logits: the loss is not a cross-entropy of a dot".into(), &none);
             return;
         };
         self.statements(&model.body);
@@ -218,7 +221,8 @@ impl Walk<'_> {
                     self.values.insert(l.value, value);
                 }
                 Statement::Aux(aux) => {
-                    self.fail(aux.span, format!("the auxiliary loss `{}` can't be built yet", aux.path));
+                    let title = format!("the auxiliary loss `{}` can't be built yet", aux.path);
+                    self.fail(aux.span, title, &Type::scalar(DType::F32));
                 }
             }
         }
@@ -329,7 +333,8 @@ impl Walk<'_> {
     ) -> ValueId {
         let values: Vec<ValueId> = operands.iter().map(|o| self.expr(o)).collect();
         self.at(e.span);
-        make(&mut self.b, &values).unwrap_or_else(|error| self.fail(e.span, error.message))
+        let ty = self.ty(&e.ty);
+        make(&mut self.b, &values).unwrap_or_else(|error| self.fail(e.span, error.message, &ty))
     }
 
     /// An optional vector over an axis, or a constant in its place.
@@ -346,10 +351,9 @@ impl Walk<'_> {
 
     fn attend(&mut self, e: &Expr, a: &checked::Attend) -> ValueId {
         if a.mask.is_some() || a.bias.is_some() || a.window.as_ref().is_some_and(|w| constant(w).is_none()) {
-            return self.fail(
-                e.span,
-                "std.Attend with a mask, a bias or a per-layer window can't be built yet".into(),
-            );
+            let title = "std.Attend with a mask, a bias or a per-layer window can't be built yet";
+            let ty = self.ty(&e.ty);
+            return self.fail(e.span, title.into(), &ty);
         }
         let window = a.window.as_ref().and_then(constant).filter(|w| w.is_finite()).map(|w| w as u64);
         let bound = match window {
@@ -368,9 +372,6 @@ impl Walk<'_> {
     }
 
     fn repeat(&mut self, e: &Expr, r: &checked::Repeat) -> ValueId {
-        if r.unroll != 1 {
-            return self.fail(e.span, "`unroll` can't be built yet".into());
-        }
         let init = self.expr(&r.init);
         let invariants: Vec<ValueId> = r.invariants.iter().map(|i| self.expr(i)).collect();
         self.at(e.span);

@@ -109,3 +109,45 @@ fn runner_names_the_stage_that_panics() {
     let Err(CompileError::Internal { stage, message }) = result else { panic!("an error was expected") };
     assert_eq!((stage, message.as_str()), ("fused", "panicked: on purpose"));
 }
+
+/// Messages of a whole compilation of this text.
+fn refused(text: &str) -> Vec<String> {
+    let loader = crate::spec::MemoryLoader { files: vec![("m.spec".into(), text.into())] };
+    let mut sources = SourceMap::new();
+    let titles =
+        |errors: Vec<Diagnostic>| errors.into_iter().filter(|e| e.is_error()).map(|e| e.title).collect();
+    match check(&mut sources, &loader, "m.spec", &[]) {
+        Err(errors) => titles(errors),
+        Ok((spec, _)) => match compile(&spec, &sources, &Identity::default(), &mut Runner::default()) {
+            Err(CompileError::Spec(errors)) => titles(errors),
+            Err(other) => panic!("{other:?}"),
+            Ok(_) => panic!("it compiles"),
+        },
+    }
+}
+
+const RUN: &str =
+    "train { steps = 1, batch = 2 sequences, seq = 4, data = synthetic(), optimizer = sgd { lr = 1 } }\n";
+
+#[test]
+fn compile_refuses_inputs_that_nothing_fills() {
+    let text = format!(
+        "spec 1\nmodel M {{\nsize d = 3\nsize batch = run, seq = run\ninput x[batch, seq, d]\nparam w[d] = ones\n\
+         loss mean[batch, seq](dot[d](x, w))\n}}\n{RUN}"
+    );
+    let titles = refused(&text);
+    assert!(titles.iter().any(|t| t.contains("no data source can fill the input `x`")), "{titles:?}");
+}
+
+#[test]
+fn compile_refuses_what_has_no_lowering_without_a_panic() {
+    let text = format!(
+        "spec 1\nmodel M {{\nsize vocab = 8, hd = 4\nsize batch = run, seq = run\n\
+         input tokens: ids<vocab>[batch, seq]\ninput targets: ids<vocab>[batch, seq]\n\
+         param e[vocab, hd], b[seq] = ones\nq = gather[vocab](e, tokens)\nk = q as [seq: pos]\n\
+         o = std.Attend[seq, pos, hd](q, k, k, causal = true, bias = b)\n\
+         loss mean[batch, seq](cross_entropy[vocab](dot[hd](o, e), targets))\n}}\n{RUN}"
+    );
+    let titles = refused(&text);
+    assert!(titles.iter().any(|t| t.contains("can't be built")), "{titles:?}");
+}
