@@ -15,7 +15,7 @@ use crate::checkpoint::store::Store;
 use crate::console::Console;
 use crate::data::{Source, describe};
 use crate::failure::{Exit, Failure};
-use crate::metrics::jsonl::{MetricsFile, number};
+use crate::metrics::jsonl::{self, MetricsFile, number};
 use crate::metrics::line::{bytes, duration, si};
 use crate::metrics::{Meter, StepRecord};
 use crate::profile;
@@ -57,6 +57,8 @@ pub fn train(
     let (entry_index, entry) = program.require_entry("train")?;
     let source = open_training_data(program, &settings, entry.seq)?;
     let held_out = open_held_out(program, &settings)?;
+    // Before the checkpoints of another history are set aside: a run that is refused changes nothing.
+    jsonl::check(&settings.metrics)?;
     let mut rank = start_rank(program, &settings, args.flag("profile"))?;
     let (store, begin) = begin(&mut rank, &settings, console)?;
     let mut file = MetricsFile::open(&settings.metrics, begin)?;

@@ -7,10 +7,11 @@
 //! ```
 //! Numbers are shortest decimals that read back to the same binary64; `loss_bits` are the bits the program computed.
 //! A line is written with one system call when its step is done, so that a killed run leaves at most its last line
-//! incomplete. A resumed run first drops all lines of steps it is going to repeat.
+//! incomplete. A resumed run first drops all lines of steps it is going to repeat. A file that holds anything else is
+//! refused and stays as it is.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -30,8 +31,9 @@ impl MetricsFile {
     /// Opens the file for a run that begins after `step` steps: keeps the lines up to that step, drops the rest.
     ///
     /// # Errors
-    /// The file or its folder cannot be made.
+    /// As for [`check`], or the file or its folder cannot be made.
     pub fn open(path: &Path, step: u64) -> Result<MetricsFile, Failure> {
+        check(path)?;
         let failed = |e: std::io::Error| Failure::io("write", path, e);
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
@@ -81,13 +83,53 @@ pub fn number(value: f64) -> Value {
     Value::from(value)
 }
 
-/// Rewrites the file without the lines of later steps and without a broken last line.
-fn keep_until(path: &Path, step: u64) -> std::io::Result<()> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
+/// The kinds of lines.
+const KINDS: [&str; 3] = ["run", "step", "eval"];
+/// A first line is much shorter than this; no more than this is read to recognise it.
+const FIRST_LINE_BYTES: u64 = 1 << 16;
+
+/// Whether a run may write its metrics to `path`: there is no file, or an empty one, or one that begins like ours.
+///
+/// # Errors
+/// The file holds something else, or cannot be read.
+pub fn check(path: &Path) -> Result<(), Failure> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    let failed = |e: std::io::Error| Failure::io("read", path, e);
+    let mut start = Vec::new();
+    File::open(path).map_err(failed)?.take(FIRST_LINE_BYTES).read_to_end(&mut start).map_err(failed)?;
+    if start.is_empty() || is_ours(&start) {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "error: {} is not a metrics file: its first line is none of a run's\n\
+         It was left as it is. Choose another file with --metrics, or move it away.",
+        path.display()
+    )))
+}
+
+/// Whether a file that begins with `start` was written by a run: its first line is an object with a known `kind` and a
+/// `step`, or what a killed run left of one.
+fn is_ours(start: &[u8]) -> bool {
+    let Some(end) = start.iter().position(|&b| b == b'\n') else {
+        let opening = br#"{"kind":"run","step":"#;
+        return start.starts_with(opening) || opening.starts_with(start);
     };
+    let line: Option<Value> = serde_json::from_slice(&start[..end]).ok();
+    line.is_some_and(|line| {
+        let kind = line.get("kind").and_then(Value::as_str);
+        kind.is_some_and(|kind| KINDS.contains(&kind)) && line.get("step").is_some_and(Value::is_u64)
+    })
+}
+
+/// Rewrites the file without the lines of later steps and without a broken last line. What is no regular file, like a
+/// device or a pipe, is only written to.
+fn keep_until(path: &Path, step: u64) -> std::io::Result<()> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    let bytes = std::fs::read(path)?;
     let mut kept = Vec::with_capacity(bytes.len());
     for line in bytes.split_inclusive(|&b| b == b'\n') {
         let parsed: Option<Value> = serde_json::from_slice(line).ok();

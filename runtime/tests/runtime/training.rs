@@ -138,3 +138,36 @@ fn train_on_synthetic_data_needs_no_file() {
     let output = folder.run("train --data synthetic --out @/run --steps 2");
     assert_eq!((output.exit, folder.losses("run").len()), (Exit::Done, 2), "{}", output.err);
 }
+
+#[test]
+fn train_leaves_a_file_that_holds_no_metrics_as_it_is() {
+    let folder = Folder::new();
+    folder.train("run", "--steps 2");
+    let lines = ["precious\n", "{\"kind\":\"recipe\",\"step\":1}\n", "[1]\n", "no line break"];
+    for content in lines {
+        std::fs::write(folder.file("notes"), content).unwrap();
+        let output =
+            folder.run("train --data @/text.txt --out @/run --steps 3 --resume never --metrics @/notes");
+        assert_eq!(output.exit, Exit::Failed, "{content:?}");
+        assert!(output.err.contains("notes is not a metrics file"), "{}", output.err);
+        assert!(output.err.contains("Choose another file with --metrics"), "{}", output.err);
+        assert_eq!(std::fs::read_to_string(folder.file("notes")).unwrap(), content);
+        // The refusal came before the old history was set aside.
+        assert_eq!(folder.checkpoints("run"), [2]);
+    }
+    for content in ["", "{\"kind\":\"run\",\"st", "{\"kind\":\"run\",\"step\":0}\n{\"kind\""] {
+        std::fs::write(folder.file("notes"), content).unwrap();
+        folder.train("other", "--steps 1 --resume never --metrics @/notes");
+        assert_eq!(std::fs::read_to_string(folder.file("notes")).unwrap().lines().count(), 2, "{content:?}");
+    }
+}
+
+/// Reading `/dev/zero` never ends, and writing to it never fails; writing to `/dev/full` always does.
+#[test]
+fn train_does_not_read_a_device() {
+    let folder = Folder::new();
+    folder.train("run", "--steps 1 --metrics /dev/zero");
+    let output = folder.run("train --data @/text.txt --out @/full --steps 1 --metrics /dev/full");
+    assert_eq!(output.exit, Exit::Failed);
+    assert!(output.err.contains("error: cannot write /dev/full"), "{}", output.err);
+}
