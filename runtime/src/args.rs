@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use crate::options::{Command, Form, OPTIONS, Opt, shown, usage};
+use crate::ranges;
 
 /// A parsed command line.
 #[derive(Clone, Debug)]
@@ -119,17 +120,14 @@ fn find(command: Command, name: &str) -> Result<&'static Opt, Failure> {
 }
 
 fn check(opt: &Opt, value: &str) -> Result<(), Failure> {
-    let right = match opt.form {
-        Form::Flag | Form::Text(_) => true,
-        Form::Count(_) => parse_count(value).is_some(),
-        Form::Number(_) => parse_number(value).is_some(),
+    let name = format!("--{}", opt.name);
+    let (number, kind) = match opt.form {
+        Form::Flag | Form::Text(_) => return Ok(()),
+        Form::Count(_) => (parse_count(value).map(|count| count as f64), "a whole number"),
+        Form::Number(_) => (parse_number(value), "a number"),
     };
-    let kind = if matches!(opt.form, Form::Count(_)) { "a whole number" } else { "a number" };
-    if right {
-        Ok(())
-    } else {
-        Err(Failure::usage(format!("error: --{} takes {kind}, not {value}", opt.name)))
-    }
+    let wrong = number.map_or(Some(kind), |number| ranges::outside(&name, number));
+    wrong.map_or(Ok(()), |what| Err(Failure::usage(format!("error: {name} takes {what}, not {value}"))))
 }
 
 /// Reads a whole number: `12`, `1_000`, `500k`, `2M`, `1e6`.

@@ -38,6 +38,7 @@ pub mod options;
 pub mod profile;
 pub mod program;
 pub mod random;
+pub mod ranges;
 pub mod rank;
 pub mod settings;
 pub mod signals;

@@ -9,6 +9,7 @@ use crate::args::{Args, did_you_mean, nearest, parse_count, parse_number};
 use crate::data;
 use crate::failure::Failure;
 use crate::program::Program;
+use crate::ranges;
 
 /// Name of the scalar that counts steps; the runtime writes it, nobody sets it.
 pub const STEP_KEY: &str = "step";
@@ -155,8 +156,10 @@ fn set(
         set_own(info, run, kind, key, value)?;
     }
     if let Some(index) = scalar {
-        scalars[index] = parse_number(value)
-            .ok_or_else(|| Failure::usage(format!("error: {key} takes a number, not {value}")))?;
+        let takes = |what| Failure::usage(format!("error: {key} takes {what}, not {value}"));
+        let number = parse_number(value).ok_or_else(|| takes("a number"))?;
+        ranges::outside(key, number).map_or(Ok(()), |what| Err(takes(what)))?;
+        scalars[index] = number;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! `generate`, `eval`, `info`, `bench`, and what a wrong command line answers.
 
+use mlc_runtime::abi::ScalarInfo;
 use mlc_runtime::failure::Exit;
 use mlc_runtime::signals::Interrupts;
 use serde_json::Value;
@@ -115,6 +116,14 @@ fn wrong_command_lines_exit_2_with_one_answer() {
         ("train --data @/text.txt --threads 0", "--threads must lie between 1 and 4096"),
         ("train --data @/text.txt --checkpoint-every x", "--checkpoint-every takes"),
         ("generate --prompt=", "--prompt is empty"),
+        ("generate --temperature -0.5", "--temperature takes a number that is 0 or more, not -0.5"),
+        ("eval --data @/text.txt --batches 0", "--batches takes a number that is 1 or more, not 0"),
+        (
+            "train --data @/text.txt --set train.optimizer.lr=-1",
+            "lr takes a number that is 0 or more, not -1",
+        ),
+        ("train --data @/text.txt --set train.optimizer.lr=inf", "lr takes a number, not inf"),
+        ("train --data @/text.txt --set train.steps=2.5", "train.steps takes a whole number, not 2.5"),
         ("flarb", "unknown command: flarb"),
     ] {
         let output = folder.run(line);
@@ -122,6 +131,29 @@ fn wrong_command_lines_exit_2_with_one_answer() {
         assert!(output.err.starts_with("error: ") && output.err.contains(answer), "{line}: {}", output.err);
         assert_eq!(output.err.matches("error").count(), 1, "{line}: {}", output.err);
     }
+}
+
+#[test]
+fn values_out_of_range_exit_2() {
+    let mut folder = Folder::new();
+    let lr = folder.info.scalars[1].clone();
+    for key in ["train.optimizer.decay", "train.optimizer.clip", "train.schedule.cosine.to"] {
+        folder.info.scalars.push(ScalarInfo { key: key.to_owned(), ..lr.clone() });
+    }
+    folder.info.scalars.push(ScalarInfo { key: "train.schedule.warmup.end".to_owned(), ..lr });
+    for (set, answer) in [
+        ("train.optimizer.decay=-0.1", "takes a number that is 0 or more, not -0.1"),
+        ("train.optimizer.clip=0", "takes a number above 0, not 0"),
+        ("train.schedule.cosine.to=-1e-5", "takes a number that is 0 or more, not -1e-5"),
+        ("train.schedule.warmup.end=2.5", "takes a whole number that is 0 or more, not 2.5"),
+        ("train.schedule.warmup.end=-3", "takes a whole number that is 0 or more, not -3"),
+    ] {
+        let output = folder.run(&format!("train --data @/text.txt --out @/run --set {set}"));
+        assert_eq!((output.exit, output.err.contains(answer)), (Exit::Usage, true), "{set}: {}", output.err);
+    }
+    let line =
+        "info --set train.schedule.warmup.end=1k --set train.optimizer.decay=0 --set train.optimizer.clip=2";
+    assert_eq!(folder.run(line).exit, Exit::Done);
 }
 
 #[test]
