@@ -511,10 +511,19 @@ pub static PIPELINE_SCHEDULES: &[Variant] = &[
 pub static TARGET: Section = Section {
     keys: &[
         key("memory", Kind::Bytes, Absent, BAKED, "The plan must fit in this; unlimited if absent."),
-        key("arch", Kind::AnyWord, Absent, BAKED, "Instruction set; this machine's if absent."),
+        key(
+            "arch",
+            Kind::AnyWord,
+            Absent,
+            BAKED,
+            "Instruction set of a CPU: `x86-64-v3` (AVX2), `x86-64-v4` (AVX-512) or `native`, this machine's and the default.",
+        ),
     ],
     globs: &[],
 };
+
+/// What `arch` of a `target cpu` takes.
+pub const CPU_ARCHS: &[&str] = &["x86-64-v3", "x86-64-v4", "native"];
 
 /// `adapter lora { … }`
 pub static LORA: Section = Section {

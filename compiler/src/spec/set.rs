@@ -37,11 +37,7 @@ pub fn apply(file: &mut File, path: &Ident, value: Value) -> Result<(), Vec<Diag
         ]);
     };
     if head.name == "target" {
-        for item in &mut file.items {
-            if let Item::Target(t) = item {
-                assign(&mut t.section, rest, value.clone());
-            }
-        }
+        assign_target(file, head, rest, &value);
         return Ok(());
     }
     if SECTIONS.contains(&head.name.as_str()) {
@@ -67,6 +63,20 @@ pub fn apply(file: &mut File, path: &Ident, value: Value) -> Result<(), Vec<Diag
         _ => {
             let title = format!("an override of a model has one key: `{}`", path.name);
             Err(vec![Diagnostic::error(codes::OVERRIDE, title).at(path.span, "expected `Model.size`")])
+        }
+    }
+}
+
+/// Puts a key into every target of the file; a file without one gets `target cpu`, which is what no target means.
+fn assign_target(file: &mut File, head: &Ident, keys: &[Ident], value: &Value) {
+    if !file.items.iter().any(|item| matches!(item, Item::Target(_))) {
+        let kind = Ident { name: "cpu".into(), span: head.span };
+        let section = Section { entries: vec![], span: head.span };
+        file.items.push(Item::Target(Target { kind, label: None, section, span: head.span }));
+    }
+    for item in &mut file.items {
+        if let Item::Target(target) = item {
+            assign(&mut target.section, keys, value.clone());
         }
     }
 }

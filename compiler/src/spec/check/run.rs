@@ -5,7 +5,7 @@ use crate::spec::ast::{File, Item, SectionItem};
 use crate::spec::checked::*;
 use crate::spec::codes;
 use crate::spec::decode::{Decoded, GlobField, Typed, decode};
-use crate::spec::diagnostic::Diagnostic;
+use crate::spec::diagnostic::{Diagnostic, nearest};
 use crate::spec::glob::{Hit, hit, nearest_paths};
 use crate::spec::schema;
 use crate::spec::source::Span;
@@ -389,6 +389,19 @@ pub fn keys(section: &Decoded, path: &str) -> Vec<Key> {
     all
 }
 
+/// Reports an instruction set that the code generator does not know.
+fn known_arch(keys: &Decoded, found: &mut Vec<Diagnostic>) {
+    let Some(arch) = keys.text("arch").filter(|a| !schema::CPU_ARCHS.contains(a)) else { return };
+    let known: Vec<String> = schema::CPU_ARCHS.iter().map(|a| format!("`{a}`")).collect();
+    let title = format!("unknown instruction set: `{arch}`");
+    let mut diagnostic = Diagnostic::error(codes::VALUE_TYPE, title)
+        .at(keys.field("arch").at, format!("expected one of {}", known.join(", ")));
+    if let Some(near) = nearest(arch, schema::CPU_ARCHS.iter().copied()) {
+        diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
+    }
+    found.push(diagnostic);
+}
+
 /// The machine: the file's first target, or this machine's CPU.
 pub fn target(file: &File, found: &mut Vec<Diagnostic>) -> Target {
     let mut chosen = None;
@@ -420,6 +433,9 @@ pub fn target(file: &File, found: &mut Vec<Diagnostic>) -> Target {
             );
         }
         labels.push((name, t.kind.span));
+        if kind == TargetKind::Cpu {
+            known_arch(&keys, found);
+        }
         let arch = keys.text("arch").map(str::to_string);
         let memory_bytes = keys.integer("memory");
         if chosen.is_none() {

@@ -153,6 +153,9 @@ golden! {
     set_unknown_size: "E0401", run(""), sets ["Llama.leyers=4"];
     set_unknown_key: "E0401", train(""), sets ["train.optimizer.rl=1"];
     set_wrong_type: "E0402", train(""), sets ["train.steps=many"];
+    set_unknown_target_key: "E0401", train(""), sets ["target.bogus=1"];
+    set_unknown_arch: "E0402", train(""), sets ["target.arch=nonsense"];
+    arch_unknown: "E0402", train("") + "target cpu { arch = x86-64-v5 }\n";
     set_syntax: "E0101", train(""), sets ["train.steps"];
 
     // ---- all errors of a file

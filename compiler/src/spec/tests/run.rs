@@ -87,6 +87,13 @@ fn overrides_apply_in_order_file_target_command_line() {
 }
 
 #[test]
+fn an_override_of_the_target_reaches_a_file_without_one() {
+    let target = checked(&small(""), &["target.memory=1KiB", "target.arch=x86-64-v3"]).target;
+    assert_eq!((target.kind, target.memory_bytes), (TargetKind::Cpu, Some(1 << 10)));
+    assert_eq!(target.arch.as_deref(), Some("x86-64-v3"));
+}
+
+#[test]
 fn an_override_reaches_into_forms_and_makes_sections() {
     let sets = ["train.optimizer.clip=1.0", "train.checkpoint.every=5", "train.optimizer.betas=(0.8, 0.9)"];
     let train = train(checked(&small(""), &sets));
