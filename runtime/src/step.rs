@@ -11,8 +11,13 @@ use crate::settings::STEP_KEY;
 pub enum Pick {
     /// Training samples from this one on, in the order of the run.
     Samples(u64),
-    /// Windows from this one on, in the order of the files.
-    Windows(u64),
+    /// `count` windows from `first` on, in the order of the files, repeated until the batch is full.
+    Windows {
+        /// Index of the first.
+        first: u64,
+        /// How many; above 0.
+        count: u64,
+    },
 }
 
 /// What one call gave.
@@ -59,7 +64,7 @@ fn fill_tokens(rank: &mut Rank, entry: &EntryInfo, source: &mut Source, pick: Pi
     for row in 0..entry.batch {
         let start = match pick {
             Pick::Samples(first) => source.sample(first + row, &mut window),
-            Pick::Windows(first) => source.window(first + row, &mut window),
+            Pick::Windows { first, count } => source.window(first + row % count, &mut window),
         };
         for input in &entry.inputs {
             let shift = match input.source {

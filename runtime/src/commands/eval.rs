@@ -36,8 +36,8 @@ impl Evaluation {
 }
 
 /// Runs `batches` batches of whole windows in file order, or all that the data holds. Fewer than all are spread evenly
-/// over the data, and are the same every time. The last windows that do not fill a batch are left out; data smaller than
-/// one batch is repeated to fill it. `None` if a request to stop came meanwhile.
+/// over the data, and are the same every time. The last windows that do not fill a batch are left out; of data smaller
+/// than one batch every window counts once, see [`parts_of_batch`]. `None` if a request to stop came meanwhile.
 ///
 /// # Errors
 /// A token id lies outside the vocabulary.
@@ -51,20 +51,46 @@ pub fn evaluate(
     stop: &Interrupts,
 ) -> Result<Option<Evaluation>, Failure> {
     let (batch, seq) = (rank.program.info.entries[index].batch, rank.program.info.entries[index].seq);
-    let available = source.windows().map_or(batches.unwrap_or(1), |windows| (windows / batch).max(1));
-    let batches = batches.unwrap_or(available).min(available);
-    let (mut sum, mut weight) = (0.0, 0.0);
-    for b in 0..batches {
+    let (mut sum, mut weight, mut tokens) = (0.0, 0.0, 0);
+    for (first, count) in picks(source.windows(), batch, batches) {
         if stop.requested().is_some() {
             return Ok(None);
         }
-        let first = (u128::from(b) * u128::from(available) / u128::from(batches)) as u64 * batch;
-        let outcome = run_batch(rank, index, source, Pick::Windows(first), scalars, step)?;
-        let tokens = outcome.output("loss_weight").unwrap_or((batch * seq) as f64);
-        sum += outcome.loss * tokens;
-        weight += tokens;
+        let outcome = run_batch(rank, index, source, Pick::Windows { first, count }, scalars, step)?;
+        let whole = outcome.output("loss_weight").unwrap_or((batch * seq) as f64);
+        // Every window is in the batch batch / count times and counts once.
+        let part = whole * count as f64 / batch as f64;
+        sum += outcome.loss * part;
+        weight += part;
+        tokens += count * seq;
     }
-    Ok(Some(Evaluation { loss: sum / weight, tokens: batches * batch * seq, is_bytes: source.is_bytes() }))
+    Ok(Some(Evaluation { loss: sum / weight, tokens, is_bytes: source.is_bytes() }))
+}
+
+/// First window and number of windows of every batch to run; `windows` is `None` for a source without end.
+fn picks(windows: Option<u64>, batch: u64, batches: Option<u64>) -> Box<dyn Iterator<Item = (u64, u64)>> {
+    let available = match windows {
+        Some(windows) if windows < batch => return Box::new(parts_of_batch(windows, batch)),
+        Some(windows) => windows / batch,
+        None => batches.unwrap_or(1),
+    };
+    let batches = batches.unwrap_or(available).min(available);
+    Box::new((0..batches).map(move |b| {
+        let nth = u128::from(b) * u128::from(available) / u128::from(batches);
+        (nth as u64 * batch, batch)
+    }))
+}
+
+/// Cuts fewer windows than a batch has rows into groups whose size divides `batch`, largest first: repeated to fill the
+/// batch, each window of a group is in it equally often, so that the batch's mean is the mean of the group.
+fn parts_of_batch(windows: u64, batch: u64) -> impl Iterator<Item = (u64, u64)> {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let left = windows - first;
+        let count = (1..=left).rev().find(|count| batch.is_multiple_of(*count))?;
+        first += count;
+        Some((first - count, count))
+    })
 }
 
 /// The subcommand.
@@ -94,4 +120,35 @@ pub fn eval(
     };
     console.line(&format!("eval of {origin} on {}: {}", source.description(), evaluation.line()));
     Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(windows: Option<u64>, batch: u64, batches: Option<u64>) -> Vec<(u64, u64)> {
+        picks(windows, batch, batches).collect()
+    }
+
+    #[test]
+    fn picks_are_whole_batches_spread_over_the_data() {
+        assert_eq!(all(Some(11), 4, None), [(0, 4), (4, 4)]);
+        assert_eq!(all(Some(24), 4, Some(3)), [(0, 4), (8, 4), (16, 4)]);
+        assert_eq!(all(Some(4), 4, Some(9)), [(0, 4)]);
+        assert_eq!(all(None, 4, Some(2)), [(0, 4), (4, 4)]);
+    }
+
+    #[test]
+    fn picks_take_each_window_of_a_small_source_once() {
+        assert_eq!(all(Some(3), 4, None), [(0, 2), (2, 1)]);
+        assert_eq!(all(Some(5), 6, Some(1)), [(0, 3), (3, 2)]);
+        for (batch, windows) in (1..=40).flat_map(|batch| (1..batch).map(move |windows| (batch, windows))) {
+            let mut next = 0;
+            for (first, count) in all(Some(windows), batch, None) {
+                assert_eq!((first, batch % count), (next, 0));
+                next += count;
+            }
+            assert_eq!(next, windows);
+        }
+    }
 }

@@ -52,6 +52,29 @@ fn eval_covers_the_data_once() {
     assert_eq!(folder.run("eval --out @/run").exit, Exit::Usage);
 }
 
+/// Data of 1, 2 and 3 windows at batch 4: the loss is the mean of the windows' own losses.
+#[test]
+fn eval_counts_every_window_of_a_small_text_once() {
+    let folder = Folder::new();
+    folder.train("run", "--steps 5");
+    let text = "the quick brown fox jumps over the lazy dog. and more";
+    let eval = |from: usize, windows: usize| -> f64 {
+        std::fs::write(folder.file("small.txt"), &text[from..=from + 16 * windows]).unwrap();
+        let output = folder.run("eval --out @/run --data @/small.txt");
+        assert_eq!(output.exit, Exit::Done, "{}", output.err);
+        assert!(output.out.contains(&format!("over {} tokens", 16 * windows)), "{}", output.out);
+        let loss = output.out.split("loss ").nth(1).unwrap().split(' ').next().unwrap();
+        loss.parse().unwrap()
+    };
+    let alone = [eval(0, 1), eval(16, 1), eval(32, 1)];
+    assert!((alone[0] - alone[2]).abs() > 0.01, "{alone:?}");
+    for windows in [2, 3] {
+        let mean = alone[..windows].iter().sum::<f64>() / windows as f64;
+        // Losses are printed with four digits.
+        assert!((eval(0, windows) - mean).abs() < 2e-4, "{windows}: {alone:?}");
+    }
+}
+
 #[test]
 fn info_describes_the_binary() {
     let folder = Folder::new();
