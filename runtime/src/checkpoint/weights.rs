@@ -5,7 +5,8 @@
 //! 3. Check every shape and element type, and that nothing is left over.
 //! 4. Copy, converting f16, bf16, f32 and f64, and moving axes as the table says.
 //!
-//! Names that begin with `__` are not weights and are passed over. Optimizer states keep their first values.
+//! Names that begin with `__` are not weights and are passed over, and so are the logical names of optimizer states, which
+//! keep their first values: a shard of a checkpoint is a file of weights too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -45,9 +46,12 @@ pub fn import(rank: &mut Rank, path: &Path) -> Result<String, Failure> {
             })
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let views: BTreeMap<&str, TensorView> =
-        parsed.iter().flat_map(SafeTensors::iter).filter(|(name, _)| !name.starts_with("__")).collect();
     let program = rank.program;
+    let states: BTreeSet<String> =
+        program.logical_tensors().into_iter().filter(|t| !t.is_param()).map(|t| t.name).collect();
+    let is_weight = |name: &str| !name.starts_with("__") && !states.contains(name);
+    let views: BTreeMap<&str, TensorView> =
+        parsed.iter().flat_map(SafeTensors::iter).filter(|(name, _)| is_weight(name)).collect();
     let (naming, sources) = choose_naming(program, &views, path)?;
     check_fit(&sources, &views, path)?;
     for source in &sources {

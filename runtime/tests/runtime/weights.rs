@@ -120,6 +120,32 @@ fn init_passes_over_names_that_are_no_weights() {
 }
 
 #[test]
+fn init_takes_the_parameters_of_a_checkpoint() {
+    let folder = Folder::new();
+    folder.train("first", "");
+    let output = folder.train(
+        "second",
+        "--steps 1 --set train.optimizer.lr=0 --init @/first/ckpt/step-00000040/00001.safetensors",
+    );
+    assert!(output.err.contains("3 parameters from"), "{}", output.err);
+    let shard = |name: &str| std::fs::read(folder.file(name).join("00001.safetensors")).unwrap();
+    let (old, new) = (shard("first/ckpt/step-00000040"), shard("second/ckpt/step-00000001"));
+    let (old, new) = (
+        safetensors::SafeTensors::deserialize(&old).unwrap(),
+        safetensors::SafeTensors::deserialize(&new).unwrap(),
+    );
+    let data = |file: &safetensors::SafeTensors, name: &str| file.tensor(name).unwrap().data().to_vec();
+    assert!(data(&old, "layer.1.w") == data(&new, "layer.1.w") && data(&old, "bias") == data(&new, "bias"));
+    // The momenta begin anew.
+    assert!(data(&old, "bias.m") != data(&new, "bias.m"));
+
+    let mut tensors = logical();
+    tensors.push(("bias.v".to_owned(), Dtype::F32, vec![1], vec![0; 4]));
+    write(&folder, "other.safetensors", &tensors);
+    assert!(failure(&folder, "other.safetensors").contains("bias.v is in the file but not in the model"));
+}
+
+#[test]
 fn init_lists_what_is_missing_extra_or_of_another_shape() {
     let folder = Folder::new();
     let mut tensors = external();
