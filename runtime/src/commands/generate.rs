@@ -8,6 +8,7 @@ use crate::abi::{DataInfo, EntryInfo, InputSource, OutputInfo};
 use crate::args::Args;
 use crate::console::Console;
 use crate::failure::{Exit, Failure};
+use crate::numeric::exp;
 use crate::program::Program;
 use crate::random::Stream;
 use crate::rank::Rank;
@@ -120,7 +121,7 @@ impl Sampler {
             order.truncate(self.top_k);
         }
         let weights: Vec<f64> =
-            order.iter().map(|&i| ((logits[i] - logits[best]) / self.temperature).exp()).collect();
+            order.iter().map(|&i| exp((logits[i] - logits[best]) / self.temperature)).collect();
         let mut left = self.stream.unit(drawn) * weights.iter().sum::<f64>();
         for (&token, weight) in order.iter().zip(&weights) {
             left -= weight;
