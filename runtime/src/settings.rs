@@ -227,13 +227,14 @@ fn saving(args: &Args, run: &RunInfo) -> Result<Saving, Failure> {
 }
 
 fn resume(args: &Args) -> Result<Resume, Failure> {
-    match args.text("resume").or(args.text("checkpoint")) {
-        None | Some("auto") => Ok(Resume::Auto),
-        Some("never") => Ok(Resume::Never),
-        Some(text) => parse_count(text).map(Resume::Step).ok_or_else(|| {
-            Failure::usage(format!("error: --resume takes `auto`, `never` or a step, not {text}"))
-        }),
-    }
+    let (text, takes) = match (args.text("resume"), args.text("checkpoint")) {
+        (Some("never"), _) => return Ok(Resume::Never),
+        (None | Some("auto"), None | Some("auto")) => return Ok(Resume::Auto),
+        (Some(text), _) => (text, "--resume takes `auto`, `never` or a step"),
+        (None, Some(text)) => (text, "--checkpoint takes `auto` or a step"),
+    };
+    let step = parse_count(text).map(Resume::Step);
+    step.ok_or_else(|| Failure::usage(format!("error: {takes}, not {text}")))
 }
 
 /// `--threads`, else MLC_THREADS, else all CPUs this process may use.

@@ -31,10 +31,16 @@ pub struct Loaded {
 }
 
 /// Loads the checkpoint `resume` asks for into the rank; `None` when there is none to load and none was demanded.
+/// `otherwise` says what the command can do without a valid one.
 ///
 /// # Errors
 /// The demanded checkpoint is missing or not valid, or there are checkpoints and none is valid.
-pub fn load(rank: &mut Rank, store: &Store, resume: Resume) -> Result<Option<Loaded>, Failure> {
+pub fn load(
+    rank: &mut Rank,
+    store: &Store,
+    resume: Resume,
+    otherwise: &str,
+) -> Result<Option<Loaded>, Failure> {
     let steps = match resume {
         Resume::Never => return Ok(None),
         Resume::Auto => store.steps()?,
@@ -61,7 +67,7 @@ pub fn load(rank: &mut Rank, store: &Store, resume: Resume) -> Result<Option<Loa
     }
     let advice = match resume {
         Resume::Step(_) => available(store)?,
-        Resume::Auto | Resume::Never => "Start over with --resume never.".to_owned(),
+        Resume::Auto | Resume::Never => otherwise.to_owned(),
     };
     let reasons: Vec<String> = notes.iter().map(|n| n.replacen("note: skipped ", "  ", 1)).collect();
     Err(Failure::failed(format!(
@@ -109,7 +115,7 @@ pub fn check(
     let files = manifest
         .shards
         .iter()
-        .map(|shard| FileBytes::open(&folder.join(&shard.file)).map_err(|e| e.message))
+        .map(|shard| FileBytes::open(&folder.join(&shard.file)).map_err(|e| without_prefix(&e)))
         .collect::<Result<Vec<_>, _>>()?;
     check_hashes(pool, &manifest, &files)?;
     let shards = files
@@ -130,6 +136,11 @@ pub fn check(
     }
     use_views(&found);
     Ok(manifest)
+}
+
+/// The message as a part of another one.
+fn without_prefix(failure: &Failure) -> String {
+    failure.message.strip_prefix("error: ").unwrap_or(&failure.message).to_owned()
 }
 
 /// Compares every file with its recorded length and hash, one file a thread.

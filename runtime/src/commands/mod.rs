@@ -57,8 +57,9 @@ pub fn trained_values(
         return Ok(path.display().to_string());
     }
     let store = Store::read_only(&settings.checkpoints);
-    let loaded =
-        load::load(rank, &store, settings.resume)?.ok_or_else(|| no_checkpoint(&settings.checkpoints))?;
+    let otherwise = "Name another run's folder with --out, or give weights with --init.";
+    let loaded = load::load(rank, &store, settings.resume, otherwise)?
+        .ok_or_else(|| no_checkpoint(&settings.checkpoints))?;
     for note in &loaded.notes {
         console.note(note);
     }

@@ -223,7 +223,8 @@ fn begin(
         Saving::Every(_) | Saving::End => Some(Store::for_writing(&settings.checkpoints)?),
     };
     let reader = Store::read_only(&settings.checkpoints);
-    let loaded = load(rank, store.as_ref().unwrap_or(&reader), settings.resume)?;
+    let otherwise = "Start over with --resume never.";
+    let loaded = load(rank, store.as_ref().unwrap_or(&reader), settings.resume, otherwise)?;
     let step = loaded.as_ref().map(|l| l.manifest.step);
     match (&loaded, settings.resume) {
         (Some(loaded), _) => note_resume(rank.program, settings, loaded, console),

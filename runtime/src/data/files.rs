@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::ops::Deref;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -20,14 +21,18 @@ pub enum FileBytes {
 }
 
 impl FileBytes {
-    /// Opens a regular file.
+    /// Opens a regular file, or reads a pipe to its end.
     ///
     /// # Errors
-    /// It cannot be read, or is a directory.
+    /// It cannot be read, or is a directory or a device: reading one may never end.
     pub fn open(path: &Path) -> Result<FileBytes, Failure> {
         let failed = |e: std::io::Error| Failure::io("read", path, e);
         let file = File::open(path).map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
+        let metadata = file.metadata().map_err(failed)?;
+        if metadata.file_type().is_char_device() || metadata.file_type().is_block_device() {
+            return Err(Failure::failed(format!("error: {} is a device, not a file", path.display())));
+        }
+        let length = metadata.len();
         if length < MAP_FROM_BYTES {
             return std::fs::read(path).map(FileBytes::Read).map_err(failed);
         }

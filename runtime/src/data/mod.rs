@@ -210,6 +210,11 @@ fn open_each(
     pattern: &str,
     open: impl Fn(&Path, FileBytes) -> Result<TokenFile, Failure>,
 ) -> Result<Tokens, Failure> {
+    if pattern.is_empty() {
+        return Err(Failure::usage(
+            "error: the data source names no file\nGive a path, as in --data bytes:PATH.",
+        ));
+    }
     let paths = glob::expand(pattern)?;
     let files = paths.iter().map(|path| open(path, FileBytes::open(path)?)).collect::<Result<Vec<_>, _>>()?;
     Ok(Tokens::new(files))

@@ -201,6 +201,26 @@ fn another_model_does_not_load() {
     );
 }
 
+/// `eval` and `generate` offer only what they can do.
+#[test]
+fn commands_advise_options_they_have() {
+    let mut folder = Folder::new();
+    folder.train("run", "--steps 10");
+    folder.info.tensors[2].path = "shift".to_owned();
+    for line in ["eval --data @/text.txt --out @/run", "generate --out @/run"] {
+        let output = folder.run(line);
+        assert_eq!(output.exit, Exit::Failed, "{line}");
+        assert!(output.err.contains("it lacks tensor shift"), "{line}: {}", output.err);
+        assert!(output.err.contains("or give weights with --init."), "{line}: {}", output.err);
+        assert!(!output.err.contains("--resume"), "{line}: {}", output.err);
+        for word in ["soon", "never"] {
+            let output = folder.run(&format!("{line} --checkpoint {word}"));
+            assert_eq!(output.exit, Exit::Usage);
+            assert_eq!(output.err, format!("error: --checkpoint takes `auto` or a step, not {word}\n"));
+        }
+    }
+}
+
 #[test]
 fn the_manifest_records_the_run() {
     let folder = Folder::new();
@@ -231,4 +251,7 @@ fn verify_tells_of_every_checkpoint() {
         output.out
     );
     assert_eq!(output.err, "error: 1 of 2 checkpoints are not valid\n");
+    std::fs::remove_file(shard_path(&folder, "run", 10)).unwrap();
+    let output = folder.run("verify --out @/run");
+    assert!(output.out.contains("step-00000010: NOT valid: cannot read "), "{}", output.out);
 }

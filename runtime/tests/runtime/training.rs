@@ -122,6 +122,9 @@ fn train_says_what_is_wrong_with_the_data() {
     std::fs::write(folder.file("short.txt"), "short").unwrap();
     for (line, exit, part) in [
         ("train --out @/x", Exit::Usage, "Give it with --data PATH"),
+        ("train --out @/x --data bytes:", Exit::Usage, "the data source names no file"),
+        ("train --out @/x --data=", Exit::Usage, "the data source names no file"),
+        ("train --out @/x --data /dev/zero", Exit::Failed, "/dev/zero is a device, not a file"),
         ("train --out @/x --data @/no.txt", Exit::Failed, "no.txt"),
         ("train --out @/x --data @/short.txt", Exit::Failed, "has 5, one sequence needs 17"),
         ("train --out @/x --data records:@/text.txt", Exit::Failed, "does not hold whole records"),
