@@ -63,6 +63,7 @@ pub fn train(
     let (store, begin) = begin(&mut rank, &settings, console)?;
     let mut file = MetricsFile::open(&settings.metrics, begin)?;
     announce(program, &settings, &source, begin, console, &mut file);
+    note_evaluation(args, &settings, console)?;
     let mut run = Run {
         meter: Meter::new(settings.run.log_every, Some(file)),
         saved: (begin > 0 && store.is_some()).then_some(begin),
@@ -268,6 +269,18 @@ fn open_held_out(program: &Program, settings: &Settings) -> Result<Option<(usize
     let Some(data) = run.eval_data.as_ref().filter(|_| run.eval_every > 0) else { return Ok(None) };
     let (index, entry) = program.require_entry("eval")?;
     Ok(Some((index, Source::open(data, program.info.vocab, entry.seq, run.seed)?)))
+}
+
+/// Says so if evaluations were asked for on the command line and there is nothing to evaluate on.
+fn note_evaluation(args: &Args, settings: &Settings, console: &mut Console) -> Result<(), Failure> {
+    let every = settings.run.eval_every;
+    let asked = args.flag("eval-every") || args.sets()?.iter().any(|(key, _)| *key == "train.eval.every");
+    if asked && every > 0 && settings.run.eval_data.is_none() {
+        console.note(&format!(
+            "note: there is no held-out data to evaluate on every {every} steps; give it with --eval-data PATH"
+        ));
+    }
+    Ok(())
 }
 
 /// Tells what is about to run, on the screen and in the metrics file.

@@ -77,6 +77,22 @@ fn train_evaluates_on_held_out_text() {
 }
 
 #[test]
+fn train_says_when_there_is_nothing_to_evaluate_on() {
+    let folder = Folder::new();
+    let note = "note: there is no held-out data to evaluate on every 5 steps; give it with --eval-data PATH";
+    for (options, noted) in [
+        ("--eval-every 5", true),
+        ("--set train.eval.every=5", true),
+        ("--eval-every 0", false),
+        ("--eval-every 5 --eval-data @/text.txt", false),
+        ("", false),
+    ] {
+        let output = folder.train("run", &format!("--steps 5 --resume never {options}"));
+        assert_eq!(output.err.contains(note), noted, "{options}: {}", output.err);
+    }
+}
+
+#[test]
 fn train_replays_records() {
     let folder = Folder::new();
     let tokens: Vec<u8> = (0..2 * 17u16).flat_map(|t| (t % 200).to_le_bytes()).collect();
