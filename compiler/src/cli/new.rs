@@ -46,13 +46,13 @@ pub fn run(args: &NewArgs) -> Result<(), Failure> {
         TEMPLATES.iter().for_each(|t| println!("{:<12} {}", t.name, t.about));
         return Ok(());
     }
+    let template = TEMPLATES.iter().find(|t| t.name == args.from).ok_or_else(|| {
+        let names: Vec<&str> = TEMPLATES.iter().map(|t| t.name).collect();
+        Failure::Input(format!("no template is called `{}`; there is {}", args.from, names.join(", ")))
+    })?;
     let Some(dir) = &args.dir else {
         return Err(Failure::Input("give a folder, as in `mlc new my-model`, or `--list`".into()));
     };
-    let template = TEMPLATES.iter().find(|t| t.name == args.from).ok_or_else(|| {
-        let names: Vec<&str> = TEMPLATES.iter().map(|t| t.name).collect();
-        Failure::Input(format!("nothing is called `{}`; there is {}", args.from, names.join(", ")))
-    })?;
     if std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::Input(format!("{} is not empty", dir.display())));
     }
@@ -63,4 +63,16 @@ pub fn run(args: &NewArgs) -> Result<(), Failure> {
     println!("{}: {}", dir.display(), template.about);
     println!("next: cd {} && mlc check {spec} && mlc build {spec}", dir.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_names_an_unknown_template_before_a_missing_folder() {
+        let args = NewArgs { dir: None, from: "bogus".into(), list: false };
+        let Err(Failure::Input(text)) = run(&args) else { panic!("expected bad input") };
+        assert_eq!(text, "no template is called `bogus`; there is tiny, llama70b");
+    }
 }

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 /// Arguments of `mlc opt`.
 #[derive(Args)]
 pub struct OptArgs {
-    /// A graph's text, as `mlc emit` writes it.
-    file: PathBuf,
+    /// A graph's text, as `mlc emit` writes it; not needed for `--pass list`.
+    file: Option<PathBuf>,
     /// Pass to run; may be given several times, they run in order. `list` names them all.
     #[arg(long = "pass", value_name = "NAME")]
     passes: Vec<String>,
@@ -27,14 +27,15 @@ pub fn run(args: &OptArgs) -> Result<(), Failure> {
         passes::passes().iter().for_each(|(name, _)| println!("{name}"));
         return Ok(());
     }
-    let name = args.file.display();
-    let mut graph =
-        graph::parse::parse(&read(&args.file)?).map_err(|e| Failure::Input(format!("{name}: {e}")))?;
+    let wanted = args.passes.iter().map(|name| Ok((name, pass_named(name)?)));
+    let wanted = wanted.collect::<Result<Vec<_>, Failure>>()?;
+    let Some(file) = &args.file else {
+        return Err(Failure::Input("give a file with a graph's text, or `--pass list`".into()));
+    };
+    let name = file.display();
+    let mut graph = graph::parse::parse(&read(file)?).map_err(|e| Failure::Input(format!("{name}: {e}")))?;
     verified(&graph).map_err(|e| Failure::Input(format!("{name}: {e}")))?;
-    for wanted in &args.passes {
-        let (_, pass) = passes::passes().iter().find(|(name, _)| name == wanted).ok_or_else(|| {
-            Failure::Input(format!("no pass is called `{wanted}`; `--pass list` names them"))
-        })?;
+    for (wanted, pass) in wanted {
         graph = pass(&graph).map_err(|e| Failure::Input(format!("{wanted}: {e}")))?;
         verified(&graph).map_err(|e| Failure::Internal(format!("{wanted} left a broken graph: {e}")))?;
     }
@@ -45,6 +46,13 @@ pub fn run(args: &OptArgs) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+/// A pass by its name.
+fn pass_named(wanted: &str) -> Result<passes::Pass, Failure> {
+    let found = passes::passes().iter().find(|(name, _)| *name == wanted);
+    let unknown = || Failure::Input(format!("no pass is called `{wanted}`; `--pass list` names them"));
+    found.map(|(_, pass)| *pass).ok_or_else(unknown)
 }
 
 /// Runs the graph and prints each result: its name, its type, its first elements.
@@ -69,4 +77,24 @@ fn interpret(graph: &graph::Graph, seed: u64) -> Result<(), Failure> {
 
 fn verified(graph: &graph::Graph) -> Result<(), String> {
     graph::verify::verify(graph, Stage::Any).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opt(file: Option<&str>, pass: &str) -> Result<(), Failure> {
+        run(&OptArgs { file: file.map(PathBuf::from), passes: vec![pass.into()], run: None })
+    }
+
+    #[test]
+    fn opt_lists_passes_without_a_file_and_names_an_unknown_pass_first() {
+        assert!(opt(None, "list").is_ok());
+        let text = |result: Result<(), Failure>| match result {
+            Err(Failure::Input(text)) => text,
+            _ => panic!("expected bad input"),
+        };
+        assert!(text(opt(Some("missing.txt"), "bogus")).starts_with("no pass is called `bogus`"));
+        assert!(text(opt(None, "eliminate-dead")).starts_with("give a file"));
+    }
 }
