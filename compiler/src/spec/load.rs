@@ -1,5 +1,6 @@
 //! Files and the files they use.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::ast::{File, Item, Use};
@@ -28,7 +29,11 @@ pub struct FileLoader;
 
 impl Loader for FileLoader {
     fn load(&self, path: &Path) -> Result<String, String> {
-        let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+        let bytes = std::fs::read(path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => "no such file".to_string(),
+            ErrorKind::IsADirectory => "it is a folder".to_string(),
+            _ => e.to_string(),
+        })?;
         String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_string())
     }
 
@@ -122,6 +127,8 @@ impl Load<'_> {
                 return None;
             }
         };
+        // Some editors write a byte order mark, which says nothing about UTF-8.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let id = self.sources.add(path.display().to_string(), text);
         let index = self.units.len();
         self.units.push(None);
@@ -155,7 +162,7 @@ impl Load<'_> {
         }
         let wrong = path.file_name().map(|n| n.to_string_lossy().to_string()).unwrap_or_default();
         let known = self.loader.known(path);
-        if let Some(near) = nearest(&wrong, known.iter().map(String::as_str)) {
+        if let Some(near) = nearest(&wrong, known.iter().map(String::as_str).filter(|n| *n != wrong)) {
             diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
         }
         self.errors.push(diagnostic);

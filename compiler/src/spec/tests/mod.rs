@@ -5,6 +5,7 @@ mod docs;
 mod errors;
 mod expand;
 mod limits;
+mod load;
 mod model;
 mod parse;
 mod print;
