@@ -2,6 +2,8 @@
 //!
 //! Rooms build a [`Diagnostic`]; only this file knows the crate that draws it.
 
+use std::collections::BTreeMap;
+
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde_json::{Value as Json, json};
 
@@ -192,7 +194,8 @@ pub fn render_all(diagnostics: &[Diagnostic], sources: &SourceMap, styled: bool)
     diagnostics.iter().map(|d| d.render(sources, styled) + "\n").collect::<Vec<_>>().join("\n")
 }
 
-/// Sorts by place; messages without a place come last. Equal messages are reported once.
+/// Sorts by place; messages without a place come last. Equal messages are reported once, and at most
+/// [`MAX_OF_ONE_CODE`] of one code.
 pub fn sort(diagnostics: &mut Vec<Diagnostic>) {
     diagnostics.sort_by_key(|d| {
         let span = d.primary.as_ref().map_or(Span::NONE, |l| l.span);
@@ -203,6 +206,24 @@ pub fn sort(diagnostics: &mut Vec<Diagnostic>) {
             && a.title == b.title
             && a.primary.as_ref().map(|l| l.span) == b.primary.as_ref().map(|l| l.span)
     });
+    limit(diagnostics);
+}
+
+/// Messages of one code that are shown; a generated file may hold thousands.
+pub const MAX_OF_ONE_CODE: usize = 100;
+
+/// Keeps the first [`MAX_OF_ONE_CODE`] messages of each code; one message stands for the others.
+pub fn limit(diagnostics: &mut Vec<Diagnostic>) {
+    let mut seen: BTreeMap<&'static str, (usize, Severity, Code)> = BTreeMap::new();
+    diagnostics.retain(|d| {
+        let (count, _, _) = seen.entry(d.code.id).or_insert((0, d.severity, d.code));
+        *count += 1;
+        *count <= MAX_OF_ONE_CODE
+    });
+    for (count, severity, code) in seen.into_values().filter(|(count, ..)| *count > MAX_OF_ONE_CODE) {
+        let title = format!("… and {} more of {}", count - MAX_OF_ONE_CODE, code.id);
+        diagnostics.push(Diagnostic::new(severity, code, title));
+    }
 }
 
 /// The legal name nearest to `wrong` by edit distance, if one is near enough to be what was meant.
@@ -211,6 +232,7 @@ pub fn nearest<'a>(wrong: &str, legal: impl IntoIterator<Item = &'a str>) -> Opt
     let allowed = (length / 3).max(1);
     legal
         .into_iter()
+        .filter(|name| name.chars().count().abs_diff(length) <= allowed)
         .map(|name| (edit_distance(wrong, name), name))
         .filter(|(distance, _)| *distance <= allowed && *distance < length)
         .min_by_key(|(distance, _)| *distance)

@@ -65,6 +65,16 @@ fn limits_refuse_sums_of_sizes_beyond_64_bits() {
     assert_eq!(first_code(text), "E0308");
 }
 
+#[test]
+fn limits_show_the_first_hundred_messages_of_one_kind() {
+    let text = |n: usize| format!("spec 1\nmodel M {{\n{}}}\n", "const a = 1\n".repeat(n));
+    let messages = |n| check_text(&text(n), &[]).err().unwrap_or_default();
+    assert_eq!(messages(101).matches("error[E0202]").count(), 100);
+    let many = messages(3001);
+    assert_eq!(many.matches("error[E0202]: `a` is defined twice").count(), 100);
+    assert!(many.contains("error[E0202]: … and 2900 more of E0202"), "{many}");
+}
+
 /// A generator that is good enough to mutate text: splitmix64 (Steele, Lea, Flood 2014).
 struct Random(u64);
 
