@@ -41,7 +41,7 @@ codes! {
     RECURSION = "E0204", "A block contains itself. The language has no recursion; use `repeat`.";
     ARGUMENTS = "E0205", "The call does not fit the block or function: too many or too few arguments, an argument it does not know, or a tensor where a constant is needed.";
     KIND = "E0206", "The name exists but is something else: a block used as a value, a value called as a block, an axis used as a tensor.";
-    NOT_AVAILABLE = "E0207", "The function is part of the language but has no implementation in this version, so a model that calls it can't be built.";
+    NOT_AVAILABLE = "E0207", "The construct is part of the language but has no implementation in this version. A binary without it would train something else than the spec says, so nothing is built. Take it out, or check the model without a run.";
     AXIS_NOT_IN_OPERAND = "E0301", "The operation runs over an axis that its operand does not have.";
     SIZE_MISMATCH = "E0302", "Two tensors have an axis of one name but of different sizes.";
     CONTRACTION_MISSING = "E0303", "`dot` sums over the axes in its brackets; both operands must have each of them.";

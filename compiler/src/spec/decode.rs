@@ -343,9 +343,7 @@ impl Decoder<'_> {
         if !variant.available && SOURCES.iter().any(|s| s.tag == variant.tag) {
             self.found.push(super::check::not_applied(variant.tag, tag.span));
         } else if !variant.available {
-            let title = format!("`{}` is not available yet", variant.tag);
-            let label = "part of the language, but it can't be built";
-            self.found.push(Diagnostic::error(codes::NOT_AVAILABLE, title).at(tag.span, label));
+            self.found.push(super::check::not_available(&format!("`{}`", variant.tag), tag.span));
         }
         let args = self.arguments(variant, args.as_deref().unwrap_or_default(), value.span)?;
         let empty = AstSection { entries: vec![], span: value.span };

@@ -146,12 +146,12 @@ pub static TRAIN: Section = Section {
         key("seed", Kind::Whole, Is("0"), RUN_TIME, "Seed of everything random."),
         key("data", Kind::Source, Required, RUN_TIME, "Where training data comes from."),
         key("tokenizer", Kind::Text, Absent, RUN_TIME, "Path of a tokenizer file."),
-        later(
+        key(
             "pack",
             Kind::Word(&["none", "documents"]),
             Is("none"),
             BAKED,
-            "How documents share a sequence.",
+            "How documents share a sequence; `documents` can't be built yet.",
         ),
         key(
             "optimizer",

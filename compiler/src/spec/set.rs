@@ -40,6 +40,11 @@ pub fn apply(file: &mut File, path: &Ident, value: Value) -> Result<(), Vec<Diag
         assign_target(file, head, rest, &value);
         return Ok(());
     }
+    if let ("train", [key, inner, ..]) = (head.name.as_str(), rest)
+        && key.name == "schedule"
+    {
+        return Err(vec![schedule_key(path, inner)]);
+    }
     if SECTIONS.contains(&head.name.as_str()) {
         let existing = file.items.iter_mut().rev().find_map(|item| match item {
             Item::Section(s) if s.kind.name == head.name => Some(&mut s.section),
@@ -65,6 +70,15 @@ pub fn apply(file: &mut File, path: &Ident, value: Value) -> Result<(), Vec<Diag
             Err(vec![Diagnostic::error(codes::OVERRIDE, title).at(path.span, "expected `Model.size`")])
         }
     }
+}
+
+/// Pieces of a schedule have no names in the file, so nothing inside it can be overridden.
+fn schedule_key(path: &Ident, inner: &Ident) -> Diagnostic {
+    let title = format!("a schedule is overridden whole, not by key: `{}`", path.name);
+    Diagnostic::error(codes::OVERRIDE, title)
+        .at(inner.span, "a schedule is a chain of pieces, without keys")
+        .help("write `schedule = …` whole: `--set \"train.schedule=warmup(100) then cosine(to = 3e-5)\"`")
+        .help("the binary takes `train.schedule.warmup.end` and `train.schedule.cosine.to` when it starts")
 }
 
 /// Puts a key into every target of the file; a file without one gets `target cpu`, which is what no target means.

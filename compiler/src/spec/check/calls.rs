@@ -106,13 +106,7 @@ impl Checker<'_> {
                 None
             }
             _ if NOT_AVAILABLE.contains(&name) => {
-                let title = format!("`{name}` is not available yet");
-                self.error(
-                    codes::NOT_AVAILABLE,
-                    title,
-                    r.path.span,
-                    "part of the language, but it can't be built",
-                );
+                self.report(super::not_available(&format!("`{name}`"), r.path.span));
                 None
             }
             _ => self.unknown_function(r),

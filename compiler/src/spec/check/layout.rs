@@ -1,5 +1,6 @@
 //! Constructs that say where tensors live: mesh, shard, store, pipeline, freeze, adapter. They are checked against the
-//! model as far as that is possible without devices, and have no effect yet.
+//! model as far as that is possible without devices, and have no effect yet; those that would change what is trained are
+//! errors in a file with a run.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +32,7 @@ pub struct ValuePath {
 }
 
 /// Checks everything about layout.
-pub fn check_layout(file: &File, model: &Model, found: &mut Vec<Diagnostic>) {
+pub fn check_layout(file: &File, model: &Model, has_run: bool, found: &mut Vec<Diagnostic>) {
     let mesh = mesh(file, found);
     let values = value_paths(model);
     let mut sharded = false;
@@ -50,12 +51,13 @@ pub fn check_layout(file: &File, model: &Model, found: &mut Vec<Diagnostic>) {
                         run::glob_params(model, &glob.value, None, glob.span, found);
                     }
                 }
-                found.push(super::not_applied("freeze", f.span));
+                found.push(super::not_built("freeze", f.span, has_run));
             }
-            Item::Adapter(a) => adapter(a, model, found),
+            Item::Adapter(a) => adapter(a, model, has_run, found),
             Item::Kernel(k) => found.push(super::not_applied("kernel", k.span)),
             Item::Section(s) if s.kind.name == "store" => {
-                decode_with_one_note(s, &schema::STORE, "store", found);
+                let note = super::not_applied("store", s.kind.span);
+                decode_with_one_note(s, &schema::STORE, "store", note, found);
             }
             Item::Section(s) if s.kind.name == "pipeline" => pipeline(s, model, found),
             Item::Section(_) | Item::Use(_) | Item::Model(_) | Item::Block(_) | Item::Target(_) => {}
@@ -361,44 +363,39 @@ fn instance(i: &Instance, repeats: &mut Vec<RepeatDim>, all: &mut Vec<ValuePath>
 }
 
 fn walk(e: &Expr, repeats: &mut Vec<RepeatDim>, all: &mut Vec<ValuePath>) {
+    operands(e).into_iter().for_each(|x| walk(x, repeats, all));
     match &e.kind {
-        ExprKind::Call(i, args) => {
-            args.iter().for_each(|a| walk(a, repeats, all));
-            instance(i, repeats, all);
-        }
+        ExprKind::Call(i, _) => instance(i, repeats, all),
         ExprKind::Repeat(r) => {
-            walk(&r.init, repeats, all);
-            r.invariants.iter().for_each(|a| walk(a, repeats, all));
             repeats.push(r.dim.clone());
             instance(&r.body, repeats, all);
             repeats.pop();
         }
-        ExprKind::Const(_) | ExprKind::Value(_) | ExprKind::Param(_) | ExprKind::Index => {}
+        _ => {}
+    }
+}
+
+/// What an expression reads: its operands, the arguments of a call, but not the body of a block.
+pub fn operands(e: &Expr) -> Vec<&Expr> {
+    match &e.kind {
+        ExprKind::Call(_, args) => args.iter().collect(),
+        ExprKind::Repeat(r) => std::iter::once(&*r.init).chain(&r.invariants).collect(),
+        ExprKind::Const(_) | ExprKind::Value(_) | ExprKind::Param(_) | ExprKind::Index => vec![],
         ExprKind::ToReal(x) | ExprKind::Unary(_, x) | ExprKind::Rename(x, _) | ExprKind::Reduce(_, _, x) => {
-            walk(x, repeats, all);
+            vec![x]
         }
-        ExprKind::Softmax(_, x) => walk(x, repeats, all),
-        ExprKind::Binary(_, a, b) | ExprKind::Compare(_, a, b) | ExprKind::Dot(_, a, b) => {
-            walk(a, repeats, all);
-            walk(b, repeats, all);
-        }
-        ExprKind::Where(a, b, c) => [a, b, c].into_iter().for_each(|x| walk(x, repeats, all)),
-        ExprKind::Gather { table, ids, .. } => [table, ids].into_iter().for_each(|x| walk(x, repeats, all)),
-        ExprKind::Rope(r) => [&r.x, &r.at].into_iter().for_each(|x| walk(x, repeats, all)),
-        ExprKind::CrossEntropy { logits, targets, .. } => {
-            [logits, targets].into_iter().for_each(|x| walk(x, repeats, all));
-        }
-        ExprKind::RmsNorm { x, weight, .. } => {
-            walk(x, repeats, all);
-            weight.iter().for_each(|w| walk(w, repeats, all));
-        }
+        ExprKind::Softmax(_, x) => vec![x],
+        ExprKind::Binary(_, a, b) | ExprKind::Compare(_, a, b) | ExprKind::Dot(_, a, b) => vec![a, b],
+        ExprKind::Where(a, b, c) => vec![a, b, c],
+        ExprKind::Gather { table, ids, .. } => vec![table, ids],
+        ExprKind::Rope(r) => vec![&r.x, &r.at],
+        ExprKind::CrossEntropy { logits, targets, .. } => vec![logits, targets],
+        ExprKind::RmsNorm { x, weight, .. } => std::iter::once(&**x).chain(weight.as_deref()).collect(),
         ExprKind::LayerNorm { x, weight, bias, .. } => {
-            walk(x, repeats, all);
-            weight.iter().chain(bias).for_each(|w| walk(w, repeats, all));
+            std::iter::once(&**x).chain(weight.as_deref()).chain(bias.as_deref()).collect()
         }
         ExprKind::Attend(a) => {
-            [&a.q, &a.k, &a.v].into_iter().for_each(|x| walk(x, repeats, all));
-            a.window.iter().chain(&a.mask).chain(&a.bias).for_each(|x| walk(x, repeats, all));
+            [&a.q, &a.k, &a.v].into_iter().chain(&a.window).chain(&a.mask).chain(&a.bias).collect()
         }
     }
 }
@@ -441,12 +438,13 @@ fn decode_with_one_note(
     item: &ast::SectionItem,
     table: &'static schema::Section,
     name: &str,
+    note: Diagnostic,
     found: &mut Vec<Diagnostic>,
 ) -> Decoded {
     let mut inner = vec![];
     let keys = decode(&item.section, table, name, &mut inner);
     found.extend(inner.into_iter().filter(Diagnostic::is_error));
-    found.push(super::not_applied(name, item.kind.span));
+    found.push(note);
     keys
 }
 
@@ -454,7 +452,8 @@ fn pipeline(item: &ast::SectionItem, model: &Model, found: &mut Vec<Diagnostic>)
     let mut rest_item = item.clone();
     let stages = super::assigned(&item.section, "stages").map(|(k, v)| (k.clone(), v.clone()));
     rest_item.section.entries.retain(|e| !matches!(e, Entry::Assign { key, .. } if key.name == "stages"));
-    decode_with_one_note(&rest_item, &schema::PIPELINE, "pipeline", found);
+    let note = super::not_applied("pipeline", item.kind.span);
+    decode_with_one_note(&rest_item, &schema::PIPELINE, "pipeline", note, found);
     let Some((_, value)) = stages else {
         found.push(
             Diagnostic::error(codes::MISSING_KEY, "missing key: `pipeline.stages`")
@@ -496,14 +495,20 @@ fn pipeline(item: &ast::SectionItem, model: &Model, found: &mut Vec<Diagnostic>)
     }
 }
 
-fn adapter(a: &ast::Adapter, model: &Model, found: &mut Vec<Diagnostic>) {
+fn adapter(a: &ast::Adapter, model: &Model, has_run: bool, found: &mut Vec<Diagnostic>) {
     if a.kind.name != "lora" {
         let title = format!("unknown adapter: `{}`", a.kind.name);
         found.push(Diagnostic::error(codes::VALUE_TYPE, title).at(a.kind.span, "expected `lora`"));
         return;
     }
     let item = ast::SectionItem { kind: a.kind.clone(), section: a.section.clone() };
-    let keys = decode_with_one_note(&item, &schema::LORA, "adapter", found);
+    let keys = decode_with_one_note(
+        &item,
+        &schema::LORA,
+        "adapter",
+        super::not_built("adapter", a.kind.span, has_run),
+        found,
+    );
     if let Some(glob) = keys.text("on") {
         run::glob_params(model, glob, None, keys.field("on").at, found);
     }

@@ -9,6 +9,7 @@
 //!
 //! Every step collects what it finds; a name that failed to check is poison, and what uses it stays silent.
 
+mod available;
 mod blocks;
 mod calls;
 mod choose;
@@ -28,7 +29,7 @@ mod unused;
 use super::ast;
 use super::checked::Spec;
 use super::codes;
-use super::diagnostic::{Diagnostic, sort};
+use super::diagnostic::{Diagnostic, limit, sort};
 use super::load::{Loader, Units, load};
 use super::source::{SourceMap, Span};
 use model::RunSizes;
@@ -77,7 +78,10 @@ pub(super) fn load_with_overrides(
     path: &str,
     sets: &[String],
 ) -> Result<(Units, Vec<Diagnostic>), Vec<Diagnostic>> {
-    let mut units = load(sources, loader, path)?;
+    let mut units = load(sources, loader, path).map_err(|mut errors| {
+        limit(&mut errors);
+        errors
+    })?;
     let mut found = vec![];
     apply_target_overrides(&mut units.units[0].file, &mut found);
     for set in sets {
@@ -92,7 +96,8 @@ pub(super) fn load_with_overrides(
 pub(super) fn checked<'a>(units: &'a Units, found: &mut Vec<Diagnostic>) -> Option<Checked<'a>> {
     let root = &units.units[0].file;
     let run = run::Run::read(root, found);
-    let target = run::target(root, found);
+    let has_run = run.is_some();
+    let target = run::target(root, has_run, found);
     let chosen = choose::choose(units, found)?;
     let placeholders = RunSizes { batch: PLACEHOLDER_BATCH, seq: PLACEHOLDER_SEQ, span: None };
     let sizes = run.as_ref().map_or(placeholders, run::Run::sizes);
@@ -107,7 +112,10 @@ pub(super) fn checked<'a>(units: &'a Units, found: &mut Vec<Diagnostic>) -> Opti
         model.lower_reference.extend(checker.lower(&lower.section));
         found.append(&mut checker.found);
     }
-    layout::check_layout(root, &model, found);
+    layout::check_layout(root, &model, has_run, found);
+    if has_run {
+        available::model_available(&model, found);
+    }
     let train = match &run {
         Some(run) => Some(run.finish(&model, found)?),
         None => None,
@@ -144,6 +152,17 @@ fn apply_target_overrides(file: &mut ast::File, found: &mut Vec<Diagnostic>) {
 /// A note that a construct was checked but has no effect yet.
 pub(crate) fn not_applied(what: &str, span: Span) -> Diagnostic {
     Diagnostic::note(codes::NOT_APPLIED, format!("`{what}` is checked but not yet applied")).at(span, "")
+}
+
+/// An error: the construct can't be built, and leaving it out would change what is trained.
+pub(crate) fn not_available(what: &str, span: Span) -> Diagnostic {
+    let title = format!("{what} is part of the language but can't be built yet");
+    Diagnostic::error(codes::NOT_AVAILABLE, title).at(span, "")
+}
+
+/// [`not_available`] in a file with a run, else [`not_applied`].
+pub(crate) fn not_built(what: &str, span: Span, has_run: bool) -> Diagnostic {
+    if has_run { not_available(&format!("`{what}`"), span) } else { not_applied(what, span) }
 }
 
 /// The last assignment of a key in a section.

@@ -390,8 +390,7 @@ impl<'a> Checker<'a> {
 
     pub(super) fn manual(&mut self, m: &ast::Manual) {
         self.report(
-            Diagnostic::error(codes::NOT_AVAILABLE, "manual collectives are not available yet")
-                .at(m.span, "this block")
+            super::not_available("`manual`", m.span)
                 .help("write the model without it; sharding rules place the collectives"),
         );
     }

@@ -45,7 +45,7 @@ impl<'a> Checker<'a> {
             return None;
         }
         let (generics, trip) = (self.generics(scope, body, block, body.path.span)?, trip?);
-        let (rest, unroll) = self.take_unroll(scope, block, &args[1..], trip)?;
+        let rest = self.take_unroll(scope, block, &args[1..], trip)?;
         let given = self.repeat_arguments(scope, r, block, &rest, trip, span)?;
         let Some(Some((Actual::Expr(init), _))) = given.first() else {
             self.error(
@@ -74,7 +74,8 @@ impl<'a> Checker<'a> {
             init,
             invariants: actuals.collect(),
             cycled: made.cycled,
-            unroll,
+            // Laying iterations out in a row changes no number; a note says that it is not done.
+            unroll: 1,
         };
         Some(Expr { kind: ExprKind::Repeat(Box::new(repeat)), ty, span })
     }
@@ -96,18 +97,21 @@ impl<'a> Checker<'a> {
         block: &ast::Block,
         args: &'e [Arg],
         trip: u64,
-    ) -> Option<(Vec<&'e Arg>, u64)> {
+    ) -> Option<Vec<&'e Arg>> {
         let own = block.formals.iter().any(|f| f.name.name == "unroll");
         let is_unroll = |a: &&Arg| !own && a.name.as_ref().is_some_and(|n| n.name == "unroll");
         let rest = args.iter().filter(|a| !is_unroll(a)).collect();
-        let Some(unroll) = args.iter().find(is_unroll) else { return Some((rest, 1)) };
+        let Some(unroll) = args.iter().find(is_unroll) else { return Some(rest) };
         let k = self.size_value(scope, &unroll.value)?;
         if !trip.is_multiple_of(k) {
             let title = format!("`unroll` must divide the number of iterations: {trip} by {k}");
             self.error(codes::RANGE, title, unroll.value.span, format!("{trip} is not a multiple of {k}"));
             return None;
         }
-        Some((rest, k))
+        if let Some(name) = unroll.name.as_ref().filter(|_| k > 1) {
+            self.report(super::not_applied("unroll", name.span.to(unroll.value.span)));
+        }
+        Some(rest)
     }
 
     pub(super) fn repeat_arguments(

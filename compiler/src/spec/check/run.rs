@@ -109,6 +109,10 @@ impl Run {
             keys: keys(&self.keys, "train"),
             span: self.span,
         };
+        if self.keys.text("pack") == Some("documents") {
+            let pack = self.keys.field("pack");
+            found.push(super::not_available("`pack = documents`", pack.origin.to(pack.at)));
+        }
         self.vocabulary(model, &train, found);
         self.remat(model, found);
         (found.iter().filter(|d| d.is_error()).count() == errors).then_some(train)
@@ -200,10 +204,13 @@ impl Run {
         let float = |name: &str| if section.text(name) == Some("bf16") { Float::Bf16 } else { Float::F32 };
         for glob in &section.globs {
             params_hit(model, glob, found);
-            found.push(super::not_applied("precision by parameter", glob.span));
+            if is_bf16(&glob.value) {
+                found.push(super::not_available("`bf16`", glob.span));
+            }
         }
-        for field in section.fields.iter().filter(|f| matches!(&f.value, Typed::Word(w) if w == "bf16")) {
-            found.push(super::not_applied(&format!("{} = bf16", field.key.name), field.origin.to(field.at)));
+        for field in section.fields.iter().filter(|f| is_bf16(&f.value)) {
+            let what = format!("`{} = bf16`", field.key.name);
+            found.push(super::not_available(&what, field.origin.to(field.at)));
         }
         let [params, matmul, stored, reduce] = ["params", "matmul", "stored", "reduce"].map(float);
         Some(Precision { params, matmul, stored, reduce })
@@ -256,6 +263,10 @@ impl Run {
             super::layout::values_hit(&known, &glob.glob, glob.span, found);
         }
     }
+}
+
+fn is_bf16(value: &Typed) -> bool {
+    matches!(value, Typed::Word(w) if w == "bf16")
 }
 
 fn tokens_to_sequences(tokens: u64, seq: u64, keys: &Decoded, found: &mut Vec<Diagnostic>) -> u64 {
@@ -403,7 +414,7 @@ fn known_arch(keys: &Decoded, found: &mut Vec<Diagnostic>) {
 }
 
 /// The machine: the file's first target, or this machine's CPU.
-pub fn target(file: &File, found: &mut Vec<Diagnostic>) -> Target {
+pub fn target(file: &File, has_run: bool, found: &mut Vec<Diagnostic>) -> Target {
     let mut chosen = None;
     let mut labels: Vec<(String, Span)> = vec![];
     for item in &file.items {
@@ -412,7 +423,7 @@ pub fn target(file: &File, found: &mut Vec<Diagnostic>) -> Target {
         let kind = match t.kind.name.as_str() {
             "cpu" => TargetKind::Cpu,
             "cuda" => {
-                found.push(super::not_applied("target cuda", t.kind.span));
+                found.push(super::not_built("target cuda", t.kind.span, has_run));
                 TargetKind::Cuda
             }
             other => {

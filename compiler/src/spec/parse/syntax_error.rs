@@ -142,6 +142,7 @@ fn rule_name(rule: Rule) -> Option<&'static str> {
         | Rule::list
         | Rule::tagged
         | Rule::tagged_head
+        | Rule::value_word
         | Rule::value_arg => "a value",
         Rule::instance => "`@`",
         Rule::unit => "a unit",

@@ -42,6 +42,26 @@ fn train(lines: &str) -> String {
     ))
 }
 
+/// A model over a real input, with a run.
+fn with_run(statements: &str, sizes: &str) -> String {
+    let lines: Vec<String> = statements.lines().map(|l| format!("    {l}")).collect();
+    format!(
+        "spec 1\nmodel M {{\n    size batch = run, seq = run{sizes}\n    input x[batch, seq]\n{}\n}}\ntrain {{ steps = 1, batch = 1, seq = 16, data = synthetic(), optimizer = sgd {{ lr = 1 }} }}\n",
+        lines.join("\n")
+    )
+}
+
+/// Attention with every operand that can't be built.
+const ATTEND: &str = "param k[seq, hd] = ones
+block Core(h[batch, seq], k[seq, hd], window) -> [batch, seq] {
+    q[batch, seq, hd] = h * k
+    r = k as [seq: pos]
+    m[seq, pos] = index[pos] <= index[seq]
+    o = std.Attend[seq, pos, hd](q, r, r, window = window, mask = m, bias = where(m, 0.0, 1.0))
+    sum[hd](o)
+}
+loss mean[batch, seq](repeat[2](Core, x, k, window = [4, none]))";
+
 macro_rules! golden {
     ($($name:ident: $code:literal, $text:expr $(, sets $sets:expr)? $(, beside $beside:expr)?;)*) => {$(
         #[test]
@@ -129,6 +149,13 @@ golden! {
     value_word: "E0402", train("    precision = { matmul = bf61 }");
     optimizer_unknown: "E0402", run("train { steps = 1, batch = 1, seq = 16, data = synthetic(), optimizer = adam { lr = 1 } }\n");
     optimizer_not_available: "E0207", run("train { steps = 1, batch = 1, seq = 16, data = synthetic(), optimizer = lion { lr = 1 } }\n");
+    freeze_not_available: "E0207", train("") + "freeze \"embed\"\n";
+    adapter_not_available: "E0207", train("") + "adapter lora { rank = 4, on = \"**.wq\" }\n";
+    target_cuda_not_available: "E0207", train("") + "target cuda { arch = sm_90a }\n";
+    bf16_not_available: "E0207", train("    precision = { matmul = bf16, params \"**.norm*.w\": bf16 }");
+    pack_not_available: "E0207", train("    pack = documents");
+    aux_not_available: "E0207", with_run("aux small = mean[batch, seq](x)\nloss mean[batch, seq](x)", "");
+    attend_not_available: "E0207", with_run(ATTEND, ", hd = 4");
     missing_key: "E0403", run("train { steps = 1, batch = 1, seq = 16, data = synthetic() }\n");
     value_range: "E0404", train("    eval = { data = synthetic(), batches = 0 }");
     schedule_too_long: "E0404", train("    schedule = warmup(200)");
@@ -156,6 +183,7 @@ golden! {
     set_unknown_target_key: "E0401", train(""), sets ["target.bogus=1"];
     set_unknown_arch: "E0402", train(""), sets ["target.arch=nonsense"];
     arch_unknown: "E0402", train("") + "target cpu { arch = x86-64-v5 }\n";
+    set_inside_schedule: "E0416", train(""), sets ["train.schedule.warmup.steps=5"];
     set_syntax: "E0101", train(""), sets ["train.steps"];
 
     // ---- all errors of a file
