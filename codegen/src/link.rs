@@ -63,6 +63,16 @@ fn find_linker() -> Result<Linker, String> {
         .ok_or_else(|| "no linker on the PATH: install lld, binutils or gcc".to_string())
 }
 
+/// The linker that [`link_executable`] calls: its name on the `PATH`.
+///
+/// # Errors
+/// None is there; the message says what to install.
+pub fn linker_name() -> Result<&'static str, String> {
+    find_linker().map(|linker| match linker {
+        Linker::Direct(name) | Linker::Compiler(name) => name,
+    })
+}
+
 fn run(linker: &Linker, options: &[&str], objects: &[PathBuf], out: &Path) -> Result<(), String> {
     let mut command = match linker {
         Linker::Direct(name) => {

@@ -63,8 +63,8 @@ pub fn run(args: &BuildArgs) -> Result<(), Failure> {
 pub fn compile(checked: &Checked, args: &SpecArgs, runner: &mut Runner) -> Result<Compiled, Failure> {
     let identity = Identity { spec: files::expanded(args)?, rebuild: rebuild_command(args) };
     let compiled = pipeline::compile(&checked.spec, &checked.sources, &identity, runner)
-        .map_err(|e| failure(e, &checked.sources))?;
-    files::show(&compiled.notes, &checked.sources);
+        .map_err(|e| failure(e, &checked.sources, args.format))?;
+    files::show(&compiled.notes, &checked.sources, args.format);
     Ok(compiled)
 }
 

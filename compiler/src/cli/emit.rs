@@ -40,7 +40,7 @@ pub fn run(args: &EmitArgs) -> Result<(), Failure> {
         pipeline::compile(&checked.spec, &checked.sources, &Identity::default(), &mut runner).map(Some)
     };
     drop(runner);
-    let compiled = result.map_err(|e| failure(e, &checked.sources))?;
+    let compiled = result.map_err(|e| failure(e, &checked.sources, args.spec.format))?;
     match &args.out {
         Some(dir) => {
             for (stage, entry, text) in &texts {

@@ -21,13 +21,15 @@ pub fn read_spec(args: &SpecArgs) -> Result<Checked, Failure> {
     let path = args.spec.to_string_lossy();
     match check(&mut sources, &FileLoader, &path, &args.sets) {
         Ok((spec, notes)) => {
-            show(&notes, &sources);
+            show(&notes, &sources, args.format);
             Ok(Checked { spec, sources })
         }
         Err(errors) => {
-            show(&errors, &sources);
-            let n = errors.iter().filter(|d| d.is_error()).count();
-            eprintln!("{n} error{} in {path}", if n == 1 { "" } else { "s" });
+            show(&errors, &sources, args.format);
+            if args.format.kind == MessageKind::Human {
+                let n = errors.iter().filter(|d| d.is_error()).count();
+                eprintln!("{n} error{} in {path}", if n == 1 { "" } else { "s" });
+            }
             Err(Failure::Spec)
         }
     }
@@ -37,16 +39,16 @@ pub fn read_spec(args: &SpecArgs) -> Result<Checked, Failure> {
 pub fn expanded(args: &SpecArgs) -> Result<String, Failure> {
     let mut sources = SourceMap::new();
     expand::expand(&mut sources, &FileLoader, &args.spec.to_string_lossy(), &args.sets).map_err(|errors| {
-        show(&errors, &sources);
+        show(&errors, &sources, args.format);
         Failure::Spec
     })
 }
 
 /// Prints what a compilation error has to say and gives the exit code.
-pub fn failure(error: CompileError, sources: &SourceMap) -> Failure {
+pub fn failure(error: CompileError, sources: &SourceMap, format: MessageFormat) -> Failure {
     match error {
         CompileError::Spec(errors) => {
-            show(&errors, sources);
+            show(&errors, sources, format);
             Failure::Spec
         }
         CompileError::Memory(text) => Failure::Memory(text),
@@ -54,8 +56,29 @@ pub fn failure(error: CompileError, sources: &SourceMap) -> Failure {
     }
 }
 
+/// How messages look.
+#[derive(clap::Args, Clone, Copy)]
+pub struct MessageFormat {
+    /// `human` draws the source; `json` writes one object a line. Both go to standard error.
+    #[arg(long = "message-format", value_name = "FORMAT", value_enum, default_value = "human")]
+    pub kind: MessageKind,
+}
+
+/// The formats.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+pub enum MessageKind {
+    /// For people.
+    Human,
+    /// For editors and scripts.
+    Json,
+}
+
 /// Prints messages to standard error. A note of one line stays one line: `file:line: note: …`.
-pub fn show(messages: &[Diagnostic], sources: &SourceMap) {
+pub fn show(messages: &[Diagnostic], sources: &SourceMap, format: MessageFormat) {
+    if format.kind == MessageKind::Json {
+        messages.iter().for_each(|message| eprintln!("{}", message.to_json(sources)));
+        return;
+    }
     let (notes, rest): (Vec<_>, Vec<_>) =
         messages.iter().cloned().partition(|d| d.severity == diagnostic::Severity::Note && d.help.is_empty());
     if !rest.is_empty() {

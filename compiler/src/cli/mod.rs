@@ -2,8 +2,12 @@
 
 mod build;
 mod check;
+mod completions;
+mod doctor;
 mod emit;
+mod explain;
 mod files;
+mod fmt;
 mod new;
 mod opt;
 mod report;
@@ -79,6 +83,14 @@ enum Command {
     Emit(emit::EmitArgs),
     /// Run passes on the text of a graph.
     Opt(opt::OptArgs),
+    /// Rewrite specs in their canonical form.
+    Fmt(fmt::FmtArgs),
+    /// Say what the code of a message means.
+    Explain(explain::ExplainArgs),
+    /// Look whether everything is here that building and training need.
+    Doctor(doctor::DoctorArgs),
+    /// Write the script that completes `mlc`'s arguments in a shell.
+    Completions(completions::CompletionsArgs),
 }
 
 /// The spec and overrides, shared by most commands.
@@ -89,6 +101,8 @@ pub struct SpecArgs {
     /// Override a key of the spec: `--set Llama.layers=4 --set train.optimizer.lr=1e-4`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
+    #[command(flatten)]
+    pub format: files::MessageFormat,
 }
 
 /// Parses the command line, runs the command, prints the failure, returns the exit code.
@@ -100,6 +114,10 @@ pub fn main() -> ExitCode {
         Command::Build(args) => build::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Opt(args) => opt::run(&args),
+        Command::Fmt(args) => fmt::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

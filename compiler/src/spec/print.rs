@@ -1,6 +1,6 @@
 //! The canonical text of a syntax tree: what `mlc fmt` writes.
 //!
-//! Four blanks per level, one statement a line, a section on one line if it fits, comments kept before or behind what
+//! Four blanks per level, one statement a line, a section on one line if it fits, else in the rows of the text, comments kept before or behind what
 //! they stood at, single blank lines kept. Printing, parsing and printing again gives the same text.
 
 use super::ast::*;
@@ -331,7 +331,7 @@ impl Printer<'_> {
 
     // ---- sections
 
-    /// `head { … }` on one line if it fits, else an entry a line.
+    /// `head { … }` on one line if it fits; else entries that share a line in the text go on sharing it as far as they fit.
     fn section(&mut self, head: &str, s: &Section) {
         let flat = section(s);
         if !self.has_comment_inside(s.span) && self.level * 4 + head.len() + flat.len() <= WIDTH {
@@ -339,12 +339,35 @@ impl Printer<'_> {
             return;
         }
         self.open(head, s.span);
-        for e in &s.entries {
-            self.gap(entry_span(e));
-            self.entry(e);
-            self.trailing(entry_span(e).end);
+        let mut entries = &s.entries[..];
+        while let Some(first) = entries.first() {
+            let (row, rest) = entries.split_at(self.row(entries));
+            self.gap(entry_span(first));
+            match row {
+                [one] => self.entry(one),
+                row => self.line(&join(row, entry)),
+            }
+            self.trailing(entry_span(row.last().unwrap_or(first)).end);
+            entries = rest;
         }
         self.close(s.span);
+    }
+
+    /// How many of the entries stand on one line: those that do so in the text, have no comment, and fit; at least one.
+    fn row(&self, entries: &[Entry]) -> usize {
+        let mut width = self.level * 4;
+        for (i, e) in entries.iter().enumerate() {
+            let span = entry_span(e);
+            width += entry(e).len() + 2;
+            let on_row = i == 0 || {
+                let gap = self.text.get(entry_span(&entries[i - 1]).end as usize..span.start as usize);
+                gap.is_some_and(|gap| !gap.contains(['\n', '#']))
+            };
+            if !on_row || width - 2 > WIDTH || self.has_comment_inside(span) {
+                return i.max(1);
+            }
+        }
+        entries.len()
     }
 
     fn entry(&mut self, e: &Entry) {
