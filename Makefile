@@ -9,7 +9,7 @@ help:
 	@echo "make demo    compile a small Llama into one binary, train it on real text, generate from it"
 	@echo "make test    formatting, lints and every test: what CI runs"
 	@echo "make bench   time a training step beside PyTorch"
-	@echo "make fuzz    random graphs through every backend, until interrupted"
+	@echo "make fuzz    random texts and graphs through everything, for MLC_FUZZ_MINUTES (10)"
 	@echo "make dist    one tarball that builds specs on a machine without Rust or LLVM"
 
 setup:

@@ -1,15 +1,23 @@
 #!/usr/bin/env bash
-# Random graphs through every arithmetic and backend, batch after batch, until interrupted or until one fails.
-# A failing test names its seed: MLC_FUZZ_SEED=THAT MLC_FUZZ_GRAPHS=1 cargo test -p mlc-tests --test random_graphs runs it alone.
-# MLC_FUZZ_SEED sets the first seed (default: the time, so that every run is new), MLC_FUZZ_BATCHES how many batches (default: no end).
+# Random texts and graphs through everything, for a given time or until one fails.
+#   MLC_FUZZ_MINUTES   how long in all; default 10
+#   MLC_FUZZ_SEED      the first seed; default the time, so that every run is new
+# A failing text or graph is made small, lies in tests/fuzz/failures/, and is printed with the command that runs it again. Texts with new
+# outcomes join tests/fuzz/corpus/, from which the next run starts.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+minutes=${MLC_FUZZ_MINUTES:-10}
 seed=${MLC_FUZZ_SEED:-$(($(date +%s) * 1000))}
-batches=${MLC_FUZZ_BATCHES:-0}
-per_batch=2000
-cargo test --quiet -p mlc-tests --test random_graphs --no-run
-for ((i = 0; batches == 0 || i < batches; i++)); do
-    first=$((seed + i * per_batch))
-    echo "fuzz: graphs $first to $((first + per_batch - 1))"
+end=$(($(date +%s) + minutes * 60))
+echo "fuzz: $minutes minutes from seed $seed"
+
+echo "fuzz: nearly right texts through the front end"
+MLC_FUZZ_SECONDS=$((minutes * 30)) MLC_FUZZ_SEED=$seed cargo test --quiet -p mlc-tests --test fuzz_front_end -- --nocapture
+
+per_batch=500
+for ((first = seed; $(date +%s) < end; first += per_batch)); do
+    echo "fuzz: graphs $first to $((first + per_batch - 1)) through every arithmetic and back end"
     MLC_FUZZ_SEED=$first MLC_FUZZ_GRAPHS=$per_batch cargo test --quiet -p mlc-tests --test random_graphs
+    MLC_FUZZ_SEED=$first MLC_FUZZ_GRAPHS=$per_batch cargo test --quiet -p mlc-tests --test random_programs
 done
+echo "fuzz: no failure"

@@ -2,6 +2,7 @@
 
 pub mod elf;
 pub mod harness;
+pub mod mutate_text;
 pub mod numpy;
 pub mod parity;
 pub mod random_graph;
