@@ -161,7 +161,7 @@ fn forward(
     runner.graph("graph", entry.name(), &graph, Level::Graph)?;
     if entry == Entry::Train {
         // The other entries have the same text.
-        let misses = near_misses(&graph).into_iter();
+        let misses = near_misses(&graph, &model.lower_reference).into_iter();
         runner.notes.extend(misses.map(|miss| Diagnostic::note(codes::NOT_RECOGNISED, miss.to_string())));
     }
     Ok(graph)

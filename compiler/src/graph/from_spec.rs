@@ -4,11 +4,11 @@
 //! becomes one [`Loop`] over its stacked axis. Parameters under a repeat are one source op with the stacked axes first,
 //! and reach the body as stacked operands; bodies are closed, so nothing else crosses.
 
-use super::composites::AttentionParts;
-use super::shape::ShapeError;
+use super::recognise::{Formula, attention_of};
+use super::shape::{self, ShapeError};
 use super::{
-    Axis, BinaryOp, Bound, Builder, CompareOp, DType, Graph, Init, Loop, Name, Op, Origin, Output, Pairs,
-    Phase, ReduceOp, RegionId, SpecLine, Type, UnaryOp, ValueId,
+    Axis, BinaryOp, Builder, CompareOp, DType, Graph, Init, Loop, Name, Op, Origin, Output, Pairs, Phase,
+    ReduceOp, SpecLine, Type, UnaryOp, ValueId,
 };
 use crate::spec::checked::{self, Expr, ExprKind, Instance, Model, ParamId, Statement};
 use crate::spec::{Diagnostic, SourceMap, Span, codes};
@@ -349,26 +349,42 @@ impl Walk<'_> {
         }
     }
 
+    /// Written out, then made whole again: what the score is made of joins its region however it is called.
     fn attend(&mut self, e: &Expr, a: &checked::Attend) -> ValueId {
-        if a.mask.is_some() || a.bias.is_some() || a.window.as_ref().is_some_and(|w| constant(w).is_none()) {
-            let title = "std.Attend with a mask, a bias or a per-layer window can't be built yet";
-            let ty = self.ty(&e.ty);
-            return self.fail(e.span, title.into(), &ty);
-        }
-        let window = a.window.as_ref().and_then(constant).filter(|w| w.is_finite()).map(|w| w as u64);
-        let bound = match window {
-            Some(w) => Bound::Window(w),
-            None if a.causal => Bound::Causal,
-            None => Bound::Full,
+        let [q, k, v] = [&a.q, &a.k, &a.v].map(|x| self.expr(x));
+        let [bias, mask] = [&a.bias, &a.mask].map(|x| x.as_ref().map(|x| self.expr(x)));
+        let window = match a.window.as_ref() {
+            Some(w) if constant(w) == Some(f64::INFINITY) => None,
+            w => w.map(|w| self.expr(w)),
         };
-        let (scale, soft_cap) = (a.scale, a.soft_cap);
-        let (query, key): (Name, Name) = (a.query.name.as_str().into(), a.key.name.as_str().into());
-        let over = vec![a.head.name.as_str().into()];
-        self.checked(e, &[&a.q, &a.k, &a.v], |b, v| {
-            let score = score_region(b, scale, soft_cap, bound);
-            let parts = AttentionParts { query, key, over, bound, score };
-            Ok(b.attention(v[0], v[1], v[2], &[], parts)?.0)
-        })
+        self.at(e.span);
+        let [query, key, head] = [&a.query, &a.key, &a.head].map(|x| Name::from(x.name.as_str()));
+        let over = vec![head];
+        let b = &mut self.b;
+        let product = b.dot(q, k, &over);
+        let mut score = b.scale(product, a.scale);
+        if let Some(cap) = a.soft_cap {
+            let inner = b.scale(score, 1.0 / cap);
+            let tanh = b.unary(UnaryOp::Tanh, inner);
+            score = b.scale(tanh, cap);
+        }
+        if let Some(bias) = bias {
+            score = b.add(score, bias);
+        }
+        let seen = [attend_window(b, product, &query, &key, a.causal, window), mask];
+        for seen in seen.into_iter().flatten() {
+            let never = b.constant(DType::F32, f64::NEG_INFINITY);
+            score = b.select(seen, score, never);
+        }
+        let is_whole = !self.model.lower_reference.iter().any(|name| name == "attention");
+        let formula = Formula { q, k, v, query, key: key.clone(), over, product, score };
+        if let Some(o) = is_whole.then(|| attention_of(&mut self.b, &formula)).flatten() {
+            return o;
+        }
+        let ty = self.ty(&e.ty);
+        let b = &mut self.b;
+        let p = b.softmax(score, &key).expect("the product has the key axis");
+        b.one(Op::Dot { over: vec![key] }, &[p, v], Some(ty), "o")
     }
 
     fn repeat(&mut self, e: &Expr, r: &checked::Repeat) -> ValueId {
@@ -436,32 +452,30 @@ impl Walk<'_> {
     }
 }
 
-/// `cap·tanh(s·scale / cap)`, −∞ outside the bound.
-fn score_region(b: &mut Builder, scale: f64, soft_cap: Option<f64>, bound: Bound) -> RegionId {
-    let index = Type::scalar(DType::I32);
-    let (_, args) = b.open(&[
-        ("s".into(), Type::scalar(DType::F32)),
-        ("query".into(), index.clone()),
-        ("key".into(), index),
-    ]);
-    let mut score = b.scale(args[0], scale);
-    if let Some(cap) = soft_cap {
-        let inner = b.scale(score, 1.0 / cap);
-        let tanh = b.unary(UnaryOp::Tanh, inner);
-        score = b.scale(tanh, cap);
+/// Which keys a query sees: none after it if `causal`, none `window` or more before it.
+fn attend_window(
+    b: &mut Builder,
+    product: ValueId,
+    query: &Name,
+    key: &Name,
+    causal: bool,
+    window: Option<ValueId>,
+) -> Option<ValueId> {
+    let [at, of] = [query, key].map(|axis| {
+        let size = b.ty(product).size_of(axis).expect("the product has both position axes");
+        b.index(axis, size)
+    });
+    let ty = shape::union_type(DType::Bool, &[b.ty(at), b.ty(of)]);
+    let causal = causal.then(|| b.one(Op::Compare(CompareOp::Le), &[of, at], Some(ty), "causal"));
+    let near = window.map(|window| {
+        let distance = b.binary_union(BinaryOp::Sub, at, of);
+        let distance = b.cast(distance, DType::F32);
+        b.compare(CompareOp::Lt, distance, window)
+    });
+    match (causal, near) {
+        (Some(x), Some(y)) => Some(b.binary(BinaryOp::And, x, y)),
+        (x, y) => x.or(y),
     }
-    if bound != Bound::Full {
-        let mut seen = b.compare(CompareOp::Le, args[2], args[1]);
-        if let Bound::Window(window) = bound {
-            let window = b.constant(DType::I32, window as f64);
-            let distance = b.sub(args[1], args[2]);
-            let near = b.compare(CompareOp::Lt, distance, window);
-            seen = b.binary(BinaryOp::And, seen, near);
-        }
-        let never = b.constant(DType::F32, f64::NEG_INFINITY);
-        score = b.select(seen, score, never);
-    }
-    b.close(vec![score])
 }
 
 /// Parameters an instance uses, in its body or deeper.

@@ -16,7 +16,7 @@ fn ty(axes: &[(&str, u64)]) -> Type {
 }
 
 /// Sums here have tens of terms: f32 leaves some 1e-6 of a tensor's largest element.
-fn far_off(expected: &Outputs, found: &Outputs) -> Option<String> {
+pub(super) fn far_off(expected: &Outputs, found: &Outputs) -> Option<String> {
     for ((output, want), (_, got)) in expected.0.iter().zip(&found.0) {
         let scale = want.as_floats().iter().fold(1e-3, |m: f64, x| m.max(x.abs()));
         for (i, (w, g)) in want.as_floats().iter().zip(got.as_floats()).enumerate() {

@@ -7,6 +7,8 @@
 //! reads; buffers of one address are one buffer of the kernel; addresses stay inside the arena for every value of the
 //! loop variables ([`crate::memory::verify`]).
 
+#[cfg(test)]
+mod attend_tests;
 pub mod attention;
 #[cfg(test)]
 mod attention_tests;

@@ -16,6 +16,7 @@ mod tests;
 
 pub use near_misses::{NearMiss, near_misses};
 pub use recognise_attention::recognise_attention;
+pub(in crate::graph) use recognise_attention::{Formula, attention_of};
 pub use recognise_loss_head::recognise_loss_head;
 pub use recognise_norms::recognise_norms;
 

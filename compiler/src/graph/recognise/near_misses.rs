@@ -23,15 +23,20 @@ impl fmt::Display for NearMiss {
     }
 }
 
-/// Near misses of a recognised graph, in the order of the spec.
-pub fn near_misses(graph: &Graph) -> Vec<NearMiss> {
+/// Near misses of a recognised graph, in the order of the spec; none of recognisers that were turned off.
+pub fn near_misses(graph: &Graph, off: &[String]) -> Vec<NearMiss> {
+    let on = |name: &str| !off.iter().any(|o| o == name);
     let mut found = Vec::new();
     for region in graph.executed_regions() {
         let uses = Uses::of(graph, region);
         for &op in &graph.region(region).ops {
             let node = graph.op(op);
-            let message = uses.attention(node).or_else(|| uses.loss(node)).or_else(|| uses.norm(node));
-            if let Some(message) = message {
+            let message = [
+                on("attention").then(|| uses.attention(node)),
+                on("loss_head").then(|| uses.loss(node)),
+                on("rms_norm").then(|| uses.norm(node)),
+            ];
+            if let Some(message) = message.into_iter().flatten().flatten().next() {
                 found.push(NearMiss { line: node.origin.line.clone(), message });
             }
         }

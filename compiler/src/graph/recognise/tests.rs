@@ -317,7 +317,7 @@ fn recognise_attention_derives_the_bound_however_the_mask_is_written() {
 
 /// Near misses after recognition.
 fn misses(text: &str) -> Vec<String> {
-    near_misses(&recognise(crate::testing::graph(text), &[])).into_iter().map(|m| m.message).collect()
+    near_misses(&recognise(crate::testing::graph(text), &[]), &[]).into_iter().map(|m| m.message).collect()
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use crate::spec::checked::*;
 use crate::spec::diagnostic::Diagnostic;
 
-/// Reports every `aux`, and every `std.Attend` with an operand that has no implementation.
+/// Reports every `aux`.
 pub fn model_available(model: &Model, found: &mut Vec<Diagnostic>) {
     statements(&model.body, found);
     expression(&model.loss.value, found);
@@ -32,20 +32,7 @@ fn expression(e: &Expr, found: &mut Vec<Diagnostic>) {
     match &e.kind {
         ExprKind::Call(called, _) => instance(called, found),
         ExprKind::Repeat(repeat) => instance(&repeat.body, found),
-        ExprKind::Attend(a) => attend(a, found),
         _ => {}
     }
     super::layout::operands(e).into_iter().for_each(|x| expression(x, found));
-}
-
-fn attend(a: &Attend, found: &mut Vec<Diagnostic>) {
-    let varies = |w: &&Expr| !matches!(w.kind, ExprKind::Const(_));
-    let parts = [
-        ("`std.Attend` with a `mask`", a.mask.as_ref()),
-        ("`std.Attend` with a `bias`", a.bias.as_ref()),
-        ("`std.Attend` with a `window` that differs by iteration", a.window.as_ref().filter(varies)),
-    ];
-    for (what, part) in parts {
-        found.extend(part.map(|e| super::not_available(what, e.span)));
-    }
 }

@@ -189,10 +189,23 @@ impl Checker<'_> {
             None => 1.0 / (head.size as f64).sqrt(),
         };
         let soft_cap = match slots[5] {
+            Some(e) if super::model::is_word(e, "none") => None,
             Some(e) => Some(self.constant_value(scope, e)?),
             None => None,
         };
         let window = self.attend_extra(scope, slots[6], &[], Elem::Real)?;
+        if let Some(cap) = soft_cap.filter(|cap| *cap <= 0.0) {
+            let at = slots[5].map_or(span, |e| e.span);
+            self.error(codes::RANGE, format!("`soft_cap` must be positive: {cap}"), at, "`none` is no cap");
+            return None;
+        }
+        let narrow = window.as_ref().and_then(super::expr::as_constant).filter(|w| *w < 1.0);
+        if let Some(width) = narrow {
+            let at = slots[6].map_or(span, |e| e.span);
+            let title = format!("a `window` below 1 leaves a query no key: {width}");
+            self.error(codes::RANGE, title, at, "`window = 1` sees the query's own position alone");
+            return None;
+        }
         let mask = self.attend_extra(scope, slots[7], &scores, Elem::Bool)?;
         let bias = self.attend_extra(scope, slots[8], &scores, Elem::Real)?;
         let path = r.instance.as_ref().map(|i| scope.path_of(&i.name));

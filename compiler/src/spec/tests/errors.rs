@@ -51,16 +51,13 @@ fn with_run(statements: &str, sizes: &str) -> String {
     )
 }
 
-/// Attention with every operand that can't be built.
-const ATTEND: &str = "param k[seq, hd] = ones
-block Core(h[batch, seq], k[seq, hd], window) -> [batch, seq] {
-    q[batch, seq, hd] = h * k
-    r = k as [seq: pos]
-    m[seq, pos] = index[pos] <= index[seq]
-    o = std.Attend[seq, pos, hd](q, r, r, window = window, mask = m, bias = where(m, 0.0, 1.0))
-    sum[hd](o)
+/// Attention over its own input with these options.
+fn attend(options: &str) -> String {
+    let text = format!(
+        "param k[seq, hd] = ones\nq[batch, seq, hd] = x * k\nr = k as [seq: pos]\nm[seq, pos] = index[pos] <= index[seq]\no = std.Attend[seq, pos, hd](q, r, r, {options})\nloss mean[batch, seq, hd](o)"
+    );
+    with_run(&text, ", hd = 4")
 }
-loss mean[batch, seq](repeat[2](Core, x, k, window = [4, none]))";
 
 macro_rules! golden {
     ($($name:ident: $code:literal, $text:expr $(, sets $sets:expr)? $(, beside $beside:expr)?;)*) => {$(
@@ -140,6 +137,11 @@ golden! {
     loss_form: "E0312", model("loss sum[b, n](x)");
     cycle_length: "E0313", model("block F(x[b, n], s) -> [b, n] {\n    x * s\n}\nloss mean[b, n](repeat[4](F@f, x, s = [1, 2, 3]))");
 
+    attend_mask_axis: "E0301", attend("mask = x > 0, bias = k");
+    attend_mask_of_numbers: "E0307", attend("mask = where(m, 1.0, 0.0)");
+    attend_window_empty: "E0404", attend("causal = true, window = 0");
+    attend_soft_cap_sign: "E0404", attend("soft_cap = -30");
+
     // ---- runs
     unknown_key: "E0401", train("    chekpoint = { every = 5 }");
     unknown_key_inside: "E0401", train("    log = { evry = 5 }");
@@ -155,7 +157,6 @@ golden! {
     bf16_not_available: "E0207", train("    precision = { matmul = bf16, params \"**.norm*.w\": bf16 }");
     pack_not_available: "E0207", train("    pack = documents");
     aux_not_available: "E0207", with_run("aux small = mean[batch, seq](x)\nloss mean[batch, seq](x)", "");
-    attend_not_available: "E0207", with_run(ATTEND, ", hd = 4");
     missing_key: "E0403", run("train { steps = 1, batch = 1, seq = 16, data = synthetic() }\n");
     value_range: "E0404", train("    eval = { data = synthetic(), batches = 0 }");
     schedule_too_long: "E0404", train("    schedule = warmup(200)");

@@ -1,0 +1,130 @@
+//! Attention as specs call it and write it, from the text down to kernels.
+
+use super::attention_tests::far_off;
+use super::simulate;
+use crate::autodiff::differentiate::differentiate;
+use crate::graph::from_spec::{Entry, from_spec};
+use crate::graph::print::print;
+use crate::graph::recognise::{near_misses, recognise};
+use crate::graph::{Builder, Graph, Output};
+use crate::interpret::{self, Mode, sample_environment};
+use crate::spec::{MemoryLoader, SourceMap, check};
+use crate::testing::assert_same_numbers;
+use mlc_codegen::program::InterpretedProgram;
+use mlc_codegen::target::X86_64_V4;
+
+/// Layers of grouped-query attention over packed segments; `BODY` makes `o` from q, k, v.
+const MODEL: &str = "spec 1
+model M {
+    size batch = 2, seq = 5, d = 4, kv = 2, group = 2, hd = 3, layers = 4
+    input x[batch, seq, d]
+    input segment: ids<2>[batch, seq]
+    block Attention(x[batch, seq, d], segment: int[batch, seq], window) -> [batch, seq, d] {
+        param wq[d -> kv, group, hd], wk[d -> kv, hd], wv[d -> kv, hd] = normal(0.5)
+        param wo[kv, group, hd -> d] = normal(0.5)
+        param slope[kv, group], sink[kv, seq] = normal(0.5)
+        q = dot[d](x, wq)
+        k = dot[d](x, wk) as [seq: pos]
+        v = dot[d](x, wv) as [seq: pos]
+        BODY
+        x + dot[kv, group, hd](o, wo)
+    }
+    z = repeat[layers](Attention@layer, x, segment, window = [2, none])
+    loss mean[batch, seq, d](z * z)
+    LOWER
+}
+";
+
+const CALLED: &str = "
+        same[batch, seq, pos] = segment == (segment as [seq: pos])
+        bias[kv, group, seq, pos] = slope * (index[pos] - index[seq]) + (sink as [seq: pos])
+        o = std.Attend[seq, pos, hd](q, k, v, causal = true, scale = 0.3, soft_cap = 5, window = window,
+            mask = same, bias = bias)";
+
+const WRITTEN: &str = "
+        same[batch, seq, pos] = segment == (segment as [seq: pos])
+        near[seq, pos] = index[seq] - index[pos] < window
+        sees[batch, seq, pos] = same and near and index[pos] <= index[seq]
+        bias[kv, group, seq, pos] = slope * (index[pos] - index[seq]) + (sink as [seq: pos])
+        s[batch, kv, group, seq, pos] = 5 * tanh(dot[hd](q, k) * 0.3 / 5) + bias
+        o = dot[pos](softmax[pos](where(sees, s, -inf)), v)";
+
+/// The graph of a model with this attention.
+fn forward(body: &str, lower: &str) -> Graph {
+    let text = MODEL.replace("BODY", body).replace("LOWER", lower);
+    let loader = MemoryLoader { files: vec![("m.spec".into(), text)] };
+    let mut sources = SourceMap::new();
+    let (spec, _) = check(&mut sources, &loader, "m.spec", &[]).unwrap_or_else(|found| {
+        panic!("{}", crate::spec::diagnostic::render_all(&found, &sources, false));
+    });
+    let graph = from_spec(&spec.model, Entry::Train, 2, &sources).unwrap_or_else(|e| panic!("{e:?}"));
+    recognise(graph, &spec.model.lower_reference)
+}
+
+/// The graph with the gradient of every parameter among its results.
+fn with_gradients(graph: Graph) -> Graph {
+    let done = differentiate(graph, 0).unwrap_or_else(|e| panic!("{e}"));
+    let mut b = Builder::resume(done.graph);
+    for g in &done.gradients {
+        b.output(Output::Report(format!("grad.{}", g.param).into()), g.gradient);
+    }
+    b.finish()
+}
+
+/// What is trained is what is meant, evaluated plainly and as KIR.
+fn trains(graph: &Graph) {
+    let graph = with_gradients(graph.clone());
+    let program = simulate::program(&graph).unwrap_or_else(|e| panic!("{e}"));
+    let environment = sample_environment(&graph, 5);
+    let expected = interpret::run(&graph, &environment, Mode::F64).unwrap_or_else(|e| panic!("{e}"));
+    let evaluated = simulate::run(&program, &graph, &environment).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(far_off(&expected, &evaluated), None, "evaluated");
+    let mut kernels = InterpretedProgram::new(&program, &X86_64_V4).unwrap_or_else(|e| panic!("{e}"));
+    let interpreted = simulate::run_with(&program, &graph, &environment, &mut |s| kernels.run("train", s))
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(far_off(&expected, &interpreted), None, "as KIR");
+}
+
+#[test]
+fn attend_with_every_option_is_its_formula() {
+    let plain = forward(WRITTEN, "lower { attention = reference }");
+    assert!(!print(&plain).contains("attention query"), "recognition is off");
+    for (body, lower, whole) in
+        [(CALLED, "", true), (WRITTEN, "", true), (CALLED, "lower { attention = reference }", false)]
+    {
+        let graph = forward(body, lower);
+        let text = print(&graph);
+        assert_eq!(text.contains("attention query seq key pos causal over hd"), whole, "{text}");
+        assert_eq!(near_misses(&graph, &["attention".into()]), []);
+        assert_eq!(near_misses(&graph, &[]).len(), usize::from(!whole), "{:?}", near_misses(&graph, &[]));
+        assert_same_numbers(&plain, &graph);
+        assert_same_numbers(&with_gradients(plain.clone()), &with_gradients(graph));
+    }
+}
+
+#[test]
+fn attend_with_every_option_trains() {
+    trains(&forward(CALLED, ""));
+}
+
+#[test]
+fn attend_without_recognition_trains() {
+    trains(&forward(CALLED, "lower { attention = reference }"));
+}
+
+#[test]
+fn attend_bounds_what_its_options_bound() {
+    let bound = |options: &str| {
+        let call = format!("o = std.Attend[seq, pos, hd](q, k, v, {options})\nunused = window");
+        let text = print(&forward(&call, ""));
+        let (_, rest) = text.split_once("attention query seq key pos ").unwrap_or_else(|| panic!("{text}"));
+        rest.split(' ').next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(bound("causal = false"), "full");
+    assert_eq!(bound("causal = true"), "causal");
+    assert_eq!(bound("causal = true, window = 3"), "window=3");
+    assert_eq!(bound("causal = true, window = none, soft_cap = none"), "causal");
+    // Keys after the query stay.
+    assert_eq!(bound("window = 3"), "full");
+    assert_eq!(bound("causal = true, window = window"), "causal");
+}
