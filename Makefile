@@ -1,8 +1,8 @@
-# The whole project in six words. `make demo` and `make test` do all set-up themselves on a Debian or Ubuntu machine with Rust.
+# The whole project in seven words. `make demo` and `make test` do all set-up themselves on a Debian or Ubuntu machine with Rust.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench fuzz dist
+.PHONY: help setup demo test bench fuzz mutate dist
 
 help:
 	@echo "make setup   install what building needs: LLVM 22 and friends from the distribution (done by the others too)"
@@ -10,6 +10,7 @@ help:
 	@echo "make test    formatting, lints and every test: what CI runs"
 	@echo "make bench   time a training step beside PyTorch"
 	@echo "make fuzz    random texts and graphs through everything, for MLC_FUZZ_MINUTES (10)"
+	@echo "make mutate  change the rule tables in a thousand small ways; each must make a test fail"
 	@echo "make dist    one tarball that builds specs on a machine without Rust or LLVM"
 
 setup:
@@ -28,6 +29,9 @@ bench: setup
 
 fuzz: setup
 	@tests/fuzz/run.sh
+
+mutate: setup
+	cargo run --quiet -p mlc-tests --bin mutate
 
 dist: setup
 	@.ci/dist
