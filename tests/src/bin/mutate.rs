@@ -407,7 +407,7 @@ fn executables(copy: &Path, target: &Path) -> Vec<Tests> {
         let output = cargo(copy, target, arguments).stderr(Stdio::inherit()).output().expect("cargo starts");
         assert!(output.status.success(), "the tests do not build");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let found =
+        let mut found =
             text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter_map(|m| {
                 let is_test = m["profile"]["test"] == true;
                 is_test.then(|| m["executable"].as_str().map(PathBuf::from)).flatten()
