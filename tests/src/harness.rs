@@ -83,8 +83,14 @@ pub fn texts(output: &Output) -> (String, String) {
 /// `mlc build SPEC -o OUT --set …`; the path of the spec is relative to the checkout. Returns what `mlc` printed.
 #[track_caller]
 pub fn build(spec: &str, out: &Path, sets: &[&str]) -> String {
+    build_file(&root().join(spec), out, sets)
+}
+
+/// As [`build`], of any file.
+#[track_caller]
+pub fn build_file(spec: &Path, out: &Path, sets: &[&str]) -> String {
     let mut command = Command::new(mlc());
-    command.arg("build").arg(root().join(spec)).arg("-o").arg(out);
+    command.arg("build").arg(spec).arg("-o").arg(out);
     for set in sets {
         command.args(["--set", set]);
     }

@@ -5,5 +5,7 @@ pub mod harness;
 pub mod mutate_text;
 pub mod numpy;
 pub mod parity;
+pub mod programs;
 pub mod random_graph;
+pub mod random_spec;
 pub mod training;
