@@ -161,7 +161,8 @@ fn tanh_region() -> Region {
     region(vec![ScalarOp::Input(0), ScalarOp::Unary(UnaryOp::Tanh, ScalarId(0))], &[1])
 }
 
-fn shape(heads: u64, s: u64, hd: u64) -> AttentionShape {
+/// A scaled causal score, and its derivative.
+fn scores() -> (Region, Region) {
     let ops = vec![
         ScalarOp::Input(0),
         ScalarOp::Const(DType::F32, 0.125),
@@ -174,6 +175,10 @@ fn shape(heads: u64, s: u64, hd: u64) -> AttentionShape {
         ScalarOp::Const(DType::F32, 0.0),
         ScalarOp::Select(ScalarId(5), ScalarId(1), ScalarId(8)),
     ];
+    (region(ops.clone(), &[7]), region(ops, &[9]))
+}
+
+fn shape(heads: u64, s: u64, hd: u64) -> AttentionShape {
     AttentionShape {
         batch: vec![heads],
         group: 1,
@@ -182,8 +187,7 @@ fn shape(heads: u64, s: u64, hd: u64) -> AttentionShape {
         hd,
         hv: hd,
         bound: Bound::Causal,
-        score: region(ops.clone(), &[7]),
-        score_grad: region(ops, &[9]),
+        score: scores().0,
         extras: vec![],
         has_bases: false,
     }
@@ -211,10 +215,12 @@ fn attention_grad(heads: u64, s: u64, hd: u64, part: AttentionGradPart, target: 
     let (outputs, products, name) = match part {
         AttentionGradPart::Query => (vec![operand(6, &rows)], 3.0, "query"),
         AttentionGradPart::KeyValue => (vec![operand(6, &keys), operand(7, &keys)], 4.0, "key and value"),
+        AttentionGradPart::Extra(_) => (vec![operand(6, &[0, 0, s, 1])], 2.0, "bias"),
     };
     let spec = AttentionGradSpec {
         shape: shape(heads, s, hd),
         part,
+        slope: scores().1,
         q: operand(0, &rows),
         k: operand(1, &keys),
         v: operand(2, &keys),

@@ -252,9 +252,6 @@ pub struct AttentionShape {
     /// Score region: input 0 the raw dot product (f32), input 1 the query position, input 2 the key position (i32),
     /// inputs 3.. the extras; one f32 result.
     pub score: Region,
-    /// Derivative of the region: input 0 the raw dot product, 1 and 2 positions, 3.. extras; one f32 result,
-    /// d(score)/d(dot product). 0 where the score is -inf.
-    pub score_grad: Region,
     /// Extra operands; strides are `[batch.., group, sq, sk]`.
     pub extras: Vec<Operand>,
     /// Scalar 0 of the launch is added to query positions and scalar 1 to key positions.
@@ -285,6 +282,8 @@ pub enum AttentionGradPart {
     Query,
     /// `dk` and `dv`: tiles over keys.
     KeyValue,
+    /// The gradient of this extra: tiles over the dimensions it has.
+    Extra(u32),
 }
 
 /// Backward attention with probabilities recomputed from `lse`.
@@ -294,6 +293,9 @@ pub struct AttentionGradSpec {
     pub shape: AttentionShape,
     /// Which outputs.
     pub part: AttentionGradPart,
+    /// Derivative of the score, with the inputs of the score region: one f32 result, d(score)/d(dot product), or for a
+    /// part `Extra` d(score)/d(extra). 0 where the score is -inf.
+    pub slope: Region,
     /// As in the forward kernel.
     pub q: Operand,
     /// As in the forward kernel.
@@ -306,7 +308,9 @@ pub struct AttentionGradSpec {
     pub lse: Operand,
     /// `Σ_hv o·do`, f32; strides `[batch.., group, sq]`.
     pub delta: Operand,
-    /// Written: `[dq]` with strides as `q`, or `[dk, dv]` with strides as `k` and `v`.
+    /// Written: `[dq]` with strides as `q`, `[dk, dv]` with strides as `k` and `v`, or the gradient of an extra with
+    /// strides `[batch.., group, sq, sk]`. The last two are sums over the dimensions (of the batch, or any) along which
+    /// their strides are 0.
     pub outputs: Vec<Operand>,
 }
 

@@ -71,6 +71,7 @@ impl KernelSpec {
                 let of: &[&Vec<u64>] = match s.part {
                     super::AttentionGradPart::Query => &[&d.q],
                     super::AttentionGradPart::KeyValue => &[&d.k, &d.v],
+                    super::AttentionGradPart::Extra(_) => &[&d.score],
                 };
                 uses.extend(s.outputs.iter().zip(of).map(|(o, dims)| Use::new(o, dims, true)));
                 uses

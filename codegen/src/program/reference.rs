@@ -465,14 +465,15 @@ impl Evaluator<'_> {
         }
     }
 
-    /// Scores of one query against all keys, and d(score)/d(dot product).
-    fn scores(
+    /// Regions of a score, of one query against all keys.
+    fn scores<const N: usize>(
         &self,
         shape: &AttentionShape,
+        regions: [&Region; N],
         q: &Operand,
         k: &Operand,
         row: &[u64],
-    ) -> (Vec<Value>, Vec<Value>) {
+    ) -> [Vec<Value>; N] {
         let batch = &row[..row.len() - 2];
         let (base_q, base_k) = if shape.has_bases { (self.scalars[0], self.scalars[1]) } else { (0, 0) };
         let dots: Vec<Value> = (0..shape.sk)
@@ -497,14 +498,12 @@ impl Evaluator<'_> {
             None => p as i64,
         };
         let n = shape.sk as usize;
-        let s = self.region(&shape.score, n, &input, &index).remove(0);
-        let grad = self.region(&shape.score_grad, n, &input, &index).remove(0);
-        (s, grad)
+        regions.map(|region| self.region(region, n, &input, &index).remove(0))
     }
 
     fn attention(&mut self, s: &AttentionSpec) {
         for row in indices(&attention_rows(&s.shape)) {
-            let (scores, _) = self.scores(&s.shape, &s.q, &s.k, &row);
+            let [scores] = self.scores(&s.shape, [&s.shape.score], &s.q, &s.k, &row);
             let max = self.reduce(ReduceOp::Max, &scores).float;
             if max == f64::NEG_INFINITY {
                 self.write(&s.lse, &row, Value::float(DType::F32, f64::NEG_INFINITY, 0.0));
@@ -539,9 +538,9 @@ impl Evaluator<'_> {
         }
     }
 
-    /// Probabilities and score gradients of one query: `p = exp(s - lse)`, `ds = p·(do·v − delta)·score_grad`.
+    /// Probabilities and score gradients of one query: `p = exp(s - lse)`, `ds = p·(do·v − delta)·slope`.
     fn probabilities(&self, s: &AttentionGradSpec, row: &[u64]) -> (Vec<Value>, Vec<Value>) {
-        let (scores, slopes) = self.scores(&s.shape, &s.q, &s.k, row);
+        let [scores, slopes] = self.scores(&s.shape, [&s.shape.score, &s.slope], &s.q, &s.k, row);
         let batch = &row[..row.len() - 2];
         let (lse, delta) = (self.load(&s.lse, row), self.load(&s.delta, row));
         let zero = Value::float(DType::F32, 0.0, 0.0);
@@ -589,15 +588,34 @@ impl Evaluator<'_> {
                 }
             }
             AttentionGradPart::KeyValue => {
-                let per_batch = (s.shape.group * s.shape.sq) as usize;
-                for rows in rows.chunks(per_batch) {
+                // Rows of the batch entries that share one element of the results.
+                let mut shared = std::collections::BTreeMap::<Vec<u64>, Vec<Vec<u64>>>::new();
+                for row in rows {
+                    let batch = &row[..row.len() - 2];
+                    shared.entry(kept(batch, &s.outputs[0].strides)).or_default().push(row);
+                }
+                for rows in shared.values() {
                     self.key_value_gradients(s, rows);
+                }
+            }
+            AttentionGradPart::Extra(_) => {
+                let mut sums = std::collections::BTreeMap::<Vec<u64>, Vec<Value>>::new();
+                for row in rows {
+                    let (_, ds) = self.probabilities(s, &row);
+                    for (key, d) in (0..).zip(ds) {
+                        let at = [&row[..], &[key]].concat();
+                        sums.entry(kept(&at, &s.outputs[0].strides)).or_default().push(d);
+                    }
+                }
+                for (at, terms) in sums {
+                    let sum = self.reduce(ReduceOp::Sum, &terms);
+                    self.write(&s.outputs[0], &at, sum);
                 }
             }
         }
     }
 
-    /// `dk = Σ dsᵀ·q` and `dv = Σ pᵀ·do` over all queries and heads of one batch entry.
+    /// `dk = Σ dsᵀ·q` and `dv = Σ pᵀ·do` over these queries.
     fn key_value_gradients(&mut self, s: &AttentionGradSpec, rows: &[Vec<u64>]) {
         let per_row: Vec<(Vec<Value>, Vec<Value>)> = rows.iter().map(|r| self.probabilities(s, r)).collect();
         let batch = &rows[0][..rows[0].len() - 2];
@@ -660,6 +678,11 @@ impl Evaluator<'_> {
             self.write_at(&s.out, index, Value { error, ..value });
         }
     }
+}
+
+/// An index without the dimensions along which a result is summed.
+fn kept(index: &[u64], strides: &[u64]) -> Vec<u64> {
+    index.iter().zip(strides).map(|(i, stride)| if *stride == 0 { 0 } else { *i }).collect()
 }
 
 /// `[batch.., group, sq]`.

@@ -99,8 +99,9 @@ impl<'a> Verifier<'a> {
             KernelSpec::Attention(s) => self.scores(place, &s.shape),
             KernelSpec::AttentionGrad(s) => {
                 self.scores(place, &s.shape);
+                self.region(place, &s.slope, 3 + s.shape.extras.len(), 0, 1);
                 let expected = match s.part {
-                    super::AttentionGradPart::Query => 1,
+                    super::AttentionGradPart::Query | super::AttentionGradPart::Extra(_) => 1,
                     super::AttentionGradPart::KeyValue => 2,
                 };
                 if s.outputs.len() != expected {
@@ -124,9 +125,7 @@ impl<'a> Verifier<'a> {
     }
 
     fn scores(&mut self, place: &str, shape: &'a super::AttentionShape) {
-        for region in [&shape.score, &shape.score_grad] {
-            self.region(place, region, 3 + shape.extras.len(), 0, 1);
-        }
+        self.region(place, &shape.score, 3 + shape.extras.len(), 0, 1);
     }
 
     fn region(&mut self, place: &str, region: &Region, inputs: usize, dims: usize, results: usize) {

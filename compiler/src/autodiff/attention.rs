@@ -14,7 +14,7 @@ use crate::graph::{
     ValueId,
 };
 
-/// Cotangents of q, k and v; extras that want one never get here.
+/// Cotangents of q, k, v and of the extras that are varied.
 pub(super) fn pull(
     t: &mut Tape,
     a: &Attention,
@@ -26,41 +26,58 @@ pub(super) fn pull(
     operands.push(t.primal(node.results[0])?);
     operands.push(t.primal(node.results[1])?);
     operands.push(g);
-    let score = score_with_slope(&mut t.b, a.score)?;
-    let grads = attention_grad(&mut t.b, &operands, Attention { score, ..a.clone() });
+    let extras = node.operands[3..].iter().enumerate();
+    let learned: Vec<usize> = extras.filter(|(_, v)| t.activity.varied(**v)).map(|(i, _)| i).collect();
+    let score = score_with_slopes(&mut t.b, a.score, &learned)?;
+    let grads =
+        attention_grad(&mut t.b, &operands, Attention { score, learned: learned.clone(), ..a.clone() });
     let mut cotangents = vec![None; node.operands.len()];
-    for i in 0..3 {
-        cotangents[i] = t.towards(node.operands[i], |_| grads[i]);
+    let wanted = (0..3).chain(learned.iter().map(|i| 3 + i));
+    for (i, grad) in wanted.zip(grads) {
+        let operand = node.operands[i];
+        cotangents[i] = t.towards(operand, |t| {
+            let ty = t.b.ty(operand).clone();
+            t.b.sum_to(grad, &ty)
+        });
     }
     Ok(cotangents)
 }
 
-/// A score region with its derivative by the dot product as a second result; 0 where the score is −inf.
-fn score_with_slope(b: &mut Builder, score: RegionId) -> Result<RegionId, AutodiffError> {
+/// A score region with its derivatives by the dot product and by some extras as further results; 0 where the score is
+/// −inf.
+fn score_with_slopes(b: &mut Builder, score: RegionId, learned: &[usize]) -> Result<RegionId, AutodiffError> {
     let from: Graph = b.graph.clone();
     let args: Vec<(Name, Type)> =
         from.region(score).args.iter().map(|v| (from.value_name(*v).clone(), from.ty(*v).clone())).collect();
     let mut inner = Builder::new("score");
     let (region, args) = inner.open(&args);
     let result = inner.inline(&from, score, &args)[0];
-    let activity = Activity::of_region(&inner.graph, region, &args[..1]);
+    let by: Vec<ValueId> = std::iter::once(args[0]).chain(learned.iter().map(|i| args[3 + i])).collect();
+    let activity = Activity::of_region(&inner.graph, region, &by);
     let mut t = Tape::new(inner, activity);
     let forward = t.forward_ops();
     let one = t.b.constant(t.b.ty(result).dtype, 1.0);
     t.accumulate(result, one);
     walk_ops(&mut t, forward)?;
-    let slope = t.cotangent(args[0]);
+    let slopes: Vec<Option<ValueId>> = by.iter().map(|v| t.cotangent(*v)).collect();
     let mut inner = t.b;
-    let dtype = inner.ty(result).dtype;
-    let [zero, lowest] = [0.0, f64::NEG_INFINITY].map(|c| inner.constant(dtype, c));
+    let lowest = inner.constant(inner.ty(result).dtype, f64::NEG_INFINITY);
     let masked = inner.compare(CompareOp::Eq, result, lowest);
-    let slope = inner.select(masked, zero, slope.unwrap_or(zero));
-    inner.set_name(slope, "slope");
-    inner.close(vec![result, slope]);
+    let mut results = vec![result];
+    for (by, slope) in by.iter().zip(slopes) {
+        let zero = inner.constant(inner.ty(*by).dtype, 0.0);
+        let slope = inner.select(masked, zero, slope.unwrap_or(zero));
+        inner.set_name(slope, "slope");
+        results.push(slope);
+    }
+    inner.close(results);
     Ok(b.copy_region(&inner.finish(), region))
 }
 
-/// `attention_grad q, k, v, extras.., o, lse, do -> dq, dk, dv`.
+/// `attention_grad q, k, v, extras.., o, lse, do -> dq, dk, dv, gradients of learned extras..`.
+///
+/// The gradient of an extra may have more axes than the extra, over which it is still to be summed: see
+/// [`extra_gradient_type`].
 fn attention_grad(b: &mut Builder, operands: &[ValueId], a: Attention) -> Vec<ValueId> {
     let names: Vec<&str> = match operands.len() {
         6 => vec!["q", "k", "v", "o", "lse", "do"],
@@ -88,15 +105,35 @@ fn attention_grad(b: &mut Builder, operands: &[ValueId], a: Attention) -> Vec<Va
         let product = b.mul(o, d_o);
         let delta = b.reduce(ReduceOp::Sum, product, &value_axes);
         let centred = b.sub(dp, delta);
-        let ds = b.mul(p, centred);
-        let ds = b.mul(ds, slope);
+        let d_score = b.mul(p, centred);
+        let ds = b.mul(d_score, slope);
 
         let dot = |b: &mut Builder, x: ValueId, y: ValueId, to: &Type| {
             let over = missing(&axes, to);
             b.one(Op::Dot { over }, &[x, y], Some(to.clone()), "grad")
         };
-        vec![dot(b, ds, k, &q_type), dot(b, ds, q, &k_type), dot(b, p, d_o, &v_type)]
+        let mut grads = vec![dot(b, ds, k, &q_type), dot(b, ds, q, &k_type), dot(b, p, d_o, &v_type)];
+        for (i, slope) in a.learned.iter().zip(&scores[2..]) {
+            let to = extra_gradient_type(&a, b.ty(args[3 + i]), &k_type, &axes);
+            let d_score = b.cast(d_score, to.dtype);
+            let d_extra = b.mul(d_score, *slope);
+            grads.push(b.sum_to(d_extra, &to));
+        }
+        grads
     })
+}
+
+/// What the gradient of an extra is summed to by its kernel: the extra's own axes if it has both positions. One that lacks
+/// the key keeps all rows, and one that lacks the query alone keeps what keys share with queries, so that there is work
+/// for many threads; an ordinary sum follows.
+fn extra_gradient_type(a: &Attention, extra: &Type, k: &Type, scores: &Type) -> Type {
+    let kept = |name: &Name| match (extra.has(&a.query), extra.has(&a.key)) {
+        (true, true) => extra.has(name),
+        (false, true) => extra.has(name) || (k.has(name) && *name != a.query),
+        (_, false) => *name != a.key,
+    };
+    let axes = scores.axes.iter().filter(|axis| kept(&axis.name)).cloned().collect();
+    Type::new(extra.dtype, axes)
 }
 
 /// Axes of `ty` that `of` lacks.

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 ///
 /// * a rotary embedding always: turned by sines and cosines that leave the loop, it is three element-wise ops;
 /// * one whose residual result (a norm's `rstd`, `lse`) is used as a value;
-/// * an attention with an extra operand that wants a gradient, and an `attention_grad`.
+/// * an `attention_grad`.
 pub(super) fn inline_without_rule(graph: Graph, wanted: &[ValueId]) -> Graph {
     let activity = Activity::of(&graph, wanted);
     let used: BTreeSet<ValueId> =
@@ -25,14 +25,12 @@ pub(super) fn inline_without_rule(graph: Graph, wanted: &[ValueId]) -> Graph {
         let residual_used = node.results[1..].iter().any(|r| used.contains(r));
         match kind {
             CompositeKind::Rope { .. } | CompositeKind::AttentionGrad(_) => true,
-            CompositeKind::Attention(_) => {
-                residual_used || node.operands[3..].iter().any(|v| activity.varied(*v))
-            }
             CompositeKind::LossHead(_) => node.operands[2..].iter().any(|v| activity.varied(*v)),
             CompositeKind::Softmax { .. }
             | CompositeKind::RmsNorm { .. }
             | CompositeKind::LayerNorm { .. }
-            | CompositeKind::CrossEntropy { .. } => residual_used,
+            | CompositeKind::CrossEntropy { .. }
+            | CompositeKind::Attention(_) => residual_used,
         }
     };
     let mut graph = inline_composites(graph, pick);

@@ -548,12 +548,14 @@ impl Assign {
             Op::ScatterAdd { .. } => vec![group(Kind::Scatter { op }, writes)],
             Op::Composite(c) => match &c.kind {
                 CompositeKind::Attention(_) => vec![group(Kind::Attention { op }, writes)],
-                CompositeKind::AttentionGrad(_) => {
-                    let part = |part| Kind::AttentionGrad { op, part };
-                    vec![
-                        group(part(AttentionGradPart::Query), writes[..1].to_vec()),
-                        group(part(AttentionGradPart::KeyValue), writes[1..].to_vec()),
-                    ]
+                CompositeKind::AttentionGrad(a) => {
+                    let extras = a.learned.iter().map(|i| (AttentionGradPart::Extra(*i as u32), 1));
+                    let parts = [(AttentionGradPart::Query, 1), (AttentionGradPart::KeyValue, 2)];
+                    let mut writes = writes.into_iter();
+                    let mut take = |(part, n)| {
+                        group(Kind::AttentionGrad { op, part }, writes.by_ref().take(n).collect())
+                    };
+                    parts.into_iter().chain(extras).map(&mut take).collect()
                 }
                 CompositeKind::Softmax { .. }
                 | CompositeKind::RmsNorm { .. }

@@ -323,6 +323,7 @@ impl Builder {
             key: parts.key,
             over: parts.over,
             bound: parts.bound,
+            learned: Vec::new(),
             score: parts.score,
         };
         let operands: Vec<ValueId> = [q, k, v].iter().chain(extras).copied().collect();

@@ -488,7 +488,7 @@ pub enum CompositeKind {
     },
     /// `attention q, k, v, extras.. -> o, lse`: softmax over `key` of `score(q·k)`, times v.
     Attention(Attention),
-    /// `attention_grad q, k, v, extras.., o, lse, do -> dq, dk, dv`.
+    /// `attention_grad q, k, v, extras.., o, lse, do -> dq, dk, dv, gradients of the learned extras..`.
     AttentionGrad(Attention),
     /// Cross-entropy of a linear head: `loss_head x, w, targets.. -> loss_sum` becomes a token-chunked loop with a joint
     /// forward and backward body when differentiated.
@@ -506,8 +506,11 @@ pub struct Attention {
     pub over: Vec<Name>,
     /// Scores that can exist, for skipping tiles. The score region still decides each one.
     pub bound: Bound,
+    /// Extras that `attention_grad` gives gradients of, by their place among the extras, ascending. Empty in `attention`.
+    pub learned: Vec<usize>,
     /// Scalar function: (q·k, query index i32[], key index i32[], extras.. scalars) -> score. −inf masks. In
-    /// `attention_grad` it has a second result, d score / d (q·k), which is 0 where the score is −inf.
+    /// `attention_grad` more results follow, d score / d (q·k) and d score / d extra of each learned extra, which are 0
+    /// where the score is −inf.
     pub score: RegionId,
 }
 

@@ -392,7 +392,9 @@ fn attention_text(name: &str, a: &Attention) -> String {
         Bound::Causal => "causal".to_string(),
         Bound::Window(n) => format!("window={n}"),
     };
-    format!("{name} query {} key {} {bound} over {}", word(&a.query), word(&a.key), words(&a.over))
+    let places: Vec<String> = a.learned.iter().map(usize::to_string).collect();
+    let learned = if places.is_empty() { String::new() } else { format!(" learned {}", places.join(", ")) };
+    format!("{name} query {} key {} {bound} over {}{learned}", word(&a.query), word(&a.key), words(&a.over))
 }
 
 fn update_text(u: &Update) -> String {

@@ -514,7 +514,7 @@ impl Verifier<'_> {
             CompositeKind::Rope { axis, .. } => (2..=2, 1, Some(axis)),
             CompositeKind::CrossEntropy { axis } => (2..=2, 2, Some(axis)),
             CompositeKind::Attention(_) => (3..=usize::MAX, 2, None),
-            CompositeKind::AttentionGrad(_) => (6..=usize::MAX, 3, None),
+            CompositeKind::AttentionGrad(a) => (6..=usize::MAX, 3 + a.learned.len(), None),
             CompositeKind::LossHead(_) => (3..=4, 1, None),
         };
         if !takes.contains(&operands) || results != gives {
@@ -529,7 +529,9 @@ impl Verifier<'_> {
         }
         match &c.kind {
             CompositeKind::Attention(a) => self.attention(place, node, a, operands - 3, 1),
-            CompositeKind::AttentionGrad(a) => self.attention(place, node, a, operands - 6, 2),
+            CompositeKind::AttentionGrad(a) => {
+                self.attention(place, node, a, operands - 6, 2 + a.learned.len());
+            }
             CompositeKind::LossHead(h) => {
                 self.axis_list(place, &h.over, "contracted");
                 for (axis, chunk) in &h.chunks {
@@ -556,6 +558,13 @@ impl Verifier<'_> {
             if !ty.has(axis) {
                 self.report(place, format!("{} has no axis {axis}", show(ty)));
             }
+        }
+        let ascends = a.learned.windows(2).all(|pair| pair[0] < pair[1]);
+        if !ascends
+            || a.learned.last().is_some_and(|last| *last >= extras)
+            || (scores == 1 && !a.learned.is_empty())
+        {
+            self.report(place, format!("{:?} are not places of {extras} extras to learn", a.learned));
         }
         let score = graph.region(a.score);
         let known = |v: &&ValueId| graph.values.get(v.index()).is_some();

@@ -6,7 +6,7 @@ use crate::autodiff::differentiate::differentiate;
 use crate::graph::from_spec::{Entry, from_spec};
 use crate::graph::print::print;
 use crate::graph::recognise::{near_misses, recognise};
-use crate::graph::{Builder, Graph, Output};
+use crate::graph::{BinaryOp, Builder, DType, Graph, Op, Output};
 use crate::interpret::{self, Mode, sample_environment};
 use crate::spec::{MemoryLoader, SourceMap, check};
 use crate::testing::assert_same_numbers;
@@ -66,7 +66,11 @@ fn with_gradients(graph: Graph) -> Graph {
     let done = differentiate(graph, 0).unwrap_or_else(|e| panic!("{e}"));
     let mut b = Builder::resume(done.graph);
     for g in &done.gradients {
-        b.output(Output::Report(format!("grad.{}", g.param).into()), g.gradient);
+        // In the parameter's order of axes.
+        let zero = b.constant(DType::F32, 0.0);
+        let ty = b.ty(g.value).clone();
+        let gradient = b.one(Op::Binary(BinaryOp::Add), &[g.gradient, zero], Some(ty), "grad");
+        b.output(Output::Report(format!("grad.{}", g.param).into()), gradient);
     }
     b.finish()
 }

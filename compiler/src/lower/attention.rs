@@ -1,6 +1,5 @@
 //! Attention, forward and backward.
 
-use super::derivative;
 use super::scalar::{Builder, Coords};
 use super::{Lowered, MadeKernel};
 use crate::fuse::gemm_dims::{Dim, merge};
@@ -33,7 +32,7 @@ struct Lowering<'f> {
 /// Lowers a group of kind `Attention` or `AttentionGrad`.
 ///
 /// # Errors
-/// Axes that don't fit the kernel's shape, or a score without a derivative.
+/// Axes that don't fit the kernel's shape.
 pub fn lower(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
     let node = fused.graph.op(op);
     let refuse =
@@ -65,9 +64,7 @@ pub fn lower(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
     views.extend(group.writes.iter().map(|w| w.view.clone()));
     let mut lowering = Lowering { fused, group, views, made: MadeKernel::default() };
     let dims = lowering.dims(&roles).map_err(refuse)?;
-    let score = lowering.score(attention)?;
-    let score_grad = derivative::by_first_input(&score)
-        .map_err(|op| refuse(format!("the score's `{op}` has no derivative here")))?;
+    let score = lowering.region(attention, 0)?;
 
     let n = node.operands.len();
     let q_op = lowering.operand(0, &dims, &[Role::Batch, Role::Group, Role::Query, Role::Head]);
@@ -85,7 +82,6 @@ pub fn lower(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
         hv: dims.value.size,
         bound: attention.bound,
         score,
-        score_grad,
         extras: extra_ops,
         has_bases: false,
     };
@@ -112,14 +108,24 @@ pub fn lower(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
                     lowering.operand(n, &dims, &[Role::Batch, Role::Key, Role::Head]),
                     lowering.operand(n + 1, &dims, &[Role::Batch, Role::Key, Role::Value]),
                 ],
+                AttentionGradPart::Extra(_) => {
+                    vec![lowering.operand(n, &dims, &[Role::Batch, Role::Group, Role::Query, Role::Key])]
+                }
             };
-            let per_pair = match part {
-                AttentionGradPart::Query => 2 * (2 * hd + hv),
-                AttentionGradPart::KeyValue => 2 * (2 * hd + 2 * hv),
+            let (per_pair, slope) = match part {
+                AttentionGradPart::Query => (2 * (2 * hd + hv), 1),
+                AttentionGradPart::KeyValue => (2 * (2 * hd + 2 * hv), 1),
+                AttentionGradPart::Extra(i) => {
+                    let place = attention.learned.iter().position(|l| *l == i as usize);
+                    let place = place.ok_or_else(|| refuse(format!("extra {i} is not learned")))?;
+                    (2 * (hd + hv), 2 + place)
+                }
             };
+            let slope = lowering.region(attention, slope)?;
             let spec = KernelSpec::AttentionGrad(AttentionGradSpec {
                 shape,
                 part,
+                slope,
                 q: q_op,
                 k: k_op,
                 v: v_op,
@@ -208,19 +214,11 @@ impl Lowering<'_> {
             }
         };
         let mut batch = merge(&roles.batch, &operands);
-        let by_key_value =
-            matches!(self.group.kind, Kind::AttentionGrad { part: AttentionGradPart::KeyValue, .. });
-        let group = match one(&roles.group, "query group") {
-            Ok(dim) => dim,
-            Err(message) if by_key_value => return Err(message),
-            Err(_) => {
-                // Key and value heads are shared by more batch entries; only their gradients would mind.
-                let mut dims = merge(&roles.group, &operands);
-                let last = dims.pop().expect("several dimensions");
-                batch.extend(dims);
-                last
-            }
-        };
+        // Groups that one stride can't walk: keys and values are shared by more batch entries, which their gradients, of
+        // stride 0 there, are summed over.
+        let mut groups = merge(&roles.group, &operands);
+        let group = groups.pop().unwrap_or_else(|| Dim { size: 1, strides: vec![0; operands.len()] });
+        batch.extend(groups);
         Ok(Dims {
             batch,
             group,
@@ -248,8 +246,8 @@ impl Lowering<'_> {
         Operand { buffer: self.made.buffer(&view), dtype, offset: 0, strides }
     }
 
-    /// The score region: inputs are its arguments.
-    fn score(&self, attention: &Attention) -> Result<Region> {
+    /// A result of the score region as a region: inputs are its arguments.
+    fn region(&self, attention: &Attention, result: usize) -> Result<Region> {
         let region = self.fused.graph.region(attention.score);
         let group = Group {
             kind: Kind::Fill,
@@ -263,7 +261,7 @@ impl Lowering<'_> {
             let id = builder.push(ScalarOp::Input(i as u32), dtype);
             builder.given.insert(*arg, id);
         }
-        let result = builder.value(region.results[0], &Coords::new())?;
+        let result = builder.value(region.results[result], &Coords::new())?;
         let result = builder.cast(result, DType::F32);
         Ok(builder.finish(&[result]).region)
     }

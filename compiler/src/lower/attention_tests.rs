@@ -30,6 +30,11 @@ pub(super) fn far_off(expected: &Outputs, found: &Outputs) -> Option<String> {
 
 /// Runs the program both ways, and finds three attention kernels in it.
 fn check(graph: &Graph) {
+    check_with(graph, 2);
+}
+
+/// As [`check`], with so many kernels backward.
+fn check_with(graph: &Graph, backward: usize) {
     let program = simulate::program(graph).unwrap_or_else(|e| panic!("{e}"));
     let environment = sample_environment(graph, 3);
     let expected = interpret::run(graph, &environment, Mode::F64).unwrap_or_else(|e| panic!("{e}"));
@@ -41,7 +46,14 @@ fn check(graph: &Graph) {
     assert_eq!(far_off(&expected, &interpreted), None, "as KIR");
     let count = |pick: &dyn Fn(&KernelSpec) -> bool| program.kernels.iter().filter(|k| pick(&k.spec)).count();
     assert_eq!(count(&|k| matches!(k, KernelSpec::Attention(_))), 1, "one kernel forward");
-    assert_eq!(count(&|k| matches!(k, KernelSpec::AttentionGrad(_))), 2, "two backward");
+    assert_eq!(count(&|k| matches!(k, KernelSpec::AttentionGrad(_))), backward, "backward");
+}
+
+/// An operand of the score, with its axes.
+#[derive(Clone, Copy)]
+enum Bias<'a> {
+    Given(&'a [(&'a str, u64)]),
+    Learned(&'a [(&'a str, u64)]),
 }
 
 /// Parameters `q`, `k`, `v` of these axes, attention with the given score, and the gradients of `Σ o·t`.
@@ -49,16 +61,20 @@ fn trained(
     q: &[(&str, u64)],
     kv: &[(&str, u64)],
     bound: Bound,
-    bias: Option<&[(&str, u64)]>,
+    bias: Option<Bias>,
     score: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId,
 ) -> Graph {
     let mut b = Builder::new("attention");
-    let mut param = |path: &str, axes: &[(&str, u64)]| {
+    let param = |b: &mut Builder, path: &str, axes: &[(&str, u64)]| {
         let op = Op::Param { path: path.into(), init: Init::Constant(0.0) };
         b.one(op, &[], Some(ty(axes)), path)
     };
-    let (q, k, v) = (param("q", q), param("k", kv), param("v", kv));
-    let extras: Vec<ValueId> = bias.iter().map(|axes| b.input("bias", ty(axes), 0)).collect();
+    let (q, k, v) = (param(&mut b, "q", q), param(&mut b, "k", kv), param(&mut b, "v", kv));
+    let extras: Vec<ValueId> = match bias {
+        Some(Bias::Given(axes)) => vec![b.input("bias", ty(axes), 0)],
+        Some(Bias::Learned(axes)) => vec![param(&mut b, "bias", axes)],
+        None => vec![],
+    };
     let score = score_region(&mut b, extras.len(), score);
     let parts =
         AttentionParts { query: "seq".into(), key: "pos".into(), over: vec!["hd".into()], bound, score };
@@ -132,10 +148,31 @@ fn lower_attention_with_a_window_and_a_soft_cap() {
 #[test]
 fn lower_attention_reads_a_bias_per_head() {
     let bias: &[(&str, u64)] = &[("kv", 2), ("group", 3), ("seq", 7), ("pos", 7)];
-    check(&trained(Q, KV, Bound::Full, Some(bias), |b, a| b.add(a[0], a[3])));
+    check(&trained(Q, KV, Bound::Full, Some(Bias::Given(bias)), |b, a| b.add(a[0], a[3])));
     // The same for all heads and batches.
     let shared: &[(&str, u64)] = &[("pos", 7), ("seq", 7)];
-    check(&trained(Q, KV, Bound::Full, Some(shared), |b, a| b.add(a[0], a[3])));
+    check(&trained(Q, KV, Bound::Full, Some(Bias::Given(shared)), |b, a| b.add(a[0], a[3])));
+}
+
+#[test]
+fn lower_attention_gives_learned_biases_their_gradients() {
+    let biases: [&[(&str, u64)]; 6] = [
+        &[("kv", 2), ("group", 3), ("seq", 7), ("pos", 7)],
+        &[("pos", 7), ("seq", 7)],
+        &[("batch", 2), ("group", 3), ("pos", 7)],
+        &[("seq", 7), ("kv", 2)],
+        &[("kv", 2), ("group", 3)],
+        &[],
+    ];
+    for axes in biases {
+        let graph = trained(Q, KV, Bound::Causal, Some(Bias::Learned(axes)), |b, a| {
+            let s = b.mul(a[0], a[3]);
+            let s = b.add(s, a[3]);
+            let sees = b.compare(CompareOp::Le, a[2], a[1]);
+            masked(b, sees, s)
+        });
+        check_with(&graph, 3);
+    }
 }
 
 #[test]
@@ -159,4 +196,11 @@ fn lower_attention_with_two_group_axes() {
     let q: &[(&str, u64)] = &[("batch", 2), ("kv", 2), ("g", 2), ("h", 3), ("seq", 5), ("hd", 4)];
     let kv: &[(&str, u64)] = &[("batch", 2), ("pos", 5), ("kv", 2), ("hd", 4)];
     check(&trained(q, kv, Bound::Full, None, |b, a| b.scale(a[0], 0.5)));
+    // Not walked with one stride: another axis lies between them, or the bias has one of them only.
+    let apart: &[(&str, u64)] = &[("g", 2), ("batch", 2), ("kv", 2), ("h", 3), ("seq", 5), ("hd", 4)];
+    check(&trained(apart, kv, Bound::Full, None, |b, a| b.scale(a[0], 0.5)));
+    for axes in [&[("g", 2), ("seq", 5), ("pos", 5)][..], &[("h", 3), ("pos", 5)]] {
+        let graph = trained(q, kv, Bound::Full, Some(Bias::Learned(axes)), |b, a| b.add(a[0], a[3]));
+        check_with(&graph, 3);
+    }
 }

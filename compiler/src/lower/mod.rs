@@ -12,7 +12,6 @@ mod attend_tests;
 pub mod attention;
 #[cfg(test)]
 mod attention_tests;
-pub mod derivative;
 pub mod gemm;
 pub mod lookup;
 pub mod loops;

@@ -29,8 +29,9 @@ pub fn kernel_name(spec: &KernelSpec) -> String {
         KernelSpec::Attention(s) => format!("attention_{}", attention(&s.shape, &s.q)),
         KernelSpec::AttentionGrad(s) => {
             let part = match s.part {
-                AttentionGradPart::Query => "dq",
-                AttentionGradPart::KeyValue => "dkv",
+                AttentionGradPart::Query => "dq".to_string(),
+                AttentionGradPart::KeyValue => "dkv".to_string(),
+                AttentionGradPart::Extra(i) => format!("dextra{i}"),
             };
             format!("attention_{part}_{}", attention(&s.shape, &s.q))
         }

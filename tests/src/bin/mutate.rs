@@ -32,7 +32,6 @@ const TABLES: &[(&str, &[&str])] = &[
     ("compiler/src/graph/shape.rs", &["graph::"]),
     ("compiler/src/graph/composites.rs", &["graph::", "interpret::", "autodiff::"]),
     ("compiler/src/lower/scalar.rs", &["lower::"]),
-    ("compiler/src/lower/derivative.rs", &["lower::"]),
     ("compiler/src/lower/gemm.rs", &["lower::"]),
     ("compiler/src/lower/attention.rs", &["lower::"]),
     ("compiler/src/lower/lookup.rs", &["lower::"]),

@@ -1,4 +1,4 @@
-//! Attention, backward: two kernels, each recomputing the probabilities of its blocks from the log-sum-exp.
+//! Attention, backward: kernels that each recompute the probabilities of its blocks from the log-sum-exp.
 //!
 //! ```text
 //! s  = score(q·kᵀ)       p  = exp(s − lse)
@@ -6,9 +6,12 @@
 //! Query     a tile is a block of queries:  dq = Σ over key blocks    ds · k
 //! KeyValue  a tile is a block of keys:     dk = Σ over query blocks  dsᵀ · q     dv = Σ pᵀ · do    and over the group
 //! ```
+//! The gradient of an extra is in [`super::extra`].
+//!
 //! Vectors of scores run along what the tile owns, so that its operands are transposed into panels once and those of the
 //! other side are only copied.
 
+use super::extra::extra_kernel;
 use super::*;
 use crate::kernels::buffers::{Buffers, extent};
 use crate::kernels::loops::for_vectors_carried;
@@ -22,6 +25,7 @@ pub fn attention_grad(spec: &AttentionGradSpec, target: &Target) -> Kernel {
     match spec.part {
         AttentionGradPart::Query => query_kernel(spec, &plan),
         AttentionGradPart::KeyValue => key_value_kernel(spec, &plan),
+        AttentionGradPart::Extra(_) => extra_kernel(spec, &plan),
     }
 }
 
@@ -47,11 +51,14 @@ fn declare(b: &mut Builder, spec: &AttentionGradSpec) {
             buffers.write("dk", &spec.outputs[0], &k_dims);
             buffers.write("dv", &spec.outputs[1], &v_dims);
         }
+        AttentionGradPart::Extra(_) => {
+            buffers.write("dextra", &spec.outputs[0], &with(&[s.group, s.sq, s.sk]));
+        }
     }
     buffers.declare(b);
 }
 
-fn builder(spec: &AttentionGradSpec, n_tiles: u64) -> Builder {
+pub(super) fn builder(spec: &AttentionGradSpec, n_tiles: u64) -> Builder {
     let mut b = Builder::new(n_tiles, if spec.shape.has_bases { 2 } else { 0 });
     declare(&mut b, spec);
     b
@@ -59,14 +66,14 @@ fn builder(spec: &AttentionGradSpec, n_tiles: u64) -> Builder {
 
 /// Scratch of both kernels. Of queries and keys, the side vectors run along is packed into panels and the other copied
 /// as rows.
-struct Scratch {
+pub(super) struct Scratch {
     q: Mem,
     d_o: Mem,
     k: Mem,
     v: Mem,
     /// Probabilities and score gradients; first the products they are made from.
     p: Mem,
-    ds: Mem,
+    pub(super) ds: Mem,
 }
 
 impl Scratch {
@@ -85,7 +92,7 @@ impl Scratch {
     }
 
     /// With panels of keys.
-    fn along_keys(b: &mut Builder, plan: &Plan) -> Scratch {
+    pub(super) fn along_keys(b: &mut Builder, plan: &Plan) -> Scratch {
         let s = plan.shape;
         Scratch {
             q: b.scratch("q_rows", DType::F32, plan.queries * s.hd),
@@ -99,21 +106,21 @@ impl Scratch {
 }
 
 /// What both kernels compute in: one batch entry.
-struct Block<'a> {
-    spec: &'a AttentionGradSpec,
-    plan: &'a Plan<'a>,
-    scratch: &'a Scratch,
-    batch: &'a [Value],
-    along: Along,
+pub(super) struct Block<'a> {
+    pub(super) spec: &'a AttentionGradSpec,
+    pub(super) plan: &'a Plan<'a>,
+    pub(super) scratch: &'a Scratch,
+    pub(super) batch: &'a [Value],
+    pub(super) along: Along,
 }
 
 /// `rows` queries of one head from `query` on; `slot` is the head's place in scratch.
 #[derive(Clone, Copy)]
-struct Queries {
-    head: Value,
-    query: Value,
-    rows: Value,
-    slot: Value,
+pub(super) struct Queries {
+    pub(super) head: Value,
+    pub(super) query: Value,
+    pub(super) rows: Value,
+    pub(super) slot: Value,
 }
 
 impl Block<'_> {
@@ -142,7 +149,7 @@ impl Block<'_> {
     }
 
     /// Queries and output gradients to scratch.
-    fn take_queries(&self, b: &mut Builder, queries: &Queries) {
+    pub(super) fn take_queries(&self, b: &mut Builder, queries: &Queries) {
         let (plan, s, spec) = (self.plan, self.plan.shape, self.spec);
         for (operand, width, to) in [(&spec.q, s.hd, self.scratch.q), (&spec.d_o, s.hv, self.scratch.d_o)] {
             let (from, strides) = self.rows_of(b, operand, queries);
@@ -159,7 +166,7 @@ impl Block<'_> {
     }
 
     /// Keys and values to scratch.
-    fn take_keys(&self, b: &mut Builder, key: Value, keys: Value) {
+    pub(super) fn take_keys(&self, b: &mut Builder, key: Value, keys: Value) {
         let (plan, s, spec) = (self.plan, self.plan.shape, self.spec);
         let zero = b.index(0);
         for (operand, width, to) in [(&spec.k, s.hd, self.scratch.k), (&spec.v, s.hv, self.scratch.v)] {
@@ -190,7 +197,7 @@ impl Block<'_> {
     }
 
     /// Fills `p` and `ds` for these queries and keys.
-    fn probabilities(&self, b: &mut Builder, queries: &Queries, key: Value, keys: Value) {
+    pub(super) fn probabilities(&self, b: &mut Builder, queries: &Queries, key: Value, keys: Value) {
         let (plan, s, scratch) = (self.plan, self.plan.shape, self.scratch);
         let zero = b.index(0);
         for (q, k, width, out) in
@@ -256,11 +263,11 @@ impl Block<'_> {
 
     /// Products at `index` to a probability and a score gradient.
     fn vector(&self, b: &mut Builder, scores: &mut Scores, index: Value, lse: Value, delta: Value) {
-        let (s, lanes) = (self.plan.shape, self.plan.lanes);
+        let (spec, lanes) = (self.spec, self.plan.lanes);
         scores.dot = b.load(self.scratch.p, index, lanes);
         let dp = b.load(self.scratch.ds, index, lanes);
-        let score = scores.region(b, &s.score);
-        let slope = scores.region(b, &s.score_grad);
+        let score = scores.region(b, &spec.shape.score);
+        let slope = scores.region(b, &spec.slope);
         let distance = b.sub(score, lse);
         let p = math::exp(b, distance);
         let inner = b.sub(dp, delta);
@@ -312,7 +319,7 @@ impl Block<'_> {
 }
 
 /// Zeros in `rows` rows of `width` elements.
-fn clear(b: &mut Builder, plan: &Plan, to: Mem, rows: u64, width: u64) {
+pub(super) fn clear(b: &mut Builder, plan: &Plan, to: Mem, rows: u64, width: u64) {
     for_vectors(b, rows * width, plan.lanes, |b, at, count| {
         let nothing = b.const_float(f32x(plan.lanes), 0.0);
         b.store_at(At { mem: to, index: at, stride: None }, nothing, count);
@@ -341,6 +348,30 @@ fn store_rows(
             let to = offset_by(b, to, &[(j, strides.1)]);
             store_along(b, mem(operand), to, strides.1, plan.lanes, value, count);
         });
+    });
+}
+
+/// The sizes of the dimensions a result has, and of those it is summed over; 1 in the place of the others.
+pub(super) fn kept_and_summed(sizes: &[u64], strides: &[u64]) -> (Vec<u64>, Vec<u64>) {
+    sizes.iter().zip(strides).map(|(&size, &stride)| if stride == 0 { (1, size) } else { (size, 1) }).unzip()
+}
+
+/// Runs through the dimensions a result is summed over, in their order; `kept` are the tile's own indices.
+pub(super) fn for_summed(
+    b: &mut Builder,
+    kept: &[Value],
+    summed: &[u64],
+    body: impl Fn(&mut Builder, &[Value]),
+) {
+    let total: u64 = summed.iter().product();
+    if total == 1 {
+        return body(b, kept);
+    }
+    b.for_range(total, |b, i| {
+        let inner = unflatten(b, i, summed);
+        let of = |d: usize| if summed[d] == 1 { kept[d] } else { inner[d] };
+        let index: Vec<Value> = (0..kept.len()).map(of).collect();
+        body(b, &index);
     });
 }
 
@@ -410,7 +441,8 @@ fn query_kernel(spec: &AttentionGradSpec, plan: &Plan) -> Kernel {
 /// Tiles are blocks of keys.
 fn key_value_kernel(spec: &AttentionGradSpec, plan: &Plan) -> Kernel {
     let s = &spec.shape;
-    let sizes = [&s.batch[..], &[s.sk.div_ceil(KEYS)]].concat();
+    let (kept, summed) = kept_and_summed(&s.batch, &spec.outputs[0].strides);
+    let sizes = [&kept[..], &[s.sk.div_ceil(KEYS)]].concat();
     let mut b = builder(spec, sizes.iter().product());
     let scratch = Scratch::along_keys(&mut b, plan);
     let q_rows = plan.packed(&mut b, "q_panels", s.hd, plan.queries);
@@ -421,16 +453,14 @@ fn key_value_kernel(spec: &AttentionGradSpec, plan: &Plan) -> Kernel {
     b.for_tiles(|b, tile| {
         let mut batch = unflatten(b, tile, &sizes);
         let block = batch.pop().expect("a tile has a key block");
-        let tile = Block { spec, plan, scratch: &scratch, batch: &batch, along: Along::Keys };
         let key = b.mul_const(block, KEYS as i64);
         let (end, zero) = (b.index(s.sk), b.index(0));
         let keys = length(b, key, KEYS, end);
         clear(b, plan, dk, KEYS, k_padded);
         clear(b, plan, dv, KEYS, v_padded);
-        tile.take_keys(b, key, keys);
         let last = b.add(key, keys);
         let (lo, hi) = plan.queries_of(b, key, last);
-        let accumulate = |b: &mut Builder, queries: &Queries| {
+        let accumulate = |b: &mut Builder, tile: &Block, queries: &Queries| {
             tile.take_queries(b, queries);
             let (from, strides) = tile.rows_of(b, &spec.q, queries);
             pack_rows(b, plan, &spec.q, from, strides, s.hd, queries.rows, plan.queries, q_rows);
@@ -456,12 +486,17 @@ fn key_value_kernel(spec: &AttentionGradSpec, plan: &Plan) -> Kernel {
                 product.emit(b, plan, keys, width, queries.rows, Update::Add);
             }
         };
-        b.for_range(s.group, |b, head| {
-            b.for_each(lo, hi, plan.queries as i64, |b, query| {
-                let rows = length(b, query, plan.queries, hi);
-                accumulate(b, &Queries { head, query, rows, slot: zero });
+        for_summed(b, &batch, &summed, |b, batch| {
+            let tile = Block { spec, plan, scratch: &scratch, batch, along: Along::Keys };
+            tile.take_keys(b, key, keys);
+            b.for_range(s.group, |b, head| {
+                b.for_each(lo, hi, plan.queries as i64, |b, query| {
+                    let rows = length(b, query, plan.queries, hi);
+                    accumulate(b, &tile, &Queries { head, query, rows, slot: zero });
+                });
             });
         });
+        let tile = Block { spec, plan, scratch: &scratch, batch: &batch, along: Along::Keys };
         for (from, row_len, output, width) in
             [(dk, k_padded, &spec.outputs[0], s.hd), (dv, v_padded, &spec.outputs[1], s.hv)]
         {

@@ -1,6 +1,6 @@
 //! `Attention` and `AttentionGrad`: tiled, with the score matrix only ever one tile large.
 //!
-//! All three kernels share this file: the tile sizes, the products between blocks in scratch memory, the score region and
+//! All kernels share this file: the tile sizes, the products between blocks in scratch memory, the score region and
 //! the bounds of positions.
 //!
 //! ```text
@@ -9,9 +9,10 @@
 //! right operands   packed into panels of vectors: transposed for scores, as they are for what scores weigh
 //! ```
 //! Source: Dao 2023 (FlashAttention-2, arXiv:2307.08691), §3.1: the running maximum and sum of the forward pass, and the
-//! backward pass from the log-sum-exp. We compute the two gradients of the backward pass in kernels of their own, so that
+//! backward pass from the log-sum-exp. We compute the gradients of the backward pass in kernels of their own, so that
 //! no two tiles write one element.
 
+mod extra;
 mod forward;
 mod grad;
 

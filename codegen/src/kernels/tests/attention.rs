@@ -15,15 +15,19 @@ struct Case {
     has_bases: bool,
 }
 
-/// `scale · dot (+ bias)`, then the mask of the bound; and its derivative, `scale` where the mask lets it through.
-fn regions(case: &Case) -> (Region, Region) {
+/// `scale · dot (+ bias²)`, then the mask of the bound; and its derivatives by the dot product, `scale`, and by the bias,
+/// where the mask lets them through.
+fn regions(case: &Case) -> [Region; 3] {
     let mut r = RegionBuilder::default();
     let dot = r.input(0);
     let scale = r.constant(0.25);
     let mut score = r.binary(BinaryOp::Mul, dot, scale);
+    let mut slopes = [scale, r.constant(0.0)];
     if case.has_bias {
         let bias = r.input(3);
-        score = r.binary(BinaryOp::Add, score, bias);
+        let square = r.binary(BinaryOp::Mul, bias, bias);
+        score = r.binary(BinaryOp::Add, score, square);
+        slopes[1] = r.binary(BinaryOp::Add, bias, bias);
     }
     let (query, key) = (r.input(1), r.input(2));
     let mut conditions = Vec::new();
@@ -37,17 +41,15 @@ fn regions(case: &Case) -> (Region, Region) {
     }
     let removed = r.constant(f64::NEG_INFINITY);
     let zero = r.constant(0.0);
-    let mut slope = scale;
     for condition in conditions {
         score = r.op(ScalarOp::Select(condition, score, removed));
-        slope = r.op(ScalarOp::Select(condition, slope, zero));
+        slopes = slopes.map(|slope| r.op(ScalarOp::Select(condition, slope, zero)));
     }
-    let grad = Region { ops: r.0.ops.clone(), results: vec![slope] };
-    (r.results(&[score]), grad)
+    [score, slopes[0], slopes[1]].map(|result| Region { ops: r.0.ops.clone(), results: vec![result] })
 }
 
 fn shape(case: &Case, random: &mut Random, extra_buffer: u32) -> AttentionShape {
-    let (score, score_grad) = regions(case);
+    let [score, ..] = regions(case);
     let dims = [&case.batch[..], &[case.group, case.sq, case.sk]].concat();
     let broadcast: Vec<usize> = (0..case.batch.len()).collect();
     let extras = if case.has_bias {
@@ -64,7 +66,6 @@ fn shape(case: &Case, random: &mut Random, extra_buffer: u32) -> AttentionShape 
         hv: case.hv,
         bound: case.bound,
         score,
-        score_grad,
         extras,
         has_bases: case.has_bases,
     }
@@ -136,7 +137,13 @@ fn attention_walks_several_blocks_of_queries_and_keys() {
     check(&KernelSpec::Attention(AttentionSpec { shape, q, k, v, o, lse }), &[], &|_| Fill::Random, 1);
 }
 
-fn gradient(case: &Case, part: AttentionGradPart, random: &mut Random) -> AttentionGradSpec {
+/// The bias's own gradient lacks the dimensions `without`, those of keys and values only if they are of the batch.
+fn gradient(
+    case: &Case,
+    part: AttentionGradPart,
+    without: &[usize],
+    random: &mut Random,
+) -> AttentionGradSpec {
     let row = [case.group, case.sq];
     let q_dims = with(case, &[row[0], row[1], case.hd]);
     let (k_dims, v_dims) = (with(case, &[case.sk, case.hd]), with(case, &[case.sk, case.hv]));
@@ -150,11 +157,22 @@ fn gradient(case: &Case, part: AttentionGradPart, random: &mut Random) -> Attent
     let outputs = match part {
         AttentionGradPart::Query => vec![layout(random, 6, DType::F32, &q_dims, &[])],
         AttentionGradPart::KeyValue => {
-            vec![layout(random, 6, DType::F32, &k_dims, &[]), layout(random, 7, DType::F32, &v_dims, &[])]
+            let without: Vec<usize> = without.iter().copied().filter(|d| *d < case.batch.len()).collect();
+            [&k_dims, &v_dims]
+                .into_iter()
+                .zip(6..)
+                .map(|(d, i)| layout(random, i, DType::F32, d, &without))
+                .collect()
+        }
+        AttentionGradPart::Extra(_) => {
+            let dims = with(case, &[case.group, case.sq, case.sk]);
+            vec![layout(random, 6, DType::F32, &dims, without)]
         }
     };
     let shape = shape(case, random, 6 + outputs.len() as u32);
-    AttentionGradSpec { shape, part, q, k, v, d_o, lse, delta, outputs }
+    let [_, by_dot, by_bias] = regions(case);
+    let slope = if matches!(part, AttentionGradPart::Extra(_)) { by_bias } else { by_dot };
+    AttentionGradSpec { shape, part, slope, q, k, v, d_o, lse, delta, outputs }
 }
 
 #[test]
@@ -163,16 +181,50 @@ fn attention_grad_agrees_with_the_evaluator_on_random_shapes() {
     for seed in 0..14 {
         let case = random_case(&mut random);
         let part = random.pick(&[AttentionGradPart::Query, AttentionGradPart::KeyValue]);
-        let spec = gradient(&case, part, &mut random);
+        let without = if random.below(3) == 0 { vec![0] } else { vec![] };
+        let spec = gradient(&case, part, &without, &mut random);
         let scalars = bases(&case, &mut random);
         check(&KernelSpec::AttentionGrad(spec), &scalars, &|_| Fill::Random, seed);
+    }
+}
+
+#[test]
+fn attention_grad_of_a_bias_agrees_with_the_evaluator_on_random_shapes() {
+    let mut random = Random(12);
+    for seed in 0..20 {
+        let case = Case { has_bias: true, ..random_case(&mut random) };
+        // Every dimension of the scores is one the bias may lack.
+        let dims = case.batch.len() + 3;
+        let without: Vec<usize> = (0..dims).filter(|_| random.below(2) == 0).collect();
+        let spec = gradient(&case, AttentionGradPart::Extra(0), &without, &mut random);
+        let scalars = bases(&case, &mut random);
+        check(&KernelSpec::AttentionGrad(spec), &scalars, &|_| Fill::Random, seed);
+    }
+}
+
+#[test]
+fn attention_grad_of_a_bias_walks_several_blocks_of_queries_and_keys() {
+    for (without, seed) in [(&[0][..], 1), (&[1], 2), (&[2], 3), (&[0, 1, 2], 4)] {
+        let case = Case {
+            batch: vec![],
+            group: 2,
+            sq: 150,
+            sk: 230,
+            hd: 2,
+            hv: 3,
+            bound: Bound::Window(70),
+            has_bias: true,
+            has_bases: false,
+        };
+        let spec = gradient(&case, AttentionGradPart::Extra(0), without, &mut Random(seed));
+        check(&KernelSpec::AttentionGrad(spec), &[], &|_| Fill::Random, seed);
     }
 }
 
 /// Rows whose log-sum-exp is −∞ saw no key; their gradients are 0, not NaN.
 #[test]
 fn attention_grad_of_rows_without_keys_is_zero() {
-    for part in [AttentionGradPart::Query, AttentionGradPart::KeyValue] {
+    for part in [AttentionGradPart::Query, AttentionGradPart::KeyValue, AttentionGradPart::Extra(0)] {
         let case = Case {
             batch: vec![],
             group: 1,
@@ -181,11 +233,11 @@ fn attention_grad_of_rows_without_keys_is_zero() {
             hd: 4,
             hv: 4,
             bound: Bound::Causal,
-            has_bias: false,
+            has_bias: true,
             has_bases: true,
         };
         let mut random = Random(11);
-        let spec = KernelSpec::AttentionGrad(gradient(&case, part, &mut random));
+        let spec = KernelSpec::AttentionGrad(gradient(&case, part, &[], &mut random));
         for target in TARGETS {
             let kernel = expand(&spec, target);
             let mut buffers: Vec<Vec<u8>> = kernel

@@ -93,7 +93,6 @@ fn attention_gives_zero_where_no_key_is_left() {
         hd: 1,
         hv: 1,
         bound: Bound::Causal,
-        score_grad: mask.clone(),
         score: mask,
         extras: vec![],
         has_bases: false,

@@ -1,6 +1,6 @@
 //! Every composite: its derivative by name, or through its meaning.
 
-use super::{check, check_graph, param};
+use super::{check, check_graph, param, param_in};
 use crate::graph::composites::AttentionParts;
 use crate::graph::{
     Axis, BinaryOp, Bound, Builder, CompareOp, DType, LossHead, Name, Op, Output, Pairs, ReduceOp, RegionId,
@@ -170,16 +170,52 @@ fn soft_capped_windowed_attention_with_documents_has_its_derivative() {
 }
 
 #[test]
-fn attention_with_a_learned_bias_goes_through_its_meaning() {
-    check(|b| {
+fn attention_gives_a_learned_bias_its_gradient() {
+    let biases: [&[(&str, u64)]; 6] = [
+        &[("kv", 2), ("group", 2), ("seq", 4), ("pos", 4)],
+        &[("batch", 2), ("pos", 4), ("seq", 4)],
+        &[("group", 2), ("pos", 4)],
+        &[("kv", 2), ("seq", 4)],
+        &[("kv", 2), ("group", 2)],
+        &[],
+    ];
+    for axes in biases {
+        let graph = check(|b| {
+            let [q, k, v] = qkv(b);
+            let bias = param(b, "bias", axes);
+            let region = score(b, &[DType::F32], |b, args| {
+                // Added alone, what is the same for all keys would cancel.
+                let s = b.mul(args[0], args[3]);
+                let s = b.add(s, args[3]);
+                causal(b, args, s)
+            });
+            b.attention(q, k, v, &[bias], parts(region, Bound::Causal)).unwrap().0
+        });
+        assert!(crate::graph::print::print(&graph).contains("over hd learned 0 {"), "{axes:?}");
+    }
+}
+
+#[test]
+fn attention_gives_only_the_learned_extras_gradients() {
+    let graph = check(|b| {
         let [q, k, v] = qkv(b);
-        let bias = param(b, "bias", &[("kv", 2), ("group", 2), ("seq", 4), ("pos", 4)]);
-        let region = score(b, &[DType::F32], |b, args| {
-            let s = b.add(args[0], args[3]);
+        let slope = param(b, "slope", &[("kv", 2), ("group", 2)]);
+        let far = b.input("far", Type::new(DType::F32, vec![Axis::new("pos", 4)]), 0);
+        let cap = param_in(b, "cap", &[], 1.0, 2.0);
+        let region = score(b, &[DType::F32; 3], |b, args| {
+            let scaled = b.div(args[0], args[5]);
+            let t = b.unary(UnaryOp::Tanh, scaled);
+            let s = b.mul(t, args[5]);
+            let distance = b.sub(args[2], args[1]);
+            let distance = b.cast(distance, DType::F32);
+            let bias = b.mul(distance, args[3]);
+            let s = b.add(s, bias);
+            let s = b.add(s, args[4]);
             causal(b, args, s)
         });
-        b.attention(q, k, v, &[bias], parts(region, Bound::Causal)).unwrap().0
+        b.attention(q, k, v, &[slope, far, cap], parts(region, Bound::Causal)).unwrap().0
     });
+    assert!(crate::graph::print::print(&graph).contains("over hd learned 0, 2 {"));
 }
 
 #[test]

@@ -136,6 +136,16 @@ impl Parser {
         }
     }
 
+    fn extras(&mut self) -> Result<Vec<usize>> {
+        let mut places = Vec::new();
+        loop {
+            places.push(self.integer("the place of an extra")? as usize);
+            if !self.accept(",") {
+                return Ok(places);
+            }
+        }
+    }
+
     fn attribute(&mut self, key: &str) -> Result<f64> {
         self.expect_word(key)?;
         self.expect("=")?;
@@ -157,8 +167,10 @@ impl Parser {
             Bound::Window(self.size("the window")?)
         };
         self.expect_word("over")?;
+        let over = self.names("an axis")?;
+        let learned = if self.accept_word("learned") { self.extras()? } else { Vec::new() };
         // The score region is read with the block.
-        Ok(Attention { query, key, over: self.names("an axis")?, bound, score: RegionId(0) })
+        Ok(Attention { query, key, over, bound, learned, score: RegionId(0) })
     }
 
     /// A block up to and with its closing brace.
