@@ -7,5 +7,6 @@ pub mod numpy;
 pub mod parity;
 pub mod programs;
 pub mod random_graph;
+pub mod random_ops;
 pub mod random_spec;
 pub mod training;

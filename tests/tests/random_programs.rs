@@ -9,6 +9,7 @@ use mlc_codegen::program::{InterpretedProgram, Program};
 use mlc_codegen::run::CompiledProgram;
 use mlc_codegen::target::Target;
 use mlc_tests::random_graph::sample;
+use mlc_tests::random_ops::{cases, op_sample};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 fn seeds() -> std::ops::Range<u64> {
@@ -97,6 +98,21 @@ fn gradients_compiled_are_those_of_kir_bit_for_bit() {
     let wrong = wrong(|seed| {
         let sample = sample(seed);
         check_compiled(&sample.with_gradients(), &sample.environment, &target)
+    });
+    assert!(wrong.is_empty(), "{} of {} wrong:\n{}", wrong.len(), seeds().count(), wrong.join("\n"));
+}
+
+/// A plain test run takes each case a few times; `MLC_FUZZ_GRAPHS=30000` each at least 200 times.
+#[test]
+fn every_op_on_every_type_is_the_same_compiled() {
+    let target = Target::host().expect("a machine mlc knows");
+    let cases = cases();
+    let each = seeds().count() / cases.len();
+    println!("{} cases of an op on an element type, at least {each} times each", cases.len());
+    assert!(cases.len() > 100, "{} cases", cases.len());
+    let wrong = wrong(|seed| {
+        let sample = op_sample(&cases, seed);
+        check_compiled(&sample.graph, &sample.environment, &target)
     });
     assert!(wrong.is_empty(), "{} of {} wrong:\n{}", wrong.len(), seeds().count(), wrong.join("\n"));
 }

@@ -19,8 +19,8 @@
 use super::print::{Lines, print_lines};
 use super::shape::{self, op_name, show};
 use super::{
-    Attention, BinaryOp, Composite, CompositeKind, DType, Graph, Loop, Name, Op, OpId, OpNode, Output, Phase,
-    RegionId, Type, UnaryOp, Update, ValueId,
+    Attention, BinaryOp, CompareOp, Composite, CompositeKind, DType, Graph, Loop, Name, Op, OpId, OpNode,
+    Output, Phase, RegionId, Type, UnaryOp, Update, ValueId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -667,8 +667,8 @@ fn dtype_unfit(op: &Op, types: &[&Type]) -> Option<String> {
         },
         Op::Reduce { .. } | Op::ScatterAdd { .. } => first != DType::Bool,
         Op::Dot { .. } | Op::RotatePairs { .. } => is_float(first),
-        Op::Compare(_)
-        | Op::Select
+        Op::Compare(c) => matches!(c, CompareOp::Eq | CompareOp::Ne) || first != DType::Bool,
+        Op::Select
         | Op::Cast
         | Op::Broadcast
         | Op::Rename { .. }
