@@ -13,5 +13,7 @@ pub mod lower;
 pub mod memory;
 pub mod metadata;
 pub mod pipeline;
+pub mod remat;
 pub mod schedule;
 pub mod spec;
+pub mod units;

@@ -14,6 +14,7 @@ use crate::graph::{Graph, print};
 use crate::lower::{EntryMeta, to_program};
 use crate::memory::{self, Plan};
 use crate::metadata::{baked_keys, metadata};
+use crate::remat;
 use crate::schedule::{self, Schedule};
 use crate::spec::checked::{Input, Model, Spec, Train};
 use crate::spec::{Diagnostic, SourceMap, codes};
@@ -23,7 +24,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// Stages in order, by the names `mlc emit --stage` takes.
-pub const STAGES: &[&str] = &["graph", "training", "fused", "plan", "program"];
+pub const STAGES: &[&str] = &["graph", "training", "remat", "fused", "plan", "program"];
 
 /// What the compiler makes of a spec.
 pub struct Compiled {
@@ -31,6 +32,8 @@ pub struct Compiled {
     pub program: Program,
     /// Where every byte lies.
     pub plan: Plan,
+    /// What is saved for the backward pass.
+    pub remat: remat::Report,
     /// What the user should know.
     pub notes: Vec<Diagnostic>,
 }
@@ -76,11 +79,17 @@ pub fn compile(
     all_inputs_are_fed(&spec.model)?;
     let config = with_microbatches(train_config(&spec.model, train), train);
     let mut schedules = Vec::new();
+    let mut saved = remat::Report::default();
     let mut entries = Vec::new();
     for (entry, batch) in entries_of(&spec.model, train) {
         let graph = forward(&spec.model, entry, batch, sources, runner)?;
         let graph = match entry {
-            Entry::Train => training(graph, &config, runner)?,
+            Entry::Train => {
+                let graph = training(graph, &config, runner)?;
+                let (graph, report) = rematerialised(graph, train, runner)?;
+                saved = report;
+                graph
+            }
             Entry::Eval | Entry::Logits => inference(graph, entry, runner)?,
         };
         schedules.push(scheduled(graph, entry, runner)?);
@@ -90,21 +99,22 @@ pub fn compile(
     let (info, mut notes) = program_info(spec, train, identity);
     notes.append(&mut runner.notes);
     let program = programmed(&plan, &entries, info, spec, train, runner)?;
-    Ok(Compiled { program, plan, notes })
+    Ok(Compiled { program, plan, remat: saved, notes })
 }
 
-/// The graphs alone, for a model without a run too: the forward graph, and the training graph if there is a run.
+/// The graphs alone, for a model without a run too: the forward graph, and the training graph if there is a run, with what
+/// it saves for its backward pass.
 ///
 /// # Errors
 /// See [`CompileError`].
-pub fn graphs(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<()> {
+pub fn graphs(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<Option<remat::Report>> {
     let model = &spec.model;
     let batch = spec.train.as_ref().map_or(model.size("batch").unwrap_or(1), |t| t.batch);
     let graph = forward(model, Entry::Train, batch, sources, runner)?;
-    if let Some(train) = &spec.train {
-        training(graph, &with_microbatches(train_config(model, train), train), runner)?;
-    }
-    Ok(())
+    let Some(train) = &spec.train else { return Ok(None) };
+    let graph = training(graph, &with_microbatches(train_config(model, train), train), runner)?;
+    let (_, report) = rematerialised(graph, train, runner)?;
+    Ok(Some(report))
 }
 
 /// Entries with their batch.
@@ -172,6 +182,12 @@ fn training(graph: Graph, config: &TrainConfig, runner: &mut Runner) -> Result<G
         runner.run("training", || training_step(graph, config).map_err(|e| unsupported(e.to_string())))?;
     runner.graph("training", "train", &graph, Level::Training)?;
     Ok(graph)
+}
+
+fn rematerialised(graph: Graph, train: &Train, runner: &mut Runner) -> Result<(Graph, remat::Report)> {
+    let (graph, report) = runner.run("remat", || Ok(remat::rematerialise(graph, &train.remat)))?;
+    runner.graph("remat", "train", &graph, Level::Training)?;
+    Ok((graph, report))
 }
 
 fn inference(graph: Graph, entry: Entry, runner: &mut Runner) -> Result<Graph> {

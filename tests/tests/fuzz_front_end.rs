@@ -130,7 +130,7 @@ fn spec(text: &str) -> Outcome {
             drawn(&notes, &sources)?;
             expands_to_itself(text)?;
             match graphs(&checked, &sources, &mut Runner::default()) {
-                Ok(()) => Ok(format!("graphs {}", codes(&notes))),
+                Ok(_) => Ok(format!("graphs {}", codes(&notes))),
                 Err(CompileError::Spec(messages)) => Ok(format!("refused {}", codes(&messages))),
                 Err(error) => Err(format!("{error:?}")),
             }

@@ -75,7 +75,8 @@ fn invariant_ops(graph: &Graph, op: OpId) -> (BTreeSet<OpId>, BTreeSet<OpId>) {
         invariant.extend(&node.results);
         made_by.extend(node.results.iter().map(|r| (*r, id)));
         let from_worth = || node.operands.iter().any(|v| made_by.get(v).is_some_and(|m| worth.contains(m)));
-        if is_costly(node) || follows(&node.op) && from_worth() {
+        // Element-wise ops move along with a costly operand. A broadcast does not: it would only make the tensor larger.
+        if is_costly(node) || node.op.is_elementwise() && from_worth() {
             worth.insert(id);
         }
     }
@@ -122,30 +123,7 @@ fn is_costly(node: &OpNode) -> bool {
         | Op::Broadcast
         | Op::Rename { .. }
         | Op::RotatePairs { .. }
-        | Op::Update(_) => false,
-    }
-}
-
-/// Ops that move along with a costly operand: element-wise ones. A broadcast does not: it would only make the tensor
-/// larger.
-fn follows(op: &Op) -> bool {
-    match op {
-        Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Select | Op::Cast => true,
-        Op::Input { .. }
-        | Op::Param { .. }
-        | Op::State { .. }
-        | Op::Scalar { .. }
-        | Op::Const(_)
-        | Op::Index { .. }
-        | Op::Broadcast
-        | Op::Rename { .. }
-        | Op::Reduce { .. }
-        | Op::Dot { .. }
-        | Op::Gather { .. }
-        | Op::ScatterAdd { .. }
-        | Op::RotatePairs { .. }
-        | Op::Loop(_)
-        | Op::Composite(_)
+        | Op::Transfer { .. }
         | Op::Update(_) => false,
     }
 }

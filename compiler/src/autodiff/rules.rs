@@ -79,6 +79,11 @@ pub(super) fn pull(
             });
             Ok(vec![updates, None])
         }
+        Op::Transfer { .. } => {
+            // y = x, wherever it lies; gradients stay where they are made.
+            let g = only(g);
+            Ok(vec![t.towards(node.operands[0], |_| g)])
+        }
         Op::RotatePairs { axis, pairs } => {
             // (a, b) → (−b, a) is a rotation by a quarter turn; its transpose turns back.
             let g = only(g);

@@ -249,6 +249,7 @@ impl Tape {
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
             | Op::RotatePairs { .. }
+            | Op::Transfer { .. }
             | Op::Loop(_)
             | Op::Composite(_)
             | Op::Update(_) => false,

@@ -6,6 +6,7 @@ use super::{Failure, SpecArgs};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use mlc::pipeline::{self, Compiled, Identity, Runner};
+use mlc::units;
 use mlc_codegen::build::{BuildOptions, Built, build};
 use mlc_codegen::cache::Cache;
 use mlc_codegen::target::Target;
@@ -53,7 +54,7 @@ pub fn run(args: &BuildArgs) -> Result<(), Failure> {
     println!(
         "{}: {}, built in {:.1} s",
         out.display(),
-        files::bytes(built.elf.len() as u64),
+        units::bytes(built.elf.len() as u64),
         start.elapsed().as_secs_f64()
     );
     Ok(())

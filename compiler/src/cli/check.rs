@@ -1,8 +1,9 @@
 //! `mlc check`
 
-use super::files::{Checked, expanded, grouped, read_spec};
+use super::files::{Checked, expanded, failure, grouped, read_spec};
 use super::{Failure, SpecArgs};
 use clap::Args;
+use mlc::pipeline::{self, Runner};
 use mlc::spec::checked::Model;
 
 /// Arguments of `mlc check`.
@@ -18,7 +19,7 @@ pub struct CheckArgs {
     params: bool,
 }
 
-/// Checks, then prints a summary.
+/// Checks, then prints a summary, and what the choices of `remat` come to.
 pub fn run(args: &CheckArgs) -> Result<(), Failure> {
     let checked = read_spec(&args.spec)?;
     if args.expand {
@@ -29,6 +30,11 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
         print_params(&checked.spec.model);
     }
     print!("{}", summary(&checked));
+    if checked.spec.train.as_ref().is_some_and(|train| !train.remat.is_default()) {
+        let report = pipeline::graphs(&checked.spec, &checked.sources, &mut Runner::default())
+            .map_err(|e| failure(e, &checked.sources, args.spec.format))?;
+        print!("{}", report.unwrap_or_default());
+    }
     Ok(())
 }
 

@@ -1,10 +1,10 @@
 //! `mlc doctor`: is everything here that building and training need?
 
 use super::Failure;
-use super::files::bytes;
 use clap::Args;
 use mlc::pipeline::{self, Identity, Runner};
 use mlc::spec::{MemoryLoader, SourceMap, check};
+use mlc::units::bytes;
 use mlc_codegen::build::{BuildOptions, build};
 use mlc_codegen::cache::Cache;
 use mlc_codegen::link;

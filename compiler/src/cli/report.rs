@@ -1,8 +1,9 @@
 //! What `mlc build` prints.
 
 use super::check::summary;
-use super::files::{Checked, bytes, grouped};
+use super::files::{Checked, grouped};
 use mlc::pipeline::Compiled;
+use mlc::units::bytes;
 use mlc_codegen::build::Built;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ pub fn build(
 ) -> String {
     let mut text = summary(checked);
     text += &compiled.plan.report.to_string();
+    text += &compiled.remat.to_string();
     text += &format!("  {} of scratch more for each thread\n", bytes(built.scratch_bytes));
     text += &kernels(built);
     if let Some(times) = times {

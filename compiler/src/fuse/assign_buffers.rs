@@ -19,9 +19,9 @@ use super::{
     Result, View, Write,
 };
 use crate::graph::{
-    Axis, CompositeKind, Graph, Loop, Name, Op, OpId, Origin, Output, RegionId, Type, ValueId, shape,
+    Axis, CompositeKind, Graph, Loop, Name, Op, OpId, Origin, Output, RegionId, Space, Type, ValueId, shape,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// See the module's text.
 ///
@@ -37,7 +37,8 @@ pub fn assign_buffers(graph: Graph) -> Result<Fused> {
         loops: 0,
         graph,
     };
-    let mut assign = Assign { f: fused, home: None };
+    let host = fused.graph.host_values();
+    let mut assign = Assign { f: fused, home: None, host };
     assign.sources();
     let wants = assign.output_wants()?;
     let body = assign.f.graph.body;
@@ -60,6 +61,8 @@ struct Want {
 struct Assign {
     f: Fused,
     home: Option<LoopId>,
+    /// Values in the host's memory.
+    host: BTreeSet<ValueId>,
 }
 
 /// What is known about one region while its values get places.
@@ -122,6 +125,7 @@ impl Assign {
                 | Op::Gather { .. }
                 | Op::ScatterAdd { .. }
                 | Op::RotatePairs { .. }
+                | Op::Transfer { .. }
                 | Op::Loop(_)
                 | Op::Composite(_)
                 | Op::Update(_) => continue,
@@ -203,14 +207,21 @@ impl Assign {
             pinned,
             class,
             home: self.home,
+            space: Space::Device,
             origin: origin.clone(),
         });
         View::whole(id, ty)
     }
 
+    fn space_of(&self, v: ValueId) -> Space {
+        if self.host.contains(&v) { Space::Host } else { Space::Device }
+    }
+
     fn value_buffer(&mut self, v: ValueId, class: Class, origin: &Origin) -> View {
         let (name, ty) = (self.f.graph.value_name(v).clone(), self.f.graph.ty(v).clone());
-        self.buffer(name, &ty, class, origin)
+        let view = self.buffer(name, &ty, class, origin);
+        self.f.buffers[view.buffer.0 as usize].space = self.space_of(v);
+        view
     }
 
     /// A buffer for a stacked out of an unblocked loop, the loop's axis outermost and `slots` long.
@@ -219,7 +230,9 @@ impl Assign {
         let mut axes = vec![Axis::new(&l.axis, slots)];
         axes.extend(ty.axes.iter().filter(|a| a.name != l.axis).cloned());
         let view = self.buffer(name, &Type::new(ty.dtype, axes), Class::Stack, origin);
-        self.f.buffers[view.buffer.0 as usize].pinned = 1;
+        let space = self.space_of(v);
+        let buffer = &mut self.f.buffers[view.buffer.0 as usize];
+        (buffer.pinned, buffer.space) = (1, space);
         view.buffer
     }
 
@@ -316,7 +329,7 @@ impl Assign {
             items_at.insert(i, groups);
         }
         self.place_views(&scene, region);
-        self.operands_of_products(&mut items_at);
+        self.late_operands(&mut items_at);
         self.copies(&mut scene);
         let mut items = std::mem::take(&mut scene.start);
         for i in 0..scene.plans.len() {
@@ -359,7 +372,8 @@ impl Assign {
                 wants.len() == 1 && times == 1 && scene.readers_of(v).iter().all(|&r| r <= l)
             });
             let addable = !w.accumulate || (can_add && scene.unread(v));
-            free && only_initial && addable && self.f.buffer(w.view.buffer).dtype == dtype
+            let place = self.f.buffer(w.view.buffer);
+            free && only_initial && addable && place.dtype == dtype && place.space == self.space_of(v)
         };
         let found = wants.iter().position(fits)?;
         let wants = scene.wants.get_mut(&v).expect("looked up above");
@@ -520,7 +534,7 @@ impl Assign {
             Plan::Gemm { dot, ops, output, reads } => {
                 let origin = self.f.graph.op(*dot).origin.clone();
                 let write = self.place_result(scene, *output, i, ops.is_empty(), false, &origin);
-                // Operand views are known once all results of the region have places; see `operands_of_products`.
+                // Operand views are known once all results of the region have places; see `late_operands`.
                 let unknown = write.view.clone();
                 let kind = Kind::Gemm { dot: *dot, a: unknown.clone(), b: unknown, extras: reads.clone() };
                 vec![Group { kind, ops: ops.clone(), writes: vec![write], origin }]
@@ -546,6 +560,11 @@ impl Assign {
         Ok(match &node.op {
             Op::Gather { .. } => vec![group(Kind::Gather { op }, writes)],
             Op::ScatterAdd { .. } => vec![group(Kind::Scatter { op }, writes)],
+            Op::Transfer { .. } => {
+                // The operand's view is known once all results of the region have places.
+                let unknown = writes[0].view.clone();
+                vec![group(Kind::Copy { from: unknown }, writes)]
+            }
             Op::Composite(c) => match &c.kind {
                 CompositeKind::Attention(_) => vec![group(Kind::Attention { op }, writes)],
                 CompositeKind::AttentionGrad(a) => {
@@ -607,12 +626,19 @@ impl Assign {
         }
     }
 
-    fn operands_of_products(&self, groups: &mut BTreeMap<usize, Vec<Group>>) {
+    /// Operands of products and transfers, which may be renames of what the region makes.
+    fn late_operands(&self, groups: &mut BTreeMap<usize, Vec<Group>>) {
+        let view = |op: OpId, i: usize| self.f.views[&self.f.graph.op(op).operands[i]].clone();
         for group in groups.values_mut().flatten() {
-            if let Kind::Gemm { dot, a, b, .. } = &mut group.kind {
-                let operands = &self.f.graph.op(*dot).operands;
-                *a = self.f.views[&operands[0]].clone();
-                *b = self.f.views[&operands[1]].clone();
+            match &mut group.kind {
+                Kind::Gemm { dot, a, b, .. } => (*a, *b) = (view(*dot, 0), view(*dot, 1)),
+                Kind::Copy { from } => *from = view(group.ops[0], 0),
+                Kind::Loops { .. }
+                | Kind::Fill
+                | Kind::Gather { .. }
+                | Kind::Scatter { .. }
+                | Kind::Attention { .. }
+                | Kind::AttentionGrad { .. } => {}
             }
         }
     }

@@ -12,7 +12,7 @@
 //! Terminates: each step only merges or only stores more. Deterministic: everything runs in op order.
 
 use super::{FuseError, Result};
-use crate::graph::{Axis, BinaryOp, Graph, Name, Op, OpId, Pairs, RegionId, UnaryOp, ValueId, shape};
+use crate::graph::{Axis, Graph, Name, Op, OpId, Pairs, RegionId, ValueId, shape};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows below which a kernel that also writes elements would leave threads idle.
@@ -102,44 +102,6 @@ pub fn cluster(graph: &Graph, region: RegionId) -> Result<Vec<Plan>> {
     c.plans()
 }
 
-/// Whether a function is worth storing rather than computing twice.
-pub fn is_expensive(op: &Op) -> bool {
-    match op {
-        Op::Unary(u) => match u {
-            UnaryOp::Exp
-            | UnaryOp::Log
-            | UnaryOp::Tanh
-            | UnaryOp::Sigmoid
-            | UnaryOp::Sin
-            | UnaryOp::Cos
-            | UnaryOp::Erf => true,
-            UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Sqrt | UnaryOp::Rsqrt | UnaryOp::Floor | UnaryOp::Not => {
-                false
-            }
-        },
-        Op::Binary(b) => *b == BinaryOp::Pow,
-        Op::Input { .. }
-        | Op::Param { .. }
-        | Op::State { .. }
-        | Op::Scalar { .. }
-        | Op::Const(_)
-        | Op::Index { .. }
-        | Op::Compare(_)
-        | Op::Select
-        | Op::Cast
-        | Op::Broadcast
-        | Op::Rename { .. }
-        | Op::Reduce { .. }
-        | Op::Dot { .. }
-        | Op::Gather { .. }
-        | Op::ScatterAdd { .. }
-        | Op::RotatePairs { .. }
-        | Op::Loop(_)
-        | Op::Composite(_)
-        | Op::Update(_) => false,
-    }
-}
-
 struct Clusterer<'g> {
     graph: &'g Graph,
     ops: Vec<OpId>,
@@ -215,11 +177,15 @@ impl<'g> Clusterer<'g> {
                 Op::Rename { .. } if from_indices => Class::Virtual,
                 Op::Rename { .. } => Class::View,
                 Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Select | Op::Cast => {
-                    if from_indices && !is_expensive(&node.op) { Class::Virtual } else { Class::Loops }
+                    if from_indices && !node.op.is_expensive() { Class::Virtual } else { Class::Loops }
                 }
                 Op::Reduce { .. } | Op::RotatePairs { .. } => Class::Loops,
                 Op::Dot { .. } => Class::Dot,
-                Op::Gather { .. } | Op::ScatterAdd { .. } | Op::Composite(_) | Op::Update(_) => Class::Single,
+                Op::Gather { .. }
+                | Op::ScatterAdd { .. }
+                | Op::Transfer { .. }
+                | Op::Composite(_)
+                | Op::Update(_) => Class::Single,
                 Op::Loop(_) => Class::Loop,
             };
             if class == Class::Virtual && from_indices {
@@ -674,7 +640,7 @@ impl<'g> Clusterer<'g> {
         }
         let have: BTreeSet<ValueId> = self.needed_values(c).into_iter().collect();
         let extra: u64 = leaves.iter().filter(|l| !have.contains(l)).map(|l| self.bytes(*l)).sum();
-        let expensive = cone.iter().filter(|i| is_expensive(&self.node(**i).op)).count() as u64;
+        let expensive = cone.iter().filter(|i| self.node(**i).op.is_expensive()).count() as u64;
         let numel = self.graph.ty(v).numel();
         if numel * SMALL <= space {
             // Read from cache if stored; computing it per element must be next to free.

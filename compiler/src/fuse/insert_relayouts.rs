@@ -8,7 +8,7 @@ use super::gemm_dims::{GemmDims, over};
 use super::{
     Buffer, BufferId, Class, FuseError, Fused, Group, GroupId, Item, Kind, LoopId, Result, View, Write,
 };
-use crate::graph::{Axis, Name, Type, shape};
+use crate::graph::{Axis, Name, Space, Type, shape};
 
 /// See the module's text.
 ///
@@ -149,6 +149,7 @@ fn dense(
         axes,
         class: Class::Temporary,
         home,
+        space: Space::Device,
         origin: group.origin.clone(),
     });
     View::whole(id, &ty)

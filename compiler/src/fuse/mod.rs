@@ -24,12 +24,11 @@ pub mod gemm_dims;
 pub mod insert_relayouts;
 pub mod prepare;
 pub mod print;
-pub mod recompute_residuals;
 #[cfg(test)]
 mod tests;
 pub mod view;
 
-use crate::graph::{Axis, DType, Graph, Init, Name, OpId, Origin, Pairs, ValueId};
+use crate::graph::{Axis, DType, Graph, Init, Name, OpId, Origin, Pairs, Space, ValueId};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -169,6 +168,8 @@ pub struct Buffer {
     pub class: Class,
     /// The loop whose body it is made anew in by every iteration; `None` at the top.
     pub home: Option<LoopId>,
+    /// Which memory it lies in.
+    pub space: Space,
     /// Where its value comes from.
     pub origin: Origin,
 }

@@ -11,10 +11,8 @@
 //! * `attention_grad` gets `delta = Σ o·do`, in f32, as one more operand, the last;
 //! * the index of a loop that another loop takes in or that is a result becomes an op, so that every op's operands are
 //!   values with memory;
-//! * ops, loop operands and loop results nobody needs are dropped, first of all; so are residuals that are cheap to
-//!   compute again ([`recompute_residuals`]).
+//! * ops, loop operands and loop results nobody needs are dropped, first of all.
 
-use super::recompute_residuals::recompute_residuals;
 use super::{FuseError, Result};
 use crate::graph::passes::{eliminate_dead, expand_composites, share_common};
 use crate::graph::{
@@ -36,7 +34,7 @@ const INNER_ROW: u64 = 256;
 /// A composite that should have been expanded, or an op of element types no kernel has.
 pub fn prepare(graph: &Graph) -> Result<Graph> {
     let graph = expand_composites(graph.clone());
-    let graph = &eliminate_dead(share_common(recompute_residuals(eliminate_dead(graph))));
+    let graph = &eliminate_dead(share_common(eliminate_dead(graph)));
     let mut pass = Prepare { from: graph, builder: Builder::new(graph.name.as_str()), map: BTreeMap::new() };
     pass.region_ops(graph.body, &[])?;
     let results = graph.region(graph.body).results.clone();
@@ -147,7 +145,8 @@ impl Prepare<'_> {
             | Op::Cast
             | Op::Broadcast
             | Op::Rename { .. }
-            | Op::RotatePairs { .. } => {
+            | Op::RotatePairs { .. }
+            | Op::Transfer { .. } => {
                 self.copy(id);
                 Ok(())
             }

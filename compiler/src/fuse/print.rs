@@ -6,7 +6,7 @@
 //! ```
 
 use super::{At, Fused, Group, GroupId, Item, Kind, View};
-use crate::graph::{Name, Op, ValueId, shape};
+use crate::graph::{Name, Op, Space, ValueId, shape};
 use std::fmt::Write as _;
 
 impl Fused {
@@ -16,9 +16,10 @@ impl Fused {
         for (i, b) in self.buffers.iter().enumerate() {
             let axes: Vec<String> = b.axes.iter().map(|a| format!("{}={}", a.name, a.size)).collect();
             let home = b.home.map_or_else(String::new, |l| format!(" in loop{}", l.0));
+            let host = if b.space == Space::Host { " on the host" } else { "" };
             let _ = writeln!(
                 out,
-                "  buffer b{i} %{} {}{home} {}[{}] {} B",
+                "  buffer b{i} %{} {}{home}{host} {}[{}] {} B",
                 b.name,
                 b.class.word(),
                 shape::dtype_name(b.dtype),

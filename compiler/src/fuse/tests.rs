@@ -1,9 +1,6 @@
 //! Tests of the fuser: the text of what it makes, on the smallest graph that shows the point.
 
-use super::recompute_residuals::recompute_residuals;
 use super::{Kind, group};
-use crate::graph::passes::eliminate_dead;
-use crate::graph::verify::{Stage, verify};
 use crate::graph::{Axis, Builder, DType, Graph, Init, Loop, Name, Op, Output, ReduceOp, Type, ValueId};
 
 fn ty(axes: &[(&str, u64)]) -> Type {
@@ -154,71 +151,6 @@ fn group_names_the_line_of_what_it_refuses() {
     graph.outputs[0] = Output::Store("missing".into());
     let error = group(&graph).unwrap_err();
     assert_eq!(error.to_string(), "`store`: there is no parameter or state `missing` to store to");
-}
-
-#[test]
-fn recompute_residuals_saves_what_cannot_be_computed_again() {
-    // Forward saves g, u, s = sigmoid g, h = g·s·u; backward reads all four.
-    let mut b = Builder::new("residuals");
-    let x = b.input("x", ty(&[("seq", 3), ("d", 4)]), 0);
-    let slice = ty(&[("d", 4), ("e", 4)]);
-    let w = param(&mut b, "w", ty(&[("layers", 2), ("d", 4), ("e", 4)]));
-    let v = param(&mut b, "v", ty(&[("layers", 2), ("d", 4), ("e", 4)]));
-    let l = |reverse, stacked, stacked_outs, body| Loop {
-        axis: "layers".into(),
-        trip: 2,
-        block: None,
-        reverse,
-        carries: 1,
-        stacked,
-        stacked_outs,
-        body,
-    };
-    let carry = ty(&[("seq", 3), ("d", 4)]);
-    let index: (Name, Type) = ("i".into(), Type::scalar(DType::I32));
-    let (forward, a) = b.open(&[
-        index.clone(),
-        ("x".into(), carry.clone()),
-        ("w".into(), slice.clone()),
-        ("v".into(), slice),
-    ]);
-    let dot = |b: &mut Builder, x: ValueId, w: ValueId| {
-        let y = b.dot(x, w, &names(&["d"]));
-        b.rename(y, &[("e".into(), "d".into())])
-    };
-    let g = dot(&mut b, a[1], a[2]);
-    let u = dot(&mut b, a[1], a[3]);
-    let s = b.unary(crate::graph::UnaryOp::Sigmoid, g);
-    let gs = b.mul(g, s);
-    let h = b.mul(gs, u);
-    let y = b.add(a[1], h);
-    b.close(vec![y, g, u, s, h]);
-    let saved = b.repeat(l(false, 2, 4, forward), &[x, w, v], "saved");
-    let mut args = vec![index, ("dx".into(), carry.clone())];
-    args.extend(["g", "u", "s", "h"].iter().map(|n| (Name::from(*n), carry.clone())));
-    let (backward, a) = b.open(&args);
-    let p = b.mul(a[1], a[2]);
-    let q = b.mul(p, a[3]);
-    let r = b.mul(q, a[4]);
-    let t = b.mul(r, a[5]);
-    b.close(vec![t]);
-    let dx = b.repeat(l(true, 4, 0, backward), &[saved[0], saved[1], saved[2], saved[3], saved[4]], "dx");
-    report(&mut b, "dx", dx[0]);
-    let graph = b.finish();
-    insta::assert_snapshot!(items(&graph), @r"
-    copy g0:  %x b0[seq, d]  ->  %x b3[seq, d]
-    loop1 layers=2 {
-      gemm g1:  %x.1 b3[seq, d]  %w.1 b1[d, e, layers@loop1]  ->  %t b4[seq, e, layers@loop1]
-      gemm g2:  %x.1 b3[seq, d]  %v.1 b2[d, e, layers@loop1]  ->  %t.2 b5[seq, e, layers@loop1]
-      map g3: sigmoid mul mul add over [seq, d]  %x.1 b3[seq, d]  %t.1 b4[seq, d, layers@loop1]  %t.3 b5[seq, d, layers@loop1]  ->  %t.7 b3[seq, d]
-    }
-    loop0 layers=2 reverse {
-      map g4: sigmoid mul mul mul mul mul mul over [seq, d]  %dx b3[seq, d]  %g b4[seq, d, layers@loop0]  %u b5[seq, d, layers@loop0]  ->  %t.11 b3[seq, d]
-    }
-    ");
-    let thinned = eliminate_dead(recompute_residuals(graph.clone()));
-    verify(&thinned, Stage::Any).unwrap_or_else(|e| panic!("{e}"));
-    crate::testing::assert_same_numbers(&graph, &thinned);
 }
 
 #[test]

@@ -408,7 +408,13 @@ impl Walk<'_> {
             if (1..=stacked.len()).contains(&n) {
                 ty = ty.without(std::slice::from_ref(&axis));
             }
-            args.push((self.b.graph.value_name(*v).clone(), ty));
+            let formal = match n.checked_sub(1 + stacked.len()) {
+                None if n == 0 => r.body.args.first(),
+                None => None,
+                Some(i) => r.body.args.get(1 + i).filter(|_| i < invariants.len()),
+            };
+            let name = formal.map_or_else(|| self.b.graph.value_name(*v).clone(), |f| f.name.as_str().into());
+            args.push((name, ty));
         }
         let (body, values) = self.b.open(&args);
         let outer_params = self.params.clone();
@@ -420,11 +426,13 @@ impl Walk<'_> {
         for (n, p) in whole.iter().enumerate() {
             self.params.insert(*p, values[first_invariant + invariants.len() + n]);
         }
+        let outer_path = std::mem::replace(&mut self.path, r.body.path.as_str().into());
         for cycled in &r.cycled {
             self.at(cycled.span);
             let value = per_iteration(&mut self.b, values[0], &cycled.values);
             self.values.insert(cycled.value, value);
         }
+        self.path = outer_path;
         let mut inner = vec![values[1]];
         inner.extend(&values[first_invariant..first_invariant + invariants.len()]);
         let result = self.instance(&r.body, &inner);

@@ -18,6 +18,7 @@ pub mod print;
 pub mod recognise;
 pub mod rewrite;
 pub mod shape;
+mod spaces;
 pub mod verify;
 
 #[cfg(test)]
@@ -316,6 +317,16 @@ pub enum Pairs {
     Interleaved,
 }
 
+/// Where a value lies.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum Space {
+    /// Where the computation runs.
+    #[default]
+    Device,
+    /// In the host's memory.
+    Host,
+}
+
 /// An op. Element-wise ops broadcast by name: an operand may lack axes of the result.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Op {
@@ -400,6 +411,12 @@ pub enum Op {
         axis: Name,
         /// Which elements pair up.
         pairs: Pairs,
+    },
+    /// The same tensor in another memory space. What lies in the host's memory is stacked, handed on and brought back, and
+    /// nothing else.
+    Transfer {
+        /// Where to.
+        to: Space,
     },
     /// Repetition.
     Loop(Loop),
@@ -629,13 +646,87 @@ impl Graph {
             | Op::Dot { .. }
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
-            | Op::RotatePairs { .. } => Vec::new(),
+            | Op::RotatePairs { .. }
+            | Op::Transfer { .. } => Vec::new(),
         }
     }
 }
 
+impl Op {
+    /// Whether each element of the result is a scalar function of the operands' elements at the same place.
+    pub fn is_elementwise(&self) -> bool {
+        match self {
+            Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Select | Op::Cast => true,
+            Op::Input { .. }
+            | Op::Param { .. }
+            | Op::State { .. }
+            | Op::Scalar { .. }
+            | Op::Const(_)
+            | Op::Index { .. }
+            | Op::Broadcast
+            | Op::Rename { .. }
+            | Op::Reduce { .. }
+            | Op::Dot { .. }
+            | Op::Gather { .. }
+            | Op::ScatterAdd { .. }
+            | Op::RotatePairs { .. }
+            | Op::Transfer { .. }
+            | Op::Loop(_)
+            | Op::Composite(_)
+            | Op::Update(_) => false,
+        }
+    }
+
+    /// Whether a function is worth storing rather than computing twice.
+    pub fn is_expensive(&self) -> bool {
+        match self {
+            Op::Unary(u) => match u {
+                UnaryOp::Exp
+                | UnaryOp::Log
+                | UnaryOp::Tanh
+                | UnaryOp::Sigmoid
+                | UnaryOp::Sin
+                | UnaryOp::Cos
+                | UnaryOp::Erf => true,
+                UnaryOp::Neg
+                | UnaryOp::Abs
+                | UnaryOp::Sqrt
+                | UnaryOp::Rsqrt
+                | UnaryOp::Floor
+                | UnaryOp::Not => false,
+            },
+            Op::Binary(b) => *b == BinaryOp::Pow,
+            Op::Input { .. }
+            | Op::Param { .. }
+            | Op::State { .. }
+            | Op::Scalar { .. }
+            | Op::Const(_)
+            | Op::Index { .. }
+            | Op::Compare(_)
+            | Op::Select
+            | Op::Cast
+            | Op::Broadcast
+            | Op::Rename { .. }
+            | Op::Reduce { .. }
+            | Op::Dot { .. }
+            | Op::Gather { .. }
+            | Op::ScatterAdd { .. }
+            | Op::RotatePairs { .. }
+            | Op::Transfer { .. }
+            | Op::Loop(_)
+            | Op::Composite(_)
+            | Op::Update(_) => false,
+        }
+    }
+
+    /// The loop the op is, if it is one.
+    pub fn as_loop(&self) -> Option<&Loop> {
+        if let Op::Loop(l) = self { Some(l) } else { None }
+    }
+}
+
 /// A value's name without the numbers at its end.
-fn stem(name: &str) -> &str {
+pub fn stem(name: &str) -> &str {
     match name.rsplit_once('.') {
         Some((stem, number)) if !stem.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => {
             self::stem(stem)

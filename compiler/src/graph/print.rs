@@ -335,7 +335,13 @@ impl Printer<'_> {
             Op::Scalar { key, default } => format!("scalar {} = {}", quoted(key), float_text(*default)),
             Op::Const(value) => format!("const {}", self.constant_text(node, *value)),
             Op::Index { axis } => format!("index {}", word(axis)),
-            Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Select | Op::Cast | Op::Broadcast => plain,
+            Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Compare(_)
+            | Op::Select
+            | Op::Cast
+            | Op::Broadcast
+            | Op::Transfer { .. } => plain,
             Op::Rename { pairs } => {
                 let pairs: Vec<String> =
                     pairs.iter().map(|(from, to)| format!("{} -> {}", word(from), word(to))).collect();

@@ -1,6 +1,6 @@
 //! Shape rules: the result types of every op, as one table.
 
-use super::{Axis, DType, Graph, Loop, Name, Op, Type, UnaryOp, ValueId};
+use super::{Axis, DType, Graph, Loop, Name, Op, Space, Type, UnaryOp, ValueId};
 use std::fmt;
 
 /// Why operands don't fit an op.
@@ -150,6 +150,10 @@ pub fn infer(graph: &Graph, op: &Op, operands: &[ValueId], given: Option<&Type>)
                 None => fail(format!("{} has no axis {axis}", show(types[0]))),
             }
         }
+        Op::Transfer { .. } => {
+            arity(1)?;
+            agree(given, types[0].clone(), op)
+        }
         Op::Loop(l) => loop_types(graph, l, &types),
         Op::Composite(c) => region_types(graph, c.meaning, &types),
         Op::Update(u) => region_types(graph, u.body, &types),
@@ -195,6 +199,8 @@ pub fn op_name(op: &Op) -> String {
         Op::Gather { .. } => "gather".into(),
         Op::ScatterAdd { .. } => "scatter_add".into(),
         Op::RotatePairs { .. } => "rotate_pairs".into(),
+        Op::Transfer { to: Space::Device } => "to_device".into(),
+        Op::Transfer { to: Space::Host } => "to_host".into(),
         Op::Loop(_) => "loop".into(),
         Op::Composite(c) => composite_name(&c.kind).into(),
         Op::Update(_) => "update".into(),

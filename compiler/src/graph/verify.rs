@@ -11,6 +11,7 @@
 //!   has its axes. Regions of updates and of attention scores are element-wise; score regions are scalar throughout.
 //! * An update's results have the types of its parameter and states.
 //! * The body has no arguments and one output per result, each once; what is stored has the type of its source.
+//! * What lies in the host's memory is stacked, taken in by loops and brought back, and nothing else.
 //! * The stage allows the op, see [`Stage`].
 //!
 //! All violations are collected, and printed each under the line of IR it is about. A violation is a bug of the compiler,
@@ -20,7 +21,7 @@ use super::print::{Lines, print_lines};
 use super::shape::{self, op_name, show};
 use super::{
     Attention, BinaryOp, CompareOp, Composite, CompositeKind, DType, Graph, Loop, Name, Op, OpId, OpNode,
-    Output, Phase, RegionId, Type, UnaryOp, Update, ValueId,
+    Output, Phase, RegionId, Space, Type, UnaryOp, Update, ValueId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -81,6 +82,7 @@ impl Stage {
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
             | Op::RotatePairs { .. }
+            | Op::Transfer { .. }
             | Op::Loop(_) => true,
         }
     }
@@ -143,6 +145,9 @@ pub fn verify(graph: &Graph, stage: Stage) -> Result<(), VerifyError> {
         params: BTreeMap::new(),
     };
     verifier.body();
+    if verifier.violations.is_empty() {
+        verifier.spaces();
+    }
     if verifier.violations.is_empty() {
         return Ok(());
     }
@@ -226,6 +231,32 @@ impl Verifier<'_> {
                 self.report(Place::Result(graph.body, i), format!("{output:?} is returned twice"));
             }
             self.stored(i, output, *value);
+        }
+    }
+
+    /// Nothing computes on what lies in the host's memory.
+    fn spaces(&mut self) {
+        let graph = self.graph;
+        let host = graph.host_values();
+        for op in graph.executed_regions().into_iter().flat_map(|r| &graph.region(r).ops) {
+            let node = graph.op(*op);
+            let first_allowed = match node.op.as_loop() {
+                Some(l) => l.carries,
+                None if node.op == (Op::Transfer { to: Space::Device }) => 0,
+                None => node.operands.len(),
+            };
+            for value in node.operands[..first_allowed].iter().filter(|v| host.contains(v)) {
+                let name = graph.value_name(*value);
+                self.report(
+                    Place::Op(*op),
+                    format!("%{name} lies in the host's memory; `to_device` brings it back"),
+                );
+            }
+        }
+        for (i, value) in graph.region(graph.body).results.iter().enumerate() {
+            if host.contains(value) {
+                self.report(Place::Result(graph.body, i), "a result lies in the host's memory");
+            }
         }
     }
 
@@ -349,7 +380,8 @@ impl Verifier<'_> {
             | Op::Dot { .. }
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
-            | Op::RotatePairs { .. } => {}
+            | Op::RotatePairs { .. }
+            | Op::Transfer { .. } => {}
         }
     }
 
@@ -377,6 +409,7 @@ impl Verifier<'_> {
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
             | Op::RotatePairs { .. }
+            | Op::Transfer { .. }
             | Op::Loop(_)
             | Op::Composite(_)
             | Op::Update(_) => (false, false),
@@ -463,7 +496,8 @@ impl Verifier<'_> {
             | Op::Broadcast
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
-            | Op::RotatePairs { .. } => {}
+            | Op::RotatePairs { .. }
+            | Op::Transfer { .. } => {}
         }
     }
 
@@ -679,6 +713,7 @@ fn dtype_unfit(op: &Op, types: &[&Type]) -> Option<String> {
         | Op::Scalar { .. }
         | Op::Const(_)
         | Op::Index { .. }
+        | Op::Transfer { .. }
         | Op::Loop(_)
         | Op::Composite(_)
         | Op::Update(_) => true,

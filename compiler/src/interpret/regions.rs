@@ -81,6 +81,7 @@ impl<N: Number> Interpreter<'_, N> {
             Op::Gather { axis } => ops::gather(ty, axis, get(0), get(1)),
             Op::ScatterAdd { axis } => ops::scatter_add(ty, axis, get(0), get(1)),
             Op::RotatePairs { axis, pairs } => ops::rotate_pairs(ty, axis, *pairs, get(0)),
+            Op::Transfer { .. } => get(0).clone(),
             Op::Loop(l) => return self.repeat(l, node),
             Op::Composite(c) => return self.call(c.meaning, node),
             Op::Update(u) => return self.call(u.body, node),

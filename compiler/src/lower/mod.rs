@@ -22,7 +22,7 @@ pub mod simulate;
 mod tests;
 
 use crate::fuse::{Class, Fused, Group, Item, Kind, LoopId, Result, View};
-use crate::graph::{Axis, Name};
+use crate::graph::{Axis, Name, Space};
 use crate::memory::{EntryPlan, Plan};
 use mlc_codegen::abi::{
     DType, EntryInfo, InputInfo, InputSource, OpInfo, OutputInfo, Place, ProgramInfo, ScalarInfo, SpaceInfo,
@@ -103,6 +103,9 @@ pub fn lower_group(fused: &Fused, group: &Group) -> Result<Lowered> {
 pub fn to_program(plan: &Plan, entries: &[EntryMeta], mut info: ProgramInfo) -> Result<Program> {
     assert_eq!(plan.entries.len(), entries.len(), "one description per planned entry");
     info.spaces = vec![SpaceInfo { name: "device".into(), bytes: plan.arena_bytes }];
+    if plan.host_bytes > 0 {
+        info.spaces.push(SpaceInfo { name: "host".into(), bytes: plan.host_bytes });
+    }
     info.entries.clear();
     info.ops.clear();
     info.scalars.clear();
@@ -202,7 +205,10 @@ impl LowerEntry<'_> {
         let buffer = self.entry.schedule.fused.buffer(view.buffer);
         let size = buffer.dtype.bytes();
         Address {
-            space: 0,
+            space: match buffer.space {
+                Space::Device => 0,
+                Space::Host => 1,
+            },
             offset: self.entry.offsets[view.buffer.0 as usize] + view.offset(buffer) * size,
             strides: view
                 .loop_strides(buffer)

@@ -309,6 +309,7 @@ impl<'f> Builder<'f> {
             | Op::Dot { .. }
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
+            | Op::Transfer { .. }
             | Op::Loop(_)
             | Op::Composite(_)
             | Op::Update(_) => return refuse("this op is no scalar function"),

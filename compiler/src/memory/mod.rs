@@ -1,9 +1,10 @@
-//! Where the bytes are: a static arena for all entries.
+//! Where the bytes are: a static arena for all entries, and one in the host's memory for what is offloaded.
 //!
-//! In: the [`Schedule`]s of the entries. Out: a [`Plan`], an offset for every buffer and the exact size of the arena.
+//! In: the [`Schedule`]s of the entries. Out: a [`Plan`], an offset for every buffer and the exact size of each arena.
 //!
 //! ```text
-//! [ parameters, states, scalars | inputs and outputs of each entry | temporaries: the entries take turns ]
+//! device  [ parameters, states, scalars | inputs and outputs of each entry | temporaries: the entries take turns ]
+//! host    [ what is offloaded: the entries take turns ]
 //! ```
 //! Passes: [`share`] lets an element-wise kernel write over an operand that ends with it; [`lifetimes`] gives each buffer
 //! the interval of launches in which it holds something; [`pack`] puts intervals into as few bytes as it can (best fit);
@@ -22,7 +23,9 @@ mod tests;
 pub mod verify;
 
 use crate::fuse::{BufferId, Class};
+use crate::graph::Space;
 use crate::schedule::Schedule;
+use crate::units;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -36,7 +39,7 @@ pub const ALIGNMENT: u64 = 64;
 pub struct EntryPlan {
     /// What runs.
     pub schedule: Schedule,
-    /// Offset in the arena, by buffer.
+    /// Offset in the arena of the buffer's space, by buffer.
     pub offsets: Vec<u64>,
 }
 
@@ -47,6 +50,8 @@ pub struct Plan {
     pub entries: Vec<EntryPlan>,
     /// Size of the arena.
     pub arena_bytes: u64,
+    /// Size of the arena in the host's memory; 0 if nothing is offloaded.
+    pub host_bytes: u64,
     /// Parameters, states and scalars, at the start of the arena.
     pub persistent_bytes: u64,
     /// Who uses the memory.
@@ -71,8 +76,8 @@ impl fmt::Display for OverBudget {
         write!(
             f,
             "does not fit in memory: needs {}, the target has {}; largest tensors:",
-            report::human(self.needed_bytes),
-            report::human(self.limit_bytes)
+            units::bytes(self.needed_bytes),
+            units::bytes(self.limit_bytes)
         )?;
         for owner in &self.owners {
             write!(f, "\n  {owner}")?;
@@ -113,24 +118,28 @@ pub fn place(schedules: Vec<Schedule>, limit_bytes: Option<u64>) -> Result<Plan,
         }
         entries.push(EntryPlan { schedule, offsets });
     }
-    let mut arena_bytes = start;
+    let (mut arena_bytes, mut host_bytes) = (start, 0);
     let mut reports = Vec::new();
     for entry in &mut entries {
         let fused = &entry.schedule.fused;
         let lives = lifetimes::lifetimes(fused);
         let shared = share::share(fused, &lives);
-        let packed = pack::pack(&shared.blocks(fused, &lives));
+        let packed = pack::pack(&shared.blocks(fused, &lives, Space::Device));
+        let on_host = pack::pack(&shared.blocks(fused, &lives, Space::Host));
         for i in 0..fused.buffers.len() {
-            let id = BufferId(i as u32);
-            if let Some(offset) = packed.offsets.get(&shared.owner(id)) {
+            let owner = shared.owner(BufferId(i as u32));
+            if let Some(offset) = packed.offsets.get(&owner) {
                 entry.offsets[i] = start + offset;
+            } else if let Some(offset) = on_host.offsets.get(&owner) {
+                entry.offsets[i] = *offset;
             }
         }
         arena_bytes = arena_bytes.max(start + packed.bytes);
+        host_bytes = host_bytes.max(on_host.bytes);
         reports.push((packed.bytes, report::at_peak(fused, &lives, &shared)));
     }
-    let report = Report::new(&entries, &reports, arena_bytes);
-    let plan = Plan { entries, arena_bytes, persistent_bytes, report };
+    let report = Report { host_bytes, ..Report::new(&entries, &reports, arena_bytes) };
+    let plan = Plan { entries, arena_bytes, host_bytes, persistent_bytes, report };
     if let Err(message) = verify::verify(&plan) {
         panic!("the memory plan does not verify: {message}");
     }

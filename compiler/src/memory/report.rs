@@ -4,6 +4,8 @@ use super::lifetimes::{Life, Lives};
 use super::share::{Shared, is_packed};
 use super::{EntryPlan, OverBudget};
 use crate::fuse::{Buffer, Class, Fused};
+use crate::graph::Space;
+use crate::units;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -29,7 +31,7 @@ pub struct Owner {
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:>10}  {} {} ({})", human(self.bytes), self.name, self.shape, self.class)?;
+        write!(f, "{:>10}  {} {} ({})", units::bytes(self.bytes), self.name, self.shape, self.class)?;
         if !self.line.is_empty() {
             write!(f, "  {}", self.line)?;
         }
@@ -45,6 +47,8 @@ impl fmt::Display for Owner {
 pub struct Report {
     /// Size of the arena.
     pub arena_bytes: u64,
+    /// Size of the arena in the host's memory.
+    pub host_bytes: u64,
     /// Bytes per class at the peak of the entry that needs most, classes in a fixed order.
     pub classes: Vec<(&'static str, u64)>,
     /// Largest tensors at that moment, largest first.
@@ -55,12 +59,15 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "memory: {} exactly", human(self.arena_bytes))?;
+        writeln!(f, "memory: {} exactly", units::bytes(self.arena_bytes))?;
         for (class, bytes) in &self.classes {
-            writeln!(f, "{:>10}  {class}", human(*bytes))?;
+            writeln!(f, "{:>10}  {class}", units::bytes(*bytes))?;
         }
         if self.lost_bytes > 0 {
-            writeln!(f, "{:>10}  between buffers", human(self.lost_bytes))?;
+            writeln!(f, "{:>10}  between buffers", units::bytes(self.lost_bytes))?;
+        }
+        if self.host_bytes > 0 {
+            writeln!(f, "{:>10}  offloaded, in the host's memory", units::bytes(self.host_bytes))?;
         }
         writeln!(f, "largest at the peak:")?;
         for owner in &self.owners {
@@ -68,18 +75,6 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
-}
-
-/// Bytes in a unit that leaves at most four digits.
-pub fn human(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
 fn owner(buffer: &Buffer) -> Owner {
@@ -107,7 +102,8 @@ pub fn at_peak(fused: &Fused, lives: &Lives, shared: &Shared) -> Vec<usize> {
         let now = Life { from: t, to: t };
         let mut by_block = BTreeMap::new();
         for (i, buffer) in fused.buffers.iter().enumerate() {
-            if is_packed(&buffer.class) && lives.of[i].is_some_and(|l| l.meets(now)) {
+            let packed = is_packed(&buffer.class) && buffer.space == Space::Device;
+            if packed && lives.of[i].is_some_and(|l| l.meets(now)) {
                 by_block.entry(shared.owner(crate::fuse::BufferId(i as u32))).or_insert(i);
             }
         }
@@ -129,7 +125,13 @@ impl Report {
     pub fn new(entries: &[EntryPlan], peaks: &[(u64, Vec<usize>)], arena_bytes: u64) -> Report {
         let largest = (0..entries.len()).rev().max_by_key(|i| peaks[*i].0);
         let Some(largest) = largest else {
-            return Report { arena_bytes, classes: Vec::new(), owners: Vec::new(), lost_bytes: 0 };
+            return Report {
+                arena_bytes,
+                host_bytes: 0,
+                classes: Vec::new(),
+                owners: Vec::new(),
+                lost_bytes: 0,
+            };
         };
         let fused = &entries[largest].schedule.fused;
         let (packed, alive) = &peaks[largest];
@@ -147,7 +149,7 @@ impl Report {
         let mut owners: Vec<Owner> = buffers.into_iter().map(owner).collect();
         owners.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
         owners.truncate(NAMED);
-        Report { arena_bytes, classes, owners, lost_bytes: packed.saturating_sub(alive_bytes) }
+        Report { arena_bytes, host_bytes: 0, classes, owners, lost_bytes: packed.saturating_sub(alive_bytes) }
     }
 
     /// The error for an arena of `needed` bytes where there are `limit`.
@@ -159,21 +161,21 @@ impl Report {
                 activations / 2,
                 format!(
                     "`train.microbatch` half as large: about {} less, accumulated over twice the steps",
-                    human(activations / 2)
+                    units::bytes(activations / 2)
                 ),
             ),
             (
                 of(Class::Stack.word()) / 2,
                 format!(
                     "fewer layers or a shorter `seq`: {} are saved per iteration",
-                    human(of(Class::Stack.word()))
+                    units::bytes(of(Class::Stack.word()))
                 ),
             ),
             (
                 of(Class::State { param: "".into(), kind: "".into() }.word()) / 2,
                 format!(
                     "`optimizer = sgd`: {} of optimizer states",
-                    human(of(Class::State { param: "".into(), kind: "".into() }.word()))
+                    units::bytes(of(Class::State { param: "".into(), kind: "".into() }.word()))
                 ),
             ),
         ];

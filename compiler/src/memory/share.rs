@@ -7,6 +7,7 @@
 use super::lifetimes::{Life, Lives};
 use super::pack::Block;
 use crate::fuse::{BufferId, Class, Fused, Group, Item, Kind, View};
+use crate::graph::Space;
 
 /// Which buffers are one.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,13 +21,13 @@ impl Shared {
         self.owner[b.0 as usize]
     }
 
-    /// Blocks to pack: everything that is neither persistent nor an input or output.
-    pub fn blocks(&self, fused: &Fused, lives: &Lives) -> Vec<Block> {
+    /// Blocks of a space to pack: everything that is neither persistent nor an input or output.
+    pub fn blocks(&self, fused: &Fused, lives: &Lives, space: Space) -> Vec<Block> {
         let mut blocks: Vec<Block> = Vec::new();
         for (i, buffer) in fused.buffers.iter().enumerate() {
             let id = BufferId(i as u32);
             let Some(life) = lives.of[i] else { continue };
-            if !is_packed(&buffer.class) {
+            if !is_packed(&buffer.class) || buffer.space != space {
                 continue;
             }
             let owner = self.owner(id);
@@ -117,5 +118,5 @@ fn whole_temporary(fused: &Fused, view: &View) -> bool {
 /// The same axes under the same names in the same physical order, of one element type, made in one region.
 fn same_shape(fused: &Fused, a: &View, b: &View) -> bool {
     let (x, y) = (fused.buffer(a.buffer), fused.buffer(b.buffer));
-    x.dtype == y.dtype && x.home == y.home && a.physical_order(x) == b.physical_order(y)
+    x.dtype == y.dtype && x.space == y.space && x.home == y.home && a.physical_order(x) == b.physical_order(y)
 }

@@ -2,7 +2,7 @@
 
 use super::lifetimes::Life;
 use super::pack::{Block, lower_bound, pack};
-use super::{place, report, verify};
+use super::{place, verify};
 use crate::fuse::{self, BufferId, Class};
 use crate::graph::{Axis, Builder, DType, Graph, Init, Loop, Op, Output, Type, UnaryOp, ValueId};
 use crate::schedule::{self, Schedule};
@@ -202,11 +202,4 @@ fn verify_finds_a_buffer_put_over_a_living_one() {
     entry.offsets[temporaries[0]] = entry.offsets[temporaries[1]] + 64;
     let error = verify::verify(&plan).unwrap_err();
     assert!(error.contains("is read while its bytes hold") || error.contains("ends behind"), "{error}");
-}
-
-#[test]
-fn human_sizes_keep_their_unit() {
-    assert_eq!(report::human(17), "17 B");
-    assert_eq!(report::human(1536), "1.5 KiB");
-    assert_eq!(report::human(3 << 30), "3.0 GiB");
 }

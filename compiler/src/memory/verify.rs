@@ -7,6 +7,7 @@
 
 use super::{EntryPlan, Plan};
 use crate::fuse::{At, BufferId, Class, Fused, Item, View};
+use crate::graph::Space;
 use std::collections::BTreeMap;
 
 /// Verifies all entries.
@@ -24,8 +25,12 @@ pub fn verify(plan: &Plan) -> Result<(), String> {
 fn bounds(plan: &Plan, entry: &EntryPlan) -> Result<(), String> {
     let fused = &entry.schedule.fused;
     for (i, buffer) in fused.buffers.iter().enumerate() {
-        if entry.offsets[i] + buffer.bytes() > plan.arena_bytes {
+        let end = if buffer.space == Space::Host { plan.host_bytes } else { plan.arena_bytes };
+        if entry.offsets[i] + buffer.bytes() > end {
             return Err(format!("%{} ends behind the arena", buffer.name));
+        }
+        if buffer.space == Space::Host {
+            continue;
         }
         if !buffer.class.is_persistent() && entry.offsets[i] < plan.persistent_bytes && buffer.bytes() > 0 {
             let used = fused.groups.iter().any(|g| g.writes.iter().any(|w| w.view.buffer.0 as usize == i));
@@ -75,14 +80,14 @@ fn inside(fused: &Fused, view: &View, trips: &BTreeMap<u32, u64>) -> Result<(), 
     Ok(())
 }
 
-/// What lies where while the entry runs: byte ranges with the buffer last written there.
+/// What lies where while the entry runs: byte ranges of each space with the buffer last written there.
 struct Shadow<'e> {
     entry: &'e EntryPlan,
-    ranges: BTreeMap<u64, (u64, BufferId)>,
+    ranges: [BTreeMap<u64, (u64, BufferId)>; 2],
 }
 
 fn overlaps(entry: &EntryPlan) -> Result<(), String> {
-    let mut shadow = Shadow { entry, ranges: BTreeMap::new() };
+    let mut shadow = Shadow { entry, ranges: [BTreeMap::new(), BTreeMap::new()] };
     for (i, buffer) in entry.schedule.fused.buffers.iter().enumerate() {
         match buffer.class {
             Class::Param { .. } | Class::State { .. } | Class::Scalar { .. } | Class::Input { .. } => {
@@ -125,35 +130,40 @@ impl Shadow<'_> {
         (from, from + self.entry.schedule.fused.buffer(b).bytes())
     }
 
+    fn space(&self, b: BufferId) -> usize {
+        self.entry.schedule.fused.buffer(b).space as usize
+    }
+
     fn write(&mut self, b: BufferId) {
         let (from, to) = self.range(b);
-        let hit: Vec<(u64, u64, BufferId)> = self
-            .ranges
+        let space = self.space(b);
+        let ranges = &mut self.ranges[space];
+        let hit: Vec<(u64, u64, BufferId)> = ranges
             .range(..to)
             .filter(|(_, (end, _))| *end > from)
             .map(|(start, (end, owner))| (*start, *end, *owner))
             .collect();
         for (start, end, owner) in hit {
-            self.ranges.remove(&start);
+            ranges.remove(&start);
             if start < from {
-                self.ranges.insert(start, (from, owner));
+                ranges.insert(start, (from, owner));
             }
             if end > to {
-                self.ranges.insert(to, (end, owner));
+                ranges.insert(to, (end, owner));
             }
         }
-        self.ranges.insert(from, (to, b));
+        ranges.insert(from, (to, b));
     }
 
     fn read(&self, b: BufferId) -> Result<(), String> {
         let (from, to) = self.range(b);
-        let whole = self.ranges.get(&from).is_some_and(|(end, owner)| *owner == b && *end == to);
+        let ranges = &self.ranges[self.space(b)];
+        let whole = ranges.get(&from).is_some_and(|(end, owner)| *owner == b && *end == to);
         if whole {
             return Ok(());
         }
         let fused = &self.entry.schedule.fused;
-        let found: Vec<String> = self
-            .ranges
+        let found: Vec<String> = ranges
             .range(..to)
             .filter(|(_, (end, _))| *end > from)
             .map(|(_, (_, owner))| format!("%{}", fused.buffer(*owner).name))

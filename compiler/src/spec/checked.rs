@@ -608,6 +608,8 @@ pub struct Train {
     pub schedule: Schedule,
     /// Element types.
     pub precision: Precision,
+    /// What the forward pass keeps for the backward pass.
+    pub remat: Remat,
     /// Checkpoints; `None` writes none but the last.
     pub checkpoint: Checkpoint,
     /// Evaluation.
@@ -618,6 +620,71 @@ pub struct Train {
     pub keys: Vec<Key>,
     /// `train`.
     pub span: Span,
+}
+
+/// What the forward pass keeps for the backward pass.
+#[derive(Clone, Debug, Default)]
+pub struct Remat {
+    /// What holds for values that no rule names.
+    pub preset: RematPreset,
+    /// In order; a later one wins.
+    pub rules: Vec<RematRule>,
+}
+
+impl Remat {
+    /// Whether nothing was chosen.
+    pub fn is_default(&self) -> bool {
+        self.preset == RematPreset::Auto && self.rules.is_empty()
+    }
+}
+
+/// Presets of `train.remat`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RematPreset {
+    /// What a few element-wise ops compute again is not saved.
+    #[default]
+    Auto,
+    /// Everything the backward pass asks for is saved.
+    None,
+    /// Only what an iteration starts from is saved.
+    Full,
+    /// Only results of matrix products are saved.
+    Dots,
+    /// Scores and probabilities of attention are not saved.
+    Attn,
+}
+
+/// `recompute "…"`, `keep "…"`, `offload "…"`
+#[derive(Clone, Debug)]
+pub struct RematRule {
+    /// What to do.
+    pub action: RematAction,
+    /// As written.
+    pub glob: String,
+    /// What it hits.
+    pub values: Vec<RematValue>,
+    /// The glob.
+    pub span: Span,
+}
+
+/// What a rule does with a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RematAction {
+    /// Compute it again in the backward pass.
+    Recompute,
+    /// Save it.
+    Keep,
+    /// Save it in the host's memory.
+    Offload,
+}
+
+/// A value a rule names, or all values of a block instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RematValue {
+    /// Path of the block instance that computes it: `layer.{i}.attn`.
+    pub block: String,
+    /// Its name there; `None` for everything computed in the instance.
+    pub name: Option<String>,
 }
 
 /// One key of the run with its value as text.

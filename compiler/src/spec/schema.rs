@@ -168,12 +168,12 @@ pub static TRAIN: Section = Section {
             BAKED,
             "Widths of floating-point numbers by role.",
         ),
-        later(
+        key(
             "remat",
-            Kind::WordOrSection(&["none", "full", "dots", "attn"], &REMAT),
-            Is("none"),
+            Kind::WordOrSection(&["auto", "none", "full", "dots", "attn"], &REMAT),
+            Is("auto"),
             BAKED,
-            "What the forward pass keeps for the backward pass.",
+            "What the forward pass keeps for the backward pass, see below.",
         ),
         key(
             "checkpoint",

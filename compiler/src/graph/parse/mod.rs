@@ -10,7 +10,9 @@ mod words;
 
 use super::print::pairs_name;
 use super::shape::dtype_name;
-use super::{Axis, Graph, Init, Name, Op, OpId, OpNode, Output, Pairs, RegionId, Type, Value, ValueId};
+use super::{
+    Axis, Graph, Init, Name, Op, OpId, OpNode, Output, Pairs, RegionId, Space, Type, Value, ValueId,
+};
 use std::collections::BTreeMap;
 use std::fmt;
 use tokens::{Spot, Token, tokenize};
@@ -379,6 +381,8 @@ impl Parser {
             "select" => Op::Select,
             "cast" => Op::Cast,
             "broadcast" => Op::Broadcast,
+            "to_device" => Op::Transfer { to: Space::Device },
+            "to_host" => Op::Transfer { to: Space::Host },
             "rename" => self.rename()?,
             "dot" if self.accept_word("over") => Op::Dot { over: self.names("an axis")? },
             "dot" => Op::Dot { over: Vec::new() },

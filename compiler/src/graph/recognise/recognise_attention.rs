@@ -202,6 +202,7 @@ fn is_elementwise(op: &Op) -> bool {
         | Op::Gather { .. }
         | Op::ScatterAdd { .. }
         | Op::RotatePairs { .. }
+        | Op::Transfer { .. }
         | Op::Loop(_)
         | Op::Composite(_)
         | Op::Update(_) => false,

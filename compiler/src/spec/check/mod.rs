@@ -20,6 +20,7 @@ mod layout;
 mod model;
 mod names;
 mod recursion;
+mod remat;
 mod repeat;
 mod run;
 mod scope;

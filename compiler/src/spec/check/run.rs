@@ -103,6 +103,7 @@ impl Run {
             optimizer,
             schedule,
             precision: self.precision(model, found)?,
+            remat: super::remat::remat(&self.keys, model, found),
             checkpoint: self.checkpoint()?,
             eval: self.eval(),
             log: Log { every: self.keys.section("log")?.integer("every")? },
@@ -114,7 +115,6 @@ impl Run {
             found.push(super::not_available("`pack = documents`", pack.origin.to(pack.at)));
         }
         self.vocabulary(model, &train, found);
-        self.remat(model, found);
         (found.iter().filter(|d| d.is_error()).count() == errors).then_some(train)
     }
 
@@ -253,14 +253,6 @@ impl Run {
                     .and(input.span, "declared here"),
                 );
             }
-        }
-    }
-
-    fn remat(&self, model: &Model, found: &mut Vec<Diagnostic>) {
-        let Some(remat) = self.keys.section("remat") else { return };
-        let known = super::layout::value_paths(model);
-        for glob in &remat.globs {
-            super::layout::values_hit(&known, &glob.glob, glob.span, found);
         }
     }
 }

@@ -1,0 +1,67 @@
+//! What computing an op again costs: the floating-point operations of its products, 2·m·n·k each.
+//!
+//! Attention counts the products of its meaning over the pairs of positions its bound leaves; everything else is cheap
+//! beside them.
+
+use crate::graph::{Attention, Bound, CompositeKind, Graph, Op, OpId, RegionId};
+
+/// Operations of one execution of the op; a loop's body counts once per iteration.
+pub fn product_flops(graph: &Graph, op: OpId) -> u64 {
+    let node = graph.op(op);
+    match &node.op {
+        Op::Dot { over } => {
+            let left = graph.ty(node.operands[0]);
+            let summed: u64 = over.iter().filter_map(|axis| left.size_of(axis)).product();
+            2 * summed * graph.ty(node.results[0]).numel()
+        }
+        Op::Loop(l) => l.trip * region_flops(graph, l.body),
+        Op::Composite(c) => match &c.kind {
+            CompositeKind::Attention(a) | CompositeKind::AttentionGrad(a) => {
+                let (q, k) = (graph.ty(node.operands[0]), graph.ty(node.operands[1]));
+                let (n_q, n_k) = (q.size_of(&a.query).unwrap_or(1), k.size_of(&a.key).unwrap_or(1));
+                // Every product of the meaning runs over all pairs of positions.
+                region_flops(graph, c.meaning) / (n_q * n_k) * pairs(a, n_q, n_k)
+            }
+            CompositeKind::Softmax { .. }
+            | CompositeKind::RmsNorm { .. }
+            | CompositeKind::LayerNorm { .. }
+            | CompositeKind::Rope { .. }
+            | CompositeKind::CrossEntropy { .. }
+            | CompositeKind::LossHead(_) => region_flops(graph, c.meaning),
+        },
+        Op::Input { .. }
+        | Op::Param { .. }
+        | Op::State { .. }
+        | Op::Scalar { .. }
+        | Op::Const(_)
+        | Op::Index { .. }
+        | Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Compare(_)
+        | Op::Select
+        | Op::Cast
+        | Op::Broadcast
+        | Op::Rename { .. }
+        | Op::Reduce { .. }
+        | Op::Gather { .. }
+        | Op::ScatterAdd { .. }
+        | Op::RotatePairs { .. }
+        | Op::Transfer { .. }
+        | Op::Update(_) => 0,
+    }
+}
+
+/// Operations of one execution of a region.
+pub fn region_flops(graph: &Graph, region: RegionId) -> u64 {
+    graph.region(region).ops.iter().map(|op| product_flops(graph, *op)).sum()
+}
+
+/// (query, key) pairs the bound leaves.
+fn pairs(attention: &Attention, queries: u64, keys: u64) -> u64 {
+    let row = |q: u64| match attention.bound {
+        Bound::Full => keys,
+        Bound::Causal => (q + 1).min(keys),
+        Bound::Window(w) => (q + 1).min(keys) - (q + 1).saturating_sub(w).min(keys),
+    };
+    (0..queries).map(row).sum()
+}

@@ -1,0 +1,36 @@
+//! Numbers as people read them.
+
+/// Bytes in a unit that leaves at most four digits.
+pub fn bytes(n: u64) -> String {
+    let (value, unit) = scaled(n, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB"]);
+    if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
+}
+
+/// Floating-point operations in a unit that leaves at most three digits before the point.
+pub fn flops(n: u64) -> String {
+    let (value, unit) = scaled(n, 1000.0, &["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"]);
+    if unit == "FLOP" { format!("{n} FLOP") } else { format!("{value:.1} {unit}") }
+}
+
+fn scaled(n: u64, step: f64, units: &[&'static str]) -> (f64, &'static str) {
+    let (mut value, mut unit) = (n as f64, 0);
+    while value >= step && unit + 1 < units.len() {
+        value /= step;
+        unit += 1;
+    }
+    (value, units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_leave_few_digits() {
+        assert_eq!([0, 17, 1536, 3 << 30].map(bytes), ["0 B", "17 B", "1.5 KiB", "3.0 GiB"]);
+        assert_eq!(
+            [0, 999, 1000, 1_250_000_000].map(flops),
+            ["0 FLOP", "999 FLOP", "1.0 kFLOP", "1.2 GFLOP"]
+        );
+    }
+}
