@@ -6,13 +6,16 @@
 //! ```
 //! One kernel is one object, named by its content: kernels of equal KIR share it, within a program and across builds.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crate::backend::Codegen;
 use crate::cache::Cache;
 use crate::kernels;
 use crate::kir::Kernel;
@@ -25,11 +28,14 @@ use crate::worker::{Failure, Request, Server, Worker, WorkerCommand};
 pub struct BuildOptions<'a> {
     /// Machine to build for.
     pub target: Target,
+    /// What makes the objects.
+    pub codegen: Codegen,
     /// Where objects are kept; `None` keeps none. [`Cache::default_folder`] is the usual place.
     pub cache: Option<PathBuf>,
-    /// Worker processes, ≥ 1.
+    /// How many objects are made at once, ≥ 1.
     pub jobs: usize,
-    /// How to start a worker; `None` compiles in this process, where an LLVM abort ends everything.
+    /// How to start a worker process, of which LLVM gets one per job; `None` has LLVM compile in this process, where its
+    /// abort ends everything. Cranelift does not abort and always compiles in this process, on threads.
     pub worker: Option<WorkerCommand>,
     /// Called after each kernel, from any thread.
     pub progress: &'a (dyn Fn(Progress<'_>) + Sync),
@@ -53,6 +59,8 @@ pub struct Progress<'a> {
 pub struct Built {
     /// The training binary.
     pub elf: Vec<u8>,
+    /// What made its objects.
+    pub codegen: Codegen,
     /// One per kernel of the program, in its order.
     pub kernels: Vec<KernelReport>,
     /// Milliseconds for linking.
@@ -150,6 +158,7 @@ struct Made {
 /// See [`Error`].
 pub fn build(program: &Program, options: &BuildOptions<'_>) -> Result<Built, Error> {
     verify(program).map_err(Error::Program)?;
+    options.codegen.required().map_err(Error::Worker)?;
     let expanded = expand_all(program, &options.target);
     let cache = Cache::new(options.cache.clone());
 
@@ -158,17 +167,18 @@ pub fn build(program: &Program, options: &BuildOptions<'_>) -> Result<Built, Err
     let mut job_of_key: BTreeMap<String, usize> = BTreeMap::new();
     let mut job_of_kernel = Vec::new();
     for (kernel, (kir, _)) in program.kernels.iter().zip(&expanded) {
-        let key = kernel_key(kir, &options.target);
+        let key = kernel_key(kir, &options.target, options.codegen);
         let job = *job_of_key.entry(key.clone()).or_insert_with(|| {
             let (symbol, target) = (symbol(&key), options.target.name.to_string());
-            let request = Request::Kernel { kir: kir.clone(), symbol, target };
+            let codegen = options.codegen.name().to_string();
+            let request = Request::Kernel { kir: kir.clone(), symbol, target, codegen };
             jobs.push(Job { name: kernel.name.clone(), key, request });
             jobs.len() - 1
         });
         job_of_kernel.push(job);
     }
     let n_kernels = jobs.len();
-    jobs.push(step_job(program, &expanded, &jobs, &job_of_kernel, &options.target)?);
+    jobs.push(step_job(program, &expanded, &jobs, &job_of_kernel, options)?);
 
     let made = make_all(&jobs, &cache, options)?;
     let objects: Vec<Object> = jobs
@@ -193,7 +203,8 @@ pub fn build(program: &Program, options: &BuildOptions<'_>) -> Result<Built, Err
         }
     };
     let kernels = program.kernels.iter().zip(&job_of_kernel).map(report).collect();
-    Ok(Built { elf, kernels, link_ms, scratch_bytes: scratch_bytes(program, &expanded) })
+    let codegen = options.codegen;
+    Ok(Built { elf, codegen, kernels, link_ms, scratch_bytes: scratch_bytes(program, &expanded) })
 }
 
 fn milliseconds(since: Instant) -> f64 {
@@ -210,8 +221,9 @@ fn expand_all(program: &Program, target: &Target) -> Vec<(String, Kernel)> {
 }
 
 /// Key of a kernel's object.
-pub(crate) fn kernel_key(kir: &str, target: &Target) -> String {
-    Cache::key(&[b"kernel", format!("{target:?}").as_bytes(), kir.as_bytes()])
+pub(crate) fn kernel_key(kir: &str, target: &Target, codegen: Codegen) -> String {
+    let target = format!("{target:?}");
+    Cache::key(&[b"kernel", codegen.key().as_bytes(), target.as_bytes(), kir.as_bytes()])
 }
 
 /// Symbol of the kernel of a key. 128 bits keep two kernels of a program apart.
@@ -231,8 +243,9 @@ fn step_job(
     expanded: &[(String, Kernel)],
     jobs: &[Job],
     job_of_kernel: &[usize],
-    target: &Target,
+    options: &BuildOptions<'_>,
 ) -> Result<Job, Error> {
+    let (target, codegen) = (&options.target, options.codegen);
     let mut program = program.clone();
     program.info.scratch_bytes = scratch_bytes(&program, expanded);
     program.info.cpu_features = target.cpu_features.iter().map(|f| f.to_string()).collect();
@@ -242,8 +255,10 @@ fn step_job(
     program.kernels.clear();
     let json = serde_json::to_string(&program).map_err(|e| Error::Step(e.to_string()))?;
     let list = format!("{kernels:?}");
-    let key = Cache::key(&[b"step", format!("{target:?}").as_bytes(), json.as_bytes(), list.as_bytes()]);
-    let request = Request::Step { program: json, kernels, target: target.name.to_string() };
+    let maker = format!("{} {target:?}", codegen.key());
+    let key = Cache::key(&[b"step", maker.as_bytes(), json.as_bytes(), list.as_bytes()]);
+    let (target, codegen) = (target.name.to_string(), codegen.name().to_string());
+    let request = Request::Step { program: json, kernels, target, codegen };
     Ok(Job { name: "step".to_string(), key, request })
 }
 
@@ -281,15 +296,15 @@ fn make_all(jobs: &[Job], cache: &Cache, options: &BuildOptions<'_>) -> Result<V
             finish(job, compiler.make(&jobs[job], cache));
         }
     };
-    match (&options.worker, missing.len()) {
-        (_, 0) => {}
-        (None, _) => work(),
-        (Some(_), n) => std::thread::scope(|scope| {
-            for _ in 0..options.jobs.clamp(1, n) {
-                scope.spawn(work);
-            }
-        }),
-    }
+    let at_once = match options.codegen {
+        Codegen::Llvm if options.worker.is_none() => 1,
+        Codegen::Llvm | Codegen::Cranelift => options.jobs.max(1).min(missing.len()),
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(work);
+        }
+    });
     let taken = results.into_iter().map(|slot| slot.into_inner().ok().flatten());
     taken
         .map(|result| result.unwrap_or_else(|| Err(Error::Worker("a worker thread ended early".to_string()))))
@@ -319,16 +334,14 @@ impl Compiler<'_> {
     fn ask(&mut self, request: &Request) -> Result<Vec<u8>, Failure> {
         let running = match self.running.take() {
             Some(running) => running,
-            None => match &self.options.worker {
-                Some(command) => Running::Process(Worker::start(command)?),
-                None => Running::Here(Box::new(Server::new())),
+            None => match (&self.options.worker, self.options.codegen) {
+                (Some(command), Codegen::Llvm) => Running::Process(Worker::start(command)?),
+                (None, Codegen::Llvm) | (_, Codegen::Cranelift) => Running::Here(Box::new(Server::new())),
             },
         };
         let (result, running) = match running {
             Running::Process(mut worker) => (worker.ask(request), Running::Process(worker)),
-            Running::Here(mut server) => {
-                (server.answer(request).map_err(Failure::Refused), Running::Here(server))
-            }
+            Running::Here(mut server) => (answer_here(&mut server, request), Running::Here(server)),
         };
         if !matches!(result, Err(Failure::Died(_))) {
             self.running = Some(running);
@@ -337,14 +350,29 @@ impl Compiler<'_> {
     }
 }
 
+/// An answer of this process; a panic of a back end is an error of its request.
+fn answer_here(server: &mut Server, request: &Request) -> Result<Vec<u8>, Failure> {
+    let answer = catch_unwind(AssertUnwindSafe(|| server.answer(request)));
+    answer.map_or_else(
+        |panic| Err(Failure::Died(panic_text(&*panic))),
+        |result| result.map_err(Failure::Refused),
+    )
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_string())
+}
+
 fn explain(failure: Failure, job: &Job, cache: &Cache) -> Error {
     match (failure, &job.request) {
         (Failure::NotStarted(message), _) => Error::Worker(message),
         (Failure::Refused(message), Request::Kernel { .. }) => {
             Error::Kernel { name: job.name.clone(), message, reproducer: None }
         }
-        (Failure::Died(message), Request::Kernel { kir, symbol, target }) => {
-            let text = format!("// kernel {} for target {target}, symbol {symbol}\n{kir}", job.name);
+        (Failure::Died(message), Request::Kernel { kir, symbol, target, codegen }) => {
+            let text =
+                format!("// kernel {} for target {target} by {codegen}, symbol {symbol}\n{kir}", job.name);
             let message = format!("the code generator died: {message}");
             Error::Kernel { name: job.name.clone(), message, reproducer: write_reproducer(job, &text, cache) }
         }

@@ -15,12 +15,14 @@ pub enum KernelStage {
     Llvm,
     /// Assembly.
     Asm,
+    /// Cranelift's IR, as it is given to Cranelift.
+    Clif,
 }
 
 impl KernelStage {
     /// Every stage, from the top.
-    pub const ALL: [KernelStage; 4] =
-        [KernelStage::Kir, KernelStage::Mlir, KernelStage::Llvm, KernelStage::Asm];
+    pub const ALL: [KernelStage; 5] =
+        [KernelStage::Kir, KernelStage::Mlir, KernelStage::Llvm, KernelStage::Asm, KernelStage::Clif];
 
     /// Name on the command line, and the ending of a file of it.
     pub const fn name(self) -> &'static str {
@@ -29,6 +31,15 @@ impl KernelStage {
             KernelStage::Mlir => "mlir",
             KernelStage::Llvm => "llvm",
             KernelStage::Asm => "asm",
+            KernelStage::Clif => "clif",
+        }
+    }
+
+    /// Whether this build of mlc can make it.
+    pub const fn available(self) -> bool {
+        match self {
+            KernelStage::Kir | KernelStage::Mlir | KernelStage::Clif => true,
+            KernelStage::Llvm | KernelStage::Asm => cfg!(feature = "llvm"),
         }
     }
 
@@ -41,12 +52,13 @@ impl KernelStage {
 /// The text of a kernel at a stage; its function is called `symbol`.
 ///
 /// # Errors
-/// MLIR or LLVM refuse the kernel, or the stage needs LLVM and this mlc was built without it.
+/// MLIR, LLVM or Cranelift refuse the kernel, or the stage needs LLVM and this mlc was built without it.
 pub fn emit(spec: &KernelSpec, symbol: &str, target: &Target, stage: KernelStage) -> Result<String, String> {
     let kernel = kernels::expand(spec, target);
     match stage {
         KernelStage::Kir => Ok(kernel.to_string()),
         KernelStage::Mlir => Ok(crate::mlir::emit(&kernel, symbol)),
+        KernelStage::Clif => crate::cranelift::kernel_clif(&kernel, target),
         KernelStage::Llvm | KernelStage::Asm => compiled(&kernel, symbol, target, stage),
     }
 }

@@ -3,8 +3,10 @@
 /// The calling conventions and tables shared with the runtime.
 pub use mlc_runtime::abi;
 
+pub mod backend;
 pub mod build;
 pub mod cache;
+pub mod cranelift;
 pub mod emit;
 pub mod kernels;
 pub mod kir;
@@ -14,13 +16,13 @@ pub mod llvm;
 pub mod math;
 pub mod mlir;
 pub mod program;
-#[cfg(feature = "llvm")]
 pub mod run;
 pub mod target;
-#[cfg(all(test, feature = "llvm"))]
+#[cfg(test)]
 mod tests;
 pub mod worker;
 
+pub use backend::Codegen;
 pub use build::{BuildOptions, Built, Error, KernelReport, Progress, build};
 pub use emit::{KernelStage, emit};
 pub use worker::{WORKER_ARGUMENT, WorkerCommand, worker_main};

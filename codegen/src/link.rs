@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Start files, C library and runtime as one object; empty without the feature `llvm`.
-#[cfg(feature = "llvm")]
+/// Start files, C library and runtime as one object.
 static RUNTIME: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/runtime.o"));
 
 /// An object with the file name it gets while linking.
@@ -125,17 +124,9 @@ fn link_with(options: &[&str], objects: &[Object], runtime: &[u8]) -> Result<Vec
 /// Links a training binary from the step program and its kernels.
 ///
 /// # Errors
-/// No linker is there, or it fails (its messages), or this build of mlc has no runtime to link.
+/// No linker is there, or it fails (its messages).
 pub fn link_executable(objects: &[Object]) -> Result<Vec<u8>, String> {
-    #[cfg(feature = "llvm")]
-    {
-        link_with(&["-static", "--gc-sections", "--build-id=none", "-znoexecstack"], objects, RUNTIME)
-    }
-    #[cfg(not(feature = "llvm"))]
-    {
-        let _ = objects;
-        Err("this mlc was built without the feature `llvm` and writes no binaries".to_string())
-    }
+    link_with(&["-static", "--gc-sections", "--build-id=none", "-znoexecstack"], objects, RUNTIME)
 }
 
 /// Links kernels into a shared object, for running them inside a test.

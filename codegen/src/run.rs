@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::abi::{EntryFn, KernelFn, ProgramTable, StepContext};
+use crate::backend::{Codegen, Compiler, KernelLink};
 use crate::build::{kernel_key, symbol};
 use crate::kir::Kernel;
 use crate::kir::interpret::Binding;
 use crate::link::{Object, link_shared};
-use crate::llvm::{KernelCompiler, KernelLink, Stage, step_object};
 use crate::program::{Program, verify};
 use crate::target::Target;
 
@@ -44,14 +44,15 @@ impl Loaded {
     /// Compiles kernels and loads them.
     ///
     /// # Errors
-    /// This machine cannot run the target, a kernel does not compile, or the objects do not link or load.
-    pub fn new(kernels: &[&Kernel], target: &Target) -> Result<Loaded, String> {
+    /// This machine cannot run the target, this build lacks the back end, a kernel does not compile, or the objects do
+    /// not link or load.
+    pub fn new(kernels: &[&Kernel], target: &Target, codegen: Codegen) -> Result<Loaded, String> {
         can_run(target)?;
-        let compiler = KernelCompiler::new();
+        let compiler = Compiler::new();
         let mut objects = Vec::new();
         for (i, kernel) in kernels.iter().enumerate() {
             let name = format!("kernel_{i}");
-            let bytes = compiler.compile(kernel, &name, target, Stage::Object)?;
+            let bytes = compiler.kernel(codegen, kernel, &name, target)?;
             objects.push(Object { name, bytes });
         }
         let mut loaded = Loaded { library: Library::open(&link_shared(&objects)?)?, kernels: Vec::new() };
@@ -122,9 +123,9 @@ thread_local! {
 /// What this thread has compiled for [`CompiledProgram`]s: a test makes many programs that share kernels.
 #[derive(Default)]
 struct Memo {
-    compiler: KernelCompiler,
-    /// By KIR and target.
-    objects: BTreeMap<(String, &'static str), Vec<u8>>,
+    compiler: Compiler,
+    /// By key.
+    objects: BTreeMap<String, Vec<u8>>,
 }
 
 impl Memo {
@@ -134,15 +135,14 @@ impl Memo {
     fn compile(
         &mut self,
         kernel: &Kernel,
-        text: String,
-        symbol: &str,
+        key: String,
         target: &Target,
+        codegen: Codegen,
     ) -> Result<Vec<u8>, String> {
-        let key = (text, target.name);
         if let Some(object) = self.objects.get(&key) {
             return Ok(object.clone());
         }
-        let object = self.compiler.compile(kernel, symbol, target, Stage::Object)?;
+        let object = self.compiler.kernel(codegen, kernel, &symbol(&key), target)?;
         if self.objects.len() >= Memo::MOST {
             self.objects.clear();
         }
@@ -163,26 +163,27 @@ impl CompiledProgram {
     /// Compiles a program and loads it.
     ///
     /// # Errors
-    /// This machine cannot run the target, the program does not verify or does not compile, or the objects do not load.
-    pub fn new(program: &Program, target: &Target) -> Result<CompiledProgram, String> {
+    /// This machine cannot run the target, this build lacks the back end, the program does not verify or does not
+    /// compile, or the objects do not load.
+    pub fn new(program: &Program, target: &Target, codegen: Codegen) -> Result<CompiledProgram, String> {
         can_run(target)?;
         verify(program).map_err(|errors| errors.join("; "))?;
         let (mut objects, mut links, mut scratch_bytes) = (Vec::<Object>::new(), Vec::new(), 0);
         for kernel in &program.kernels {
             let kir = crate::kernels::expand(&kernel.spec, target);
-            let (tiles, text) = (kir.tiles, kir.to_string());
-            let symbol = symbol(&kernel_key(&text, target));
+            let (tiles, key) = (kir.tiles, kernel_key(&kir.to_string(), target, codegen));
+            let symbol = symbol(&key);
             scratch_bytes = kir.scratch_bytes().max(scratch_bytes);
             // Equal kernels of a program are one object.
             if !objects.iter().any(|o| o.name == symbol) {
-                let bytes = MEMO.with_borrow_mut(|memo| memo.compile(&kir, text, &symbol, target));
+                let bytes = MEMO.with_borrow_mut(|memo| memo.compile(&kir, key, target, codegen));
                 let bytes = bytes.map_err(|e| format!("{}: {e}", kernel.name))?;
                 objects.push(Object { name: symbol.clone(), bytes });
             }
             links.push(KernelLink { symbol, tiles });
         }
-        objects
-            .push(Object { name: "step".to_string(), bytes: step_object(program, &links, b"{}", target)? });
+        let step = MEMO.with_borrow(|memo| memo.compiler.step(codegen, program, &links, b"{}", target))?;
+        objects.push(Object { name: "step".to_string(), bytes: step });
         let library = Library::open(&link_shared(&objects)?)?;
         let table = library.find("program_table")?.cast::<ProgramTable>();
         let names = program.entries.iter().map(|e| e.name.clone());

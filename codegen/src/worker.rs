@@ -12,11 +12,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-#[cfg(feature = "llvm")]
-use crate::llvm::{KernelCompiler, KernelLink, Stage, step_object};
-#[cfg(feature = "llvm")]
+use crate::backend::{Codegen, Compiler, KernelLink};
 use crate::program::Program;
-#[cfg(feature = "llvm")]
 use crate::target::Target;
 
 /// The only argument of a worker process. `main` calls [`worker_main`] when it sees it.
@@ -36,6 +33,8 @@ pub enum Request {
         symbol: String,
         /// Name of the target.
         target: String,
+        /// Name of the back end.
+        codegen: String,
     },
     /// Compile the step program to an object.
     Step {
@@ -45,6 +44,8 @@ pub enum Request {
         kernels: Vec<(String, u64)>,
         /// Name of the target.
         target: String,
+        /// Name of the back end.
+        codegen: String,
     },
     /// Die the way LLVM does; how a test sees what then happens.
     Abort,
@@ -128,44 +129,32 @@ fn serve() -> io::Result<()> {
 }
 
 /// Answers requests; keeps the compiler between them.
+#[derive(Default)]
 pub(crate) struct Server {
-    #[cfg(feature = "llvm")]
-    compiler: KernelCompiler,
+    compiler: Compiler,
 }
 
 impl Server {
     pub(crate) fn new() -> Server {
-        Server {
-            #[cfg(feature = "llvm")]
-            compiler: KernelCompiler::new(),
-        }
+        Server::default()
     }
 
-    #[cfg(feature = "llvm")]
     pub(crate) fn answer(&mut self, request: &Request) -> Result<Vec<u8>, String> {
         match request {
-            Request::Kernel { kir, symbol, target } => {
+            Request::Kernel { kir, symbol, target, codegen } => {
                 let kernel = crate::kir::parse(kir).map_err(|e| format!("the kernel's text: {e}"))?;
-                self.compiler.compile(&kernel, symbol, &Target::by_name(target)?, Stage::Object)
+                let (codegen, target) = (Codegen::by_name(codegen)?, Target::by_name(target)?);
+                self.compiler.kernel(codegen, &kernel, symbol, &target)
             }
-            Request::Step { program, kernels, target } => {
+            Request::Step { program, kernels, target, codegen } => {
                 let program: Program =
                     serde_json::from_str(program).map_err(|e| format!("the program's text: {e}"))?;
                 let info = serde_json::to_vec(&program.info).map_err(|e| e.to_string())?;
                 let link =
                     |(symbol, tiles): &(String, u64)| KernelLink { symbol: symbol.clone(), tiles: *tiles };
                 let kernels: Vec<KernelLink> = kernels.iter().map(link).collect();
-                step_object(&program, &kernels, &info, &Target::by_name(target)?)
-            }
-            Request::Abort => std::process::abort(),
-        }
-    }
-
-    #[cfg(not(feature = "llvm"))]
-    pub(crate) fn answer(&mut self, request: &Request) -> Result<Vec<u8>, String> {
-        match request {
-            Request::Kernel { .. } | Request::Step { .. } => {
-                Err("this mlc was built without the feature `llvm` and compiles no kernels".to_string())
+                let (codegen, target) = (Codegen::by_name(codegen)?, Target::by_name(target)?);
+                self.compiler.step(codegen, &program, &kernels, &info, &target)
             }
             Request::Abort => std::process::abort(),
         }

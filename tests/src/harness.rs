@@ -12,15 +12,16 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_path_buf()
 }
 
-/// The `mlc` command, built by the cargo that runs this test, once per process.
+/// The `mlc` command, built by the cargo that runs this test, once per process; with LLVM if this test has it.
 pub fn mlc() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        let cargo = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--package", "mlc", "--message-format", "json"])
-            .current_dir(root())
-            .output()
-            .expect("cargo starts");
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--package", "mlc", "--message-format", "json"]);
+        if cfg!(not(feature = "llvm")) {
+            cargo.arg("--no-default-features");
+        }
+        let cargo = cargo.current_dir(root()).output().expect("cargo starts");
         assert!(cargo.status.success(), "building mlc failed:\n{}", String::from_utf8_lossy(&cargo.stderr));
         let messages = String::from_utf8(cargo.stdout).expect("cargo writes UTF-8");
         let mut executables = messages.lines().filter_map(|line| {

@@ -7,10 +7,6 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use mlc::pipeline::{Identity, Runner, compile};
-use mlc::spec::{FileLoader, SourceMap, check, diagnostic};
-use mlc_codegen::build::BuildOptions;
-use mlc_codegen::target::Target;
 use mlc_tests::elf;
 use mlc_tests::harness::{
     Scratch, build, learnable_text, loss_bits, mlc, root, steps, succeed, texts, train,
@@ -69,8 +65,14 @@ fn two_builds_are_the_same_bytes() {
     assert!(first.expect("built") == second.expect("built"), "two builds of one spec differ");
 }
 
+#[cfg(feature = "llvm")]
 #[test]
 fn every_kernel_comes_through_an_mlir_module() {
+    use mlc::pipeline::{Identity, Runner, compile};
+    use mlc::spec::{FileLoader, SourceMap, check, diagnostic};
+    use mlc_codegen::Codegen;
+    use mlc_codegen::build::BuildOptions;
+    use mlc_codegen::target::Target;
     let mut sources = SourceMap::new();
     let path = root().join(TINY);
     let checked = check(&mut sources, &FileLoader, &path.to_string_lossy(), &[]);
@@ -80,11 +82,46 @@ fn every_kernel_comes_through_an_mlir_module() {
     let compiled =
         compile(&spec, &sources, &identity, &mut Runner::default()).unwrap_or_else(|e| panic!("{e:?}"));
     let target = Target::host().expect("this machine is one mlc compiles for");
-    let options = BuildOptions { target, cache: None, jobs: 2, worker: None, progress: &|_| () };
+    let codegen = Codegen::Llvm;
+    let options = BuildOptions { target, codegen, cache: None, jobs: 2, worker: None, progress: &|_| () };
     let built = mlc_codegen::build(&compiled.program, &options).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(built.kernels.len(), compiled.program.kernels.len());
     for kernel in &built.kernels {
         assert!(kernel.came_through_mlir, "{} did not come through MLIR", kernel.name);
+    }
+}
+
+/// Two trainings by binaries of different back ends have the same bits.
+#[cfg(feature = "llvm")]
+#[test]
+fn cranelift_trains_with_the_bits_of_llvm() {
+    let (_, text) = tiny();
+    let folder = Scratch::new("cranelift");
+    let binary = folder.join("tiny-cranelift");
+    let mut command = Command::new(mlc());
+    command.arg("build").arg(root().join(TINY)).arg("-o").arg(&binary).args(["--codegen", "cranelift"]);
+    let (printed, _) = succeed(&mut command);
+    assert!(printed.contains(" by cranelift "), "{printed}");
+    succeed(train(&binary, folder.path(), &[]).arg("--data").arg(text));
+    assert_eq!(loss_bits(&folder.join("metrics.jsonl")), train_tiny("by-llvm", &[]));
+}
+
+#[test]
+fn a_code_generator_that_is_not_there_is_one_clear_error() {
+    let build = |codegen: &str| {
+        let mut command = Command::new(mlc());
+        command.arg("build").arg(root().join(TINY)).args(["--codegen", codegen]);
+        command.output().expect("mlc starts")
+    };
+    let unknown = build("gcc");
+    assert_eq!(unknown.status.code(), Some(3));
+    assert_eq!(texts(&unknown).1, "error: unknown code generator `gcc`; known are llvm, cranelift\n");
+    if cfg!(not(feature = "llvm")) {
+        let missing = build("llvm");
+        assert_eq!(missing.status.code(), Some(3));
+        let (_, message) = texts(&missing);
+        assert!(message.starts_with("error: this mlc was built without the feature `llvm`"), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
     }
 }
 

@@ -1,10 +1,11 @@
 //! Random graphs, with their gradients, down to programs: groups, buffers, memory plan and kernel specs, run by the plain
 //! evaluator, as KIR and as machine code. Each is compared with the graph interpreter within its derived bounds, and the
-//! machine code with KIR bit for bit. `MLC_FUZZ_GRAPHS` and `MLC_FUZZ_SEED` choose the seeds.
+//! machine code of every back end with KIR bit for bit. `MLC_FUZZ_GRAPHS` and `MLC_FUZZ_SEED` choose the seeds.
 
 use mlc::graph::Graph;
 use mlc::interpret::{Environment, Mode, Outputs, Values, run};
 use mlc::lower::simulate;
+use mlc_codegen::Codegen;
 use mlc_codegen::program::{InterpretedProgram, Program};
 use mlc_codegen::run::CompiledProgram;
 use mlc_codegen::target::Target;
@@ -35,16 +36,18 @@ fn check(graph: &Graph, environment: &Environment, target: &Target) -> Result<(P
     Ok((program, interpreted))
 }
 
-/// Compiled, and compared with what KIR computes.
+/// Compiled by every back end, and compared with what KIR computes.
 fn check_compiled(graph: &Graph, environment: &Environment, target: &Target) -> Result<(), String> {
     let (program, interpreted) = check(graph, environment, target)?;
-    let compiled = CompiledProgram::new(&program, target)?;
-    let found =
-        simulate::run_with(&program, graph, environment, &mut |spaces| compiled.run("train", spaces))?;
-    match first_difference(&interpreted, &found) {
-        Some(message) => Err(format!("compiled: {message}")),
-        None => Ok(()),
+    for codegen in Codegen::here() {
+        let compiled = CompiledProgram::new(&program, target, codegen)?;
+        let found =
+            simulate::run_with(&program, graph, environment, &mut |spaces| compiled.run("train", spaces))?;
+        if let Some(message) = first_difference(&interpreted, &found) {
+            return Err(format!("by {codegen}: {message}"));
+        }
     }
+    Ok(())
 }
 
 /// The first element whose bits differ; all NaNs are one.

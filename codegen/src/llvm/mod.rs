@@ -6,7 +6,7 @@ mod kernel;
 mod step;
 
 pub use kernel::{KernelCompiler, Stage};
-pub use step::{KernelLink, step_object};
+pub use step::step_object;
 
 use inkwell::OptimizationLevel;
 use inkwell::context::Context;

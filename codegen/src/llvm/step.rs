@@ -13,17 +13,9 @@ use inkwell::{AddressSpace, IntPredicate};
 
 use super::{generate, machine, prepare, text};
 use crate::abi::ABI_VERSION;
+use crate::backend::KernelLink;
 use crate::program::{Address, Entry, Launch, LoopVar, Program, ScalarArg, Step};
 use crate::target::Target;
-
-/// What the step program must know of a compiled kernel, in the order of `program.kernels`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KernelLink {
-    /// Symbol of its function.
-    pub symbol: String,
-    /// Tiles of a launch.
-    pub tiles: u64,
-}
 
 /// The object with the entries' functions, the [`ProgramTable`](crate::abi::ProgramTable) and `main`.
 ///
@@ -171,7 +163,7 @@ impl<'a, 'c> Emitter<'a, 'c> {
         self.builder.position_at_end(self.context.append_basic_block(function, ""));
         let context =
             function.get_first_param().map(|p| p.into_pointer_value()).unwrap_or(self.ptr.const_null());
-        let (most_buffers, most_scalars) = most_arguments(&entry.body);
+        let (most_buffers, most_scalars) = entry.most_arguments();
         let array = |n: usize| self.i64.array_type(n.max(1) as u32);
         let buffers = self.builder.build_alloca(array(most_buffers), "buffers")?;
         let scalars = self.builder.build_alloca(array(most_scalars), "scalars")?;
@@ -302,16 +294,4 @@ impl<'a, 'c> Emitter<'a, 'c> {
         }
         self.byte_offset(frame.spaces[address.space as usize], bytes)
     }
-}
-
-/// The most buffers and the most scalars any launch passes.
-fn most_arguments(steps: &[Step]) -> (usize, usize) {
-    let most = |(buffers, scalars): (usize, usize), step: &Step| {
-        let (b, s) = match step {
-            Step::Launch(launch) => (launch.buffers.len(), launch.scalars.len()),
-            Step::Loop { body, .. } => most_arguments(body),
-        };
-        (buffers.max(b), scalars.max(s))
-    };
-    steps.iter().fold((0, 0), most)
 }

@@ -57,6 +57,20 @@ pub struct Entry {
     pub body: Vec<Step>,
 }
 
+impl Entry {
+    /// The most buffers and the most scalars any launch passes.
+    pub fn most_arguments(&self) -> (usize, usize) {
+        fn most(steps: &[Step]) -> (usize, usize) {
+            let each = |step: &Step| match step {
+                Step::Launch(launch) => (launch.buffers.len(), launch.scalars.len()),
+                Step::Loop { body, .. } => most(body),
+            };
+            steps.iter().map(each).fold((0, 0), |(b, s), (buffers, scalars)| (b.max(buffers), s.max(scalars)))
+        }
+        most(&self.body)
+    }
+}
+
 /// One element of the tree of loops.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Step {

@@ -1,4 +1,4 @@
-//! KIR interpreter = LLVM, bit for bit, on every target this machine runs: every op on every type at several widths over
+//! KIR interpreter = every back end, bit for bit, on every target this machine runs: every op on every type at several widths over
 //! difficult values, and random kernels.
 
 mod every_op;
@@ -6,6 +6,7 @@ mod memory;
 mod random;
 
 use crate::abi::DType;
+use crate::backend::Codegen;
 use crate::kir::interpret::{Binding, Interpreter};
 use crate::kir::{Elem, Kernel};
 use crate::run::Loaded;
@@ -142,7 +143,7 @@ fn canonical(bytes: &[u8], dtype: DType) -> Vec<u64> {
 /// A kernel with its buffers and scalars.
 type Case = (Kernel, Vec<Vec<u8>>, Vec<i64>);
 
-/// Runs kernels both ways from the same memory, on every target, and compares every element of every buffer.
+/// Runs kernels every way from the same memory, on every target, and compares every element of every buffer.
 fn check(cases: &[Case]) {
     let mut expected = Vec::new();
     for (kernel, buffers, scalars) in cases {
@@ -155,14 +156,28 @@ fn check(cases: &[Case]) {
     }
     let kernels: Vec<&Kernel> = cases.iter().map(|(kernel, ..)| kernel).collect();
     for target in TARGETS.iter().filter(|t| t.runs_here()) {
-        let loaded = Loaded::new(&kernels, target).unwrap_or_else(|e| panic!("{target}: {e}"));
-        for (i, (kernel, buffers, scalars)) in cases.iter().enumerate() {
-            check_loaded(&loaded, i, kernel, buffers, scalars, &expected[i], target);
+        for codegen in Codegen::here() {
+            let loaded = load(&kernels, target, codegen);
+            for (i, (kernel, buffers, scalars)) in cases.iter().enumerate() {
+                check_loaded(&loaded, i, kernel, buffers, scalars, &expected[i]);
+            }
         }
     }
 }
 
-/// Compiles one kernel and compares what it makes of `start` with `expected`.
+/// Compiled kernels, and by what and for what.
+struct Compiled {
+    loaded: Loaded,
+    how: String,
+}
+
+fn load(kernels: &[&Kernel], target: &Target, codegen: Codegen) -> Compiled {
+    let how = format!("{codegen} for {target}");
+    let loaded = Loaded::new(kernels, target, codegen);
+    Compiled { loaded: loaded.unwrap_or_else(|e| panic!("{how}: {e}, the first being\n{}", kernels[0])), how }
+}
+
+/// Compiles one kernel with every back end and compares what it makes of `start` with `expected`.
 pub(crate) fn check_compiled(
     kernel: &Kernel,
     start: &[Vec<u8>],
@@ -170,18 +185,18 @@ pub(crate) fn check_compiled(
     expected: &[Vec<u8>],
     target: &Target,
 ) {
-    let loaded = Loaded::new(&[kernel], target).unwrap_or_else(|e| panic!("{target}: {e} in\n{kernel}"));
-    check_loaded(&loaded, 0, kernel, start, scalars, expected, target);
+    for codegen in Codegen::here() {
+        check_loaded(&load(&[kernel], target, codegen), 0, kernel, start, scalars, expected);
+    }
 }
 
 fn check_loaded(
-    loaded: &Loaded,
+    compiled: &Compiled,
     index: usize,
     kernel: &Kernel,
     start: &[Vec<u8>],
     scalars: &[i64],
     expected: &[Vec<u8>],
-    target: &Target,
 ) {
     let mut spaces = start.to_vec();
     // Two calls where there are tiles to split: their results do not depend on how.
@@ -189,22 +204,23 @@ fn check_loaded(
     let calls =
         if middle > 0 { [0..middle, middle..end].to_vec() } else { std::iter::once(0..end).collect() };
     for tiles in calls {
-        loaded.run(index, &mut spaces, &bindings(kernel), scalars, tiles).unwrap_or_else(|e| panic!("{e}"));
+        let run = compiled.loaded.run(index, &mut spaces, &bindings(kernel), scalars, tiles);
+        run.unwrap_or_else(|e| panic!("{e}"));
     }
-    compare(kernel, expected, &spaces, target.name);
+    compare(kernel, expected, &spaces, &compiled.how);
 }
 
 fn bindings(kernel: &Kernel) -> Vec<Binding> {
     (0..kernel.buffers.len()).map(|space| Binding { space, offset: 0 }).collect()
 }
 
-fn compare(kernel: &Kernel, expected: &[Vec<u8>], found: &[Vec<u8>], target: &str) {
+fn compare(kernel: &Kernel, expected: &[Vec<u8>], found: &[Vec<u8>], how: &str) {
     for ((buffer, expected), found) in kernel.buffers.iter().zip(expected).zip(found) {
         let (expected, found) = (canonical(expected, buffer.dtype), canonical(found, buffer.dtype));
         for (index, (e, f)) in expected.iter().zip(&found).enumerate() {
             assert!(
                 e == f,
-                "{}[{index}] is {f:#x} compiled for {target} and {e:#x} interpreted, in\n{kernel}",
+                "{}[{index}] is {f:#x} by {how} and {e:#x} interpreted, in\n{kernel}",
                 buffer.name
             );
         }

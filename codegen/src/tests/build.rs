@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::abi::{DType, EntryInfo, OpInfo, ProgramInfo, RunInfo, SpaceInfo};
+use crate::backend::Codegen;
 use crate::build::{BuildOptions, Built, Error, build};
 use crate::kernels::expand;
 use crate::kir::parse;
@@ -128,8 +129,14 @@ fn build_with(
     cache: Option<PathBuf>,
     jobs: usize,
     worker: Option<WorkerCommand>,
+    codegen: Codegen,
 ) -> Result<Built, Error> {
-    build(program, &BuildOptions { target: X86_64_V3, cache, jobs, worker, progress: &|_| {} })
+    build(program, &BuildOptions { target: X86_64_V3, codegen, cache, jobs, worker, progress: &|_| {} })
+}
+
+/// Built in this process, nothing kept.
+fn build_here(program: &Program, codegen: Codegen) -> Built {
+    build_with(program, None, 1, None, codegen).unwrap_or_else(|e| panic!("{codegen}: {e}"))
 }
 
 fn temporary(name: &str) -> PathBuf {
@@ -149,9 +156,11 @@ fn step_launches_in_order_with_moving_addresses() {
         }
     }
     for target in TARGETS.iter().filter(|t| t.runs_here()) {
-        let mut spaces = [memory()];
-        CompiledProgram::new(&program, target).unwrap().run("train", &mut spaces).unwrap();
-        assert_eq!(rows(&spaces[0]), expected, "compiled for {target}");
+        for codegen in Codegen::here() {
+            let mut spaces = [memory()];
+            CompiledProgram::new(&program, target, codegen).unwrap().run("train", &mut spaces).unwrap();
+            assert_eq!(rows(&spaces[0]), expected, "compiled by {codegen} for {target}");
+        }
         let mut spaces = [memory()];
         InterpretedProgram::new(&program, target).unwrap().run("train", &mut spaces).unwrap();
         assert_eq!(rows(&spaces[0]), expected, "interpreted for {target}");
@@ -160,24 +169,60 @@ fn step_launches_in_order_with_moving_addresses() {
 
 #[test]
 fn build_gives_the_same_static_binary_however_it_is_built() {
-    let program = program();
-    let cache = temporary("same");
-    let cold = build_with(&program, Some(cache.clone()), 2, Some(worker())).unwrap();
-    let warm = build_with(&program, Some(cache.clone()), 1, Some(worker())).unwrap();
-    let here = build_with(&program, None, 1, None).unwrap();
-    std::fs::remove_dir_all(cache).unwrap();
-    let times = [&cold, &warm, &here].map(|b| (b.kernels[0].ms, b.link_ms));
-    println!("kernel and link in ms, cold, warm and in this process: {times:.1?}; {} bytes", cold.elf.len());
-    assert!(cold.elf == warm.elf && cold.elf == here.elf, "three builds of one program differ");
-    assert!(cold.elf.len() < 10_000_000, "{} bytes", cold.elf.len());
-    assert!(cold.kernels[0].came_through_mlir && warm.kernels[0].came_through_mlir);
-    assert!(!cold.kernels[0].cached && warm.kernels[0].cached);
-    // Fully static: no program header asks for a dynamic loader (PT_INTERP = 3).
-    let word = |at: usize| u64::from_le_bytes(here.elf[at..at + 8].try_into().unwrap()) as usize;
-    let (headers, count) = (word(0x20), u16::from_le_bytes([here.elf[0x38], here.elf[0x39]]) as usize);
-    assert!((0..count).all(|i| here.elf[headers + 56 * i] != 3));
+    for codegen in Codegen::here() {
+        let program = program();
+        let cache = temporary("same");
+        let cold = build_with(&program, Some(cache.clone()), 2, Some(worker()), codegen).unwrap();
+        let warm = build_with(&program, Some(cache.clone()), 1, Some(worker()), codegen).unwrap();
+        let here = build_here(&program, codegen);
+        std::fs::remove_dir_all(cache).unwrap();
+        let times = [&cold, &warm, &here].map(|b| (b.kernels[0].ms, b.link_ms));
+        println!(
+            "{codegen}: kernel and link in ms, cold, warm and in this process: {times:.1?}; {} bytes",
+            cold.elf.len()
+        );
+        assert!(cold.elf == warm.elf && cold.elf == here.elf, "three builds of one program differ");
+        assert!(cold.elf.len() < 10_000_000, "{} bytes", cold.elf.len());
+        let through_mlir = codegen == Codegen::Llvm;
+        assert!([&cold, &warm].iter().all(|built| built.kernels[0].came_through_mlir == through_mlir));
+        assert!(!cold.kernels[0].cached && warm.kernels[0].cached);
+        // Fully static: no program header asks for a dynamic loader (PT_INTERP = 3).
+        let word = |at: usize| u64::from_le_bytes(here.elf[at..at + 8].try_into().unwrap()) as usize;
+        let (headers, count) = (word(0x20), u16::from_le_bytes([here.elf[0x38], here.elf[0x39]]) as usize);
+        assert!((0..count).all(|i| here.elf[headers + 56 * i] != 3));
+    }
 }
 
+#[test]
+fn back_ends_do_not_share_objects() {
+    let cache = temporary("apart");
+    let mut hashes: Vec<String> = Vec::new();
+    for codegen in Codegen::here() {
+        let built = build_with(&program(), Some(cache.clone()), 1, None, codegen).unwrap();
+        assert!(!built.kernels[0].cached, "{codegen} found an object of another");
+        assert_eq!(built.codegen, codegen);
+        hashes.push(built.kernels[0].hash.clone());
+    }
+    std::fs::remove_dir_all(cache).unwrap();
+    hashes.dedup();
+    assert_eq!(hashes.len(), Codegen::here().len());
+}
+
+#[test]
+fn back_end_that_is_missing_is_one_clear_error() {
+    assert_eq!(Codegen::by_name("cranelift"), Ok(Codegen::Cranelift));
+    assert!(Codegen::by_name("gcc").unwrap_err().contains("known are llvm, cranelift"));
+    if Codegen::Llvm.available() {
+        assert_eq!(Codegen::default(), Codegen::Llvm);
+        return;
+    }
+    assert_eq!(Codegen::default(), Codegen::Cranelift);
+    let error = build_with(&program(), None, 1, None, Codegen::Llvm).unwrap_err().to_string();
+    assert!(error.starts_with("this mlc was built without the feature `llvm`"), "{error}");
+    assert_eq!(Codegen::by_name("llvm").unwrap_err(), error);
+}
+
+#[cfg(feature = "llvm")]
 /// Names of the symbols of an ELF file that satisfy `wanted`, given a symbol's type (4 = source file, 2 = function).
 fn symbols(elf: &[u8], wanted: u8) -> Vec<String> {
     let word = |at: usize, n: usize| elf[at..at + n].iter().rev().fold(0usize, |w, &b| w << 8 | b as usize);
@@ -194,6 +239,7 @@ fn symbols(elf: &[u8], wanted: u8) -> Vec<String> {
     entries.map(name).collect()
 }
 
+#[cfg(feature = "llvm")]
 #[test]
 fn build_passes_every_kernel_of_the_binary_through_mlir() {
     // A second kernel: the same sum over two dimensions.
@@ -208,7 +254,7 @@ fn build_passes_every_kernel_of_the_binary_through_mlir() {
     let Step::Launch(mut launch) = body[0].clone() else { panic!() };
     launch.kernel = 1;
     body.push(Step::Launch(launch));
-    let built = build_with(&program, None, 1, None).unwrap();
+    let built = build_here(&program, Codegen::Llvm);
     let functions = symbols(&built.elf, 2);
     let kernels: Vec<&String> = functions.iter().filter(|name| name.starts_with("kernel_")).collect();
     assert_eq!(kernels.len(), 2, "{kernels:?}");
@@ -221,21 +267,23 @@ fn build_passes_every_kernel_of_the_binary_through_mlir() {
 #[test]
 fn build_makes_a_binary_that_knows_its_model() {
     use std::os::unix::fs::PermissionsExt;
-    let built = build_with(&program(), None, 1, None).unwrap();
-    let path = temporary("binary");
-    std::fs::write(&path, &built.elf).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let output = Command::new(&path).arg("info").output().unwrap();
-    std::fs::remove_file(&path).unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("six_rows"), "{output:?}");
+    for codegen in Codegen::here() {
+        let built = build_here(&program(), codegen);
+        let path = temporary("binary");
+        std::fs::write(&path, &built.elf).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let output = Command::new(&path).arg("info").output().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("six_rows"), "{codegen}: {output:?}");
+    }
 }
 
 #[test]
 fn build_shares_the_object_of_equal_kernels() {
     let mut program = program();
     program.kernels.push(Kernel { name: "the_same".to_string(), ..kernel() });
-    let built = build_with(&program, None, 1, None).unwrap();
+    let built = build_here(&program, Codegen::default());
     assert_eq!(built.kernels[0].hash, built.kernels[1].hash);
     assert!(built.kernels[1].cached);
 }
@@ -248,30 +296,37 @@ fn worker_that_dies_is_an_error_and_no_more() {
         other => panic!("{other:?}"),
     }
     let mut second = Worker::start(&worker()).unwrap_or_else(|e| panic!("{e:?}"));
-    let request = Request::Kernel { kir: "kernel {".into(), symbol: "k".into(), target: "x86-64-v3".into() };
+    let request = Request::Kernel {
+        kir: "kernel {".into(),
+        symbol: "k".into(),
+        target: "x86-64-v3".into(),
+        codegen: "cranelift".into(),
+    };
     assert!(matches!(second.ask(&request), Err(Failure::Refused(m)) if m.contains("line 1")));
 }
 
+#[cfg(feature = "llvm")]
 #[test]
 fn worker_that_dies_leaves_a_reproducer_of_its_kernel() {
     let cache = temporary("reproducer");
     let dies = WorkerCommand { program: "false".into(), arguments: vec![] };
     let Err(Error::Kernel { name, message, reproducer }) =
-        build_with(&program(), Some(cache.clone()), 1, Some(dies))
+        build_with(&program(), Some(cache.clone()), 1, Some(dies), Codegen::Llvm)
     else {
         panic!("the build did not fail with the kernel");
     };
     assert_eq!((name.as_str(), message.as_str()), ("mul_add", "the code generator died: exit status: 1"));
     let text = std::fs::read_to_string(reproducer.unwrap()).unwrap();
-    assert!(text.starts_with("// kernel mul_add for target x86-64-v3"), "{text}");
+    assert!(text.starts_with("// kernel mul_add for target x86-64-v3 by llvm"), "{text}");
     assert_eq!(parse(&text).unwrap(), expand(&kernel().spec, &X86_64_V3));
     std::fs::remove_dir_all(cache).unwrap();
 }
 
+#[cfg(feature = "llvm")]
 #[test]
 fn worker_that_is_not_there_is_a_clear_error() {
     let missing = WorkerCommand { program: "/nonexistent/mlc".into(), arguments: vec![] };
-    let error = build_with(&program(), None, 1, Some(missing)).unwrap_err();
+    let error = build_with(&program(), None, 1, Some(missing), Codegen::Llvm).unwrap_err();
     assert!(error.to_string().starts_with("cannot start /nonexistent/mlc"), "{error}");
 }
 

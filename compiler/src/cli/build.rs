@@ -7,6 +7,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use mlc::pipeline::{self, Compiled, Identity, Runner};
 use mlc::units;
+use mlc_codegen::Codegen;
 use mlc_codegen::build::{BuildOptions, Built, build};
 use mlc_codegen::cache::Cache;
 use mlc_codegen::target::Target;
@@ -36,7 +37,11 @@ pub struct MachineArgs {
     /// Instruction sets: native, x86-64-v3 (AVX2) or x86-64-v4 (AVX-512). Default: the spec's `target`, else native.
     #[arg(long, value_name = "NAME")]
     pub target: Option<String>,
-    /// Worker processes; default: one per core.
+    /// What compiles kernels: llvm (fast kernels) or cranelift (fast builds, the same numbers). Default: llvm where this
+    /// mlc has it.
+    #[arg(long, value_name = "NAME")]
+    pub codegen: Option<String>,
+    /// Kernels compiled at once; default: one per core.
     #[arg(short = 'j', long, value_name = "N")]
     pub jobs: Option<usize>,
 }
@@ -44,6 +49,7 @@ pub struct MachineArgs {
 /// Builds, writes the binary, prints what was made.
 pub fn run(args: &BuildArgs) -> Result<(), Failure> {
     let start = Instant::now();
+    codegen(args.options.codegen.as_deref())?;
     let checked = read_spec(&args.spec)?;
     let mut runner = Runner::default();
     let compiled = compile(&checked, &args.spec, &mut runner)?;
@@ -75,9 +81,15 @@ pub fn target(given: Option<&str>, checked: &Checked) -> Result<Target, Failure>
     Target::resolve(name).map_err(Failure::Input)
 }
 
+/// The back end: the command line's, else the best of this mlc.
+pub fn codegen(given: Option<&str>) -> Result<Codegen, Failure> {
+    given.map_or(Ok(Codegen::default()), |name| Codegen::by_name(name).map_err(Failure::Input))
+}
+
 /// Code generation and linking, with a bar on a terminal.
 pub fn assemble(checked: &Checked, compiled: &Compiled, args: &MachineArgs) -> Result<Built, Failure> {
     let target = target(args.target.as_deref(), checked)?;
+    let codegen = codegen(args.codegen.as_deref())?;
     let bar = ProgressBar::new(compiled.program.kernels.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{msg:>12} {bar:30} {pos}/{len} {elapsed}") {
         bar.set_style(style);
@@ -87,6 +99,7 @@ pub fn assemble(checked: &Checked, compiled: &Compiled, args: &MachineArgs) -> R
         &compiled.program,
         &BuildOptions {
             target,
+            codegen,
             cache: Cache::default_folder(),
             jobs: args.jobs.unwrap_or_else(cores).max(1),
             worker: Some(WorkerCommand::this_executable().map_err(Failure::Internal)?),

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 pub struct EmitArgs {
     #[command(flatten)]
     spec: SpecArgs,
-    /// One stage, to standard output. The stages of kernels (kir, mlir, llvm, asm) print every kernel.
+    /// One stage, to standard output. The stages of kernels (kir, mlir, llvm, asm, clif) print every kernel.
     #[arg(long, default_value = "graph", value_parser = stage_names())]
     stage: String,
     /// Only kernels whose name contains this.
@@ -67,7 +67,7 @@ fn stage_names() -> PossibleValuesParser {
 /// The texts of kernels: of the wanted stage to standard output, or all stages as files `kernels/NAME.STAGE`.
 fn kernels(args: &EmitArgs, checked: &Checked, compiled: &Compiled) -> Result<(), Failure> {
     let stages: Vec<KernelStage> = match &args.out {
-        Some(_) => KernelStage::ALL.to_vec(),
+        Some(_) => KernelStage::ALL.into_iter().filter(|stage| stage.available()).collect(),
         None => KernelStage::by_name(&args.stage).into_iter().collect(),
     };
     let target = target(args.target.as_deref(), checked)?;

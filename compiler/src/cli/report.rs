@@ -46,7 +46,8 @@ fn kernels(built: &Built) -> String {
     let size: u64 = built.kernels.iter().map(|k| k.object_bytes).sum();
     let n = built.kernels.len();
     format!(
-        "kernels: {n} ({cached} from the cache), {} of code; linked in {:.0} ms\n",
+        "kernels: {n} by {} ({cached} from the cache), {} of code; linked in {:.0} ms\n",
+        built.codegen,
         bytes(size),
         built.link_ms
     )

@@ -1,6 +1,6 @@
 //! `mlc run`: build if needed, then train here.
 
-use super::build::{MachineArgs, assemble, compile, install};
+use super::build::{MachineArgs, assemble, codegen, compile, install};
 use super::files::read_spec;
 use super::{Failure, SpecArgs};
 use clap::Args;
@@ -23,11 +23,12 @@ pub struct RunArgs {
 
 /// Builds into the cache under the program's fingerprint, so that an unchanged spec starts at once, and runs it.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let codegen = codegen(args.options.codegen.as_deref())?;
     let checked = read_spec(&args.spec)?;
     let compiled = compile(&checked, &args.spec, &mut Runner::default())?;
     let folder = Cache::default_folder().unwrap_or_else(std::env::temp_dir).join("binaries");
     let target = args.options.target.as_deref().unwrap_or("native");
-    let binary = folder.join(format!("{}-{target}", compiled.program.info.fingerprint));
+    let binary = folder.join(format!("{}-{target}-{codegen}", compiled.program.info.fingerprint));
     if !binary.exists() {
         let built = assemble(&checked, &compiled, &args.options)?;
         install(&binary, &built.elf)?;

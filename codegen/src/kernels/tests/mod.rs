@@ -108,7 +108,6 @@ fn check_on(spec: &KernelSpec, scalars: &[i64], fills: &dyn Fn(usize) -> Fill, s
     run_in_pieces(&kernel, &mut pieces, scalars, &mut random);
     assert!(pieces == buffers, "the result depends on how tiles are split: {spec:?}");
     // Compiling takes longer than all the rest, so only some cases are also run as machine code.
-    #[cfg(feature = "llvm")]
     if seed % 6 == 1 && target.runs_here() {
         crate::tests::bits::check_compiled(&kernel, &start, scalars, &buffers, target);
     }
