@@ -81,7 +81,7 @@ fn explain_prints_every_code_that_a_message_can_have() {
 #[test]
 fn doctor_builds_and_trains_a_trial_and_says_so() {
     let (out, _) = succeed(Command::new(mlc()).arg("doctor"));
-    for look in ["processor", "linker", "cache", "memory", "pages"] {
+    for look in ["processor", "codegen", "linker", "cache", "memory", "pages"] {
         assert!(out.contains(look), "{out}");
     }
     assert!(out.contains("trained for a step"), "{out}");
@@ -114,8 +114,11 @@ fn every_spec_of_the_project_is_in_canonical_form() {
         .output()
         .expect("git runs");
     let (paths, _) = texts(&list);
-    let specs: Vec<_> =
-        paths.lines().filter(|path| !path.starts_with("tests/fuzz/") && !path.contains("/samples/")).map(|path| root().join(path)).collect();
+    let specs: Vec<_> = paths
+        .lines()
+        .filter(|path| !path.starts_with("tests/fuzz/") && !path.contains("/samples/"))
+        .map(|path| root().join(path))
+        .collect();
     assert!(specs.len() > 5, "{paths}");
     succeed(Command::new(mlc()).args(["fmt", "--check"]).args(&specs));
 }

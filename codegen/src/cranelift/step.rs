@@ -129,6 +129,8 @@ impl Steps {
             b.switch_to_block(block);
             let table = module.declare_data_in_func(table, b.func);
             let runtime = module.declare_func_in_func(runtime, b.func);
+            // Called directly and not through a table of addresses, so that a library without a runtime still loads.
+            b.func.dfg.ext_funcs[runtime].colocated = true;
             let table = b.ins().symbol_value(I64, table);
             let (argc, argv) = (b.block_params(block)[0], b.block_params(block)[1]);
             let call = b.ins().call(runtime, &[argc, argv, table]);

@@ -6,8 +6,6 @@ use std::process::Command;
 use crate::abi::{DType, EntryInfo, OpInfo, ProgramInfo, RunInfo, SpaceInfo};
 use crate::backend::Codegen;
 use crate::build::{BuildOptions, Built, Error, build};
-use crate::kernels::expand;
-use crate::kir::parse;
 use crate::program::{
     Address, BinaryOp, Entry, InterpretedProgram, Kernel, KernelSpec, Launch, LoopStride, LoopVar, LoopsSpec,
     Operand, Program, Region, ScalarArg, ScalarId, ScalarOp, Step, verify,
@@ -222,8 +220,8 @@ fn back_end_that_is_missing_is_one_clear_error() {
     assert_eq!(Codegen::by_name("llvm").unwrap_err(), error);
 }
 
-#[cfg(feature = "llvm")]
 /// Names of the symbols of an ELF file that satisfy `wanted`, given a symbol's type (4 = source file, 2 = function).
+#[cfg(feature = "llvm")]
 fn symbols(elf: &[u8], wanted: u8) -> Vec<String> {
     let word = |at: usize, n: usize| elf[at..at + n].iter().rev().fold(0usize, |w, &b| w << 8 | b as usize);
     let (sections, count) = (word(0x28, 8), word(0x3c, 2));
@@ -318,7 +316,8 @@ fn worker_that_dies_leaves_a_reproducer_of_its_kernel() {
     assert_eq!((name.as_str(), message.as_str()), ("mul_add", "the code generator died: exit status: 1"));
     let text = std::fs::read_to_string(reproducer.unwrap()).unwrap();
     assert!(text.starts_with("// kernel mul_add for target x86-64-v3 by llvm"), "{text}");
-    assert_eq!(parse(&text).unwrap(), expand(&kernel().spec, &X86_64_V3));
+    let expanded = crate::kernels::expand(&kernel().spec, &X86_64_V3);
+    assert_eq!(crate::kir::parse(&text).unwrap(), expanded);
     std::fs::remove_dir_all(cache).unwrap();
 }
 

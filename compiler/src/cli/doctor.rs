@@ -5,6 +5,7 @@ use clap::Args;
 use mlc::pipeline::{self, Identity, Runner};
 use mlc::spec::{MemoryLoader, SourceMap, check};
 use mlc::units::bytes;
+use mlc_codegen::Codegen;
 use mlc_codegen::build::{BuildOptions, build};
 use mlc_codegen::cache::Cache;
 use mlc_codegen::link;
@@ -37,6 +38,7 @@ enum Finding {
 pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let mut looks: Vec<(&str, fn() -> Finding)> = vec![
         ("processor", processor),
+        ("codegen", codegen),
         ("linker", linker),
         ("cache", cache),
         ("memory", memory),
@@ -83,6 +85,16 @@ fn processor() -> Finding {
             "specs still check and plan here; `mlc build --target x86-64-v3` builds for another machine",
         ),
     }
+}
+
+fn codegen() -> Finding {
+    if Codegen::Llvm.available() {
+        return Finding::Good(Codegen::ALL.map(Codegen::name).join(", "));
+    }
+    Finding::Poor(
+        Codegen::Cranelift.name().into(),
+        "the same numbers from slower kernels; an mlc built with its default features has LLVM's",
+    )
 }
 
 fn linker() -> Finding {
@@ -208,6 +220,7 @@ fn build_trial(folder: &Path) -> Result<PathBuf, String> {
         .map_err(|e| told("the compiler failed", format!("{e:?}")))?;
     let options = BuildOptions {
         target: Target::host()?,
+        codegen: Codegen::default(),
         cache: None,
         jobs: 1,
         worker: Some(WorkerCommand::this_executable()?),
