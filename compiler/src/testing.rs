@@ -1,10 +1,15 @@
 //! How passes and verifiers are tested: text in, text out, and both texts run on the same numbers.
 
+use crate::autodiff::differentiate::differentiate;
+use crate::graph::from_spec::{Entry, from_spec};
 use crate::graph::parse::parse;
 use crate::graph::print::print;
+use crate::graph::recognise::recognise;
 use crate::graph::verify::{Stage, verify};
-use crate::graph::{Graph, Output};
+use crate::graph::{BinaryOp, Builder, DType, Graph, Op, Output};
 use crate::interpret::{Mode, Tensor, Values, run, sample_environment};
+use crate::spec::diagnostic::render_all;
+use crate::spec::{MemoryLoader, SourceMap, check};
 use std::fmt::Display;
 
 /// What a pass returns: a graph, or a graph or an error.
@@ -52,6 +57,41 @@ pub fn graph(text: &str) -> Graph {
     let graph = parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
     verify(&graph, Stage::Any).unwrap_or_else(|e| panic!("{e}"));
     graph
+}
+
+/// The forward graph of a spec that is one text, recognised as it says.
+///
+/// # Panics
+/// The spec does not check or can't be built.
+pub fn graph_of_spec(text: &str) -> Graph {
+    let loader = MemoryLoader { files: vec![("m.spec".into(), text.into())] };
+    let mut sources = SourceMap::new();
+    let (spec, _) = check(&mut sources, &loader, "m.spec", &[]).unwrap_or_else(|found| {
+        panic!("{}\n{text}", render_all(&found, &sources, false));
+    });
+    let batch = spec.model.size("batch").expect("a model has a batch");
+    let graph = from_spec(&spec.model, Entry::Train, batch, &sources)
+        .unwrap_or_else(|found| panic!("{}\n{text}", render_all(&found, &sources, false)));
+    verify(&graph, Stage::Graph).unwrap_or_else(|e| panic!("{e}"));
+    let graph = recognise(graph, &spec.model.lower_reference);
+    verify(&graph, Stage::Graph).unwrap_or_else(|e| panic!("recognised: {e}"));
+    graph
+}
+
+/// The graph with the gradient of every parameter among its results, in the parameter's order of axes.
+///
+/// # Panics
+/// It has no derivative.
+pub fn with_gradients(graph: Graph) -> Graph {
+    let done = differentiate(graph, 0).unwrap_or_else(|e| panic!("{e}"));
+    let mut b = Builder::resume(done.graph);
+    for g in &done.gradients {
+        let zero = b.constant(DType::F32, 0.0);
+        let ty = b.ty(g.value).clone();
+        let gradient = b.one(Op::Binary(BinaryOp::Add), &[g.gradient, zero], Some(ty), "grad");
+        b.output(Output::Report(format!("grad.{}", g.param).into()), gradient);
+    }
+    b.finish()
 }
 
 /// See [`check_pass!`].

@@ -378,7 +378,7 @@ impl Walk<'_> {
         }
         let is_whole = !self.model.lower_reference.iter().any(|name| name == "attention");
         let formula = Formula { q, k, v, query, key: key.clone(), over, product, score };
-        if let Some(o) = is_whole.then(|| attention_of(&mut self.b, &formula)).flatten() {
+        if is_whole && let Ok(o) = attention_of(&mut self.b, &formula) {
             return o;
         }
         let ty = self.ty(&e.ty);

@@ -8,7 +8,7 @@
 //! loop variables ([`crate::memory::verify`]).
 
 #[cfg(test)]
-mod attend_tests;
+pub(crate) mod attend_tests;
 pub mod attention;
 #[cfg(test)]
 mod attention_tests;

@@ -140,14 +140,19 @@ fn compile_refuses_inputs_that_nothing_fills() {
 }
 
 #[test]
-fn compile_refuses_what_has_no_lowering_without_a_panic() {
+fn compile_trains_a_bias_inside_the_attention_kernels() {
     let text = format!(
         "spec 1\nmodel M {{\nsize vocab = 8, hd = 4\nsize batch = run, seq = run\n\
          input tokens: ids<vocab>[batch, seq]\ninput targets: ids<vocab>[batch, seq]\n\
          param e[vocab, hd], b[seq] = ones\nq = gather[vocab](e, tokens)\nk = q as [seq: pos]\n\
-         o = std.Attend[seq, pos, hd](q, k, k, causal = true, bias = b)\n\
+         o = std.Attend[seq, pos, hd](q, k, k, causal = true, bias = b as [seq: pos])\n\
          loss mean[batch, seq](cross_entropy[vocab](dot[hd](o, e), targets))\n}}\n{RUN}"
     );
-    let titles = refused(&text);
-    assert!(titles.iter().any(|t| t.contains("can't be built")), "{titles:?}");
+    let loader = crate::spec::MemoryLoader { files: vec![("m.spec".into(), text)] };
+    let mut sources = SourceMap::new();
+    let (spec, _) = check(&mut sources, &loader, "m.spec", &[]).unwrap_or_else(|e| panic!("{e:?}"));
+    let compiled = compile(&spec, &sources, &Identity::default(), &mut Runner::default()).unwrap();
+    let kernels: Vec<&str> = compiled.program.kernels.iter().map(|k| k.name.as_str()).collect();
+    assert!(kernels.iter().any(|name| name.starts_with("attention_dextra0_")), "{kernels:?}");
+    assert!(compiled.notes.is_empty(), "{:?}", compiled.notes);
 }

@@ -14,7 +14,9 @@ pub use expand_composites::{expand_all_composites, expand_composites, expand_kin
 pub use fold_constants::fold_constants;
 pub use share_common::share_common;
 
-use super::recognise::{recognise_attention, recognise_loss_head, recognise_norms};
+use super::recognise::{
+    recognise_attention, recognise_cross_entropy, recognise_loss_head, recognise_norms, recognise_softmax,
+};
 use super::{Graph, RegionId, ValueId};
 use std::collections::BTreeMap;
 
@@ -29,8 +31,10 @@ pub fn passes() -> &'static [(&'static str, Pass)] {
         ("expand-composites", |g| Ok(expand_composites(g.clone()))),
         ("fold-constants", |g| Ok(fold_constants(g.clone()))),
         ("recognise-attention", |g| Ok(recognise_attention(g.clone()))),
+        ("recognise-cross-entropy", |g| Ok(recognise_cross_entropy(g.clone()))),
         ("recognise-loss-head", |g| Ok(recognise_loss_head(g.clone()))),
         ("recognise-norms", |g| Ok(recognise_norms(g.clone()))),
+        ("recognise-softmax", |g| Ok(recognise_softmax(g.clone()))),
         ("share-common", |g| Ok(share_common(g.clone()))),
     ]
 }

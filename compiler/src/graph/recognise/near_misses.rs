@@ -3,8 +3,9 @@
 //! Run on a recognised graph: what still has the shape of an attention, a loss head or a norm was missed. It means the same
 //! and costs more, which the writer of the spec may not expect.
 
-use super::{BinaryOp, Graph, Name, Op, OpNode, ReduceOp, UnaryOp, ValueId};
-use crate::graph::{CompositeKind, OpId, RegionId, SpecLine};
+use super::recognise_attention::find;
+use super::{BinaryOp, Graph, Name, Op, OpNode, ReduceOp, UnaryOp, ValueId, View, attention_of};
+use crate::graph::{Builder, CompositeKind, OpId, RegionId, SpecLine};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -33,7 +34,7 @@ pub fn near_misses(graph: &Graph, off: &[String]) -> Vec<NearMiss> {
             let node = graph.op(op);
             let message = [
                 on("attention").then(|| uses.attention(node)),
-                on("loss_head").then(|| uses.loss(node)),
+                on("loss_head").then(|| uses.loss(node).or_else(|| uses.log_sum_exp(node))),
                 on("rms_norm").then(|| uses.norm(node)),
             ];
             if let Some(message) = message.into_iter().flatten().flatten().next() {
@@ -64,10 +65,9 @@ impl<'a> Uses<'a> {
         self.definitions.get(&value).map(|op| self.graph.op(*op))
     }
 
-    fn composite(&self, value: ValueId) -> Option<(&'a OpNode, &'a CompositeKind)> {
-        let node = self.op(value)?;
-        match &node.op {
-            Op::Composite(c) => Some((node, &c.kind)),
+    fn composite(&self, value: ValueId) -> Option<&'a CompositeKind> {
+        match &self.op(value)?.op {
+            Op::Composite(c) => Some(&c.kind),
             _ => None,
         }
     }
@@ -78,50 +78,51 @@ impl<'a> Uses<'a> {
 
     /// A product over the axis of a softmax that is itself of a product.
     fn attention(&self, node: &OpNode) -> Option<String> {
-        let Op::Dot { over } = &node.op else { return None };
-        let softmax = node.operands.iter().find_map(|p| match self.composite(*p)? {
-            (softmax, CompositeKind::Softmax { axis }) if over.contains(axis) => Some((softmax, axis)),
+        let found = find(&View::of(self.graph, self.region), node)?;
+        let why = match found {
+            Err(why) => why,
+            Ok(found) => {
+                let mut b = Builder::resume(self.graph.clone());
+                b.reopen(self.region);
+                let formula = found.formula(&mut b);
+                attention_of(&mut b, &formula).err()?.message
+            }
+        };
+        let axis = node.operands.iter().find_map(|p| match self.composite(*p)? {
+            CompositeKind::Softmax { axis } => Some(axis),
             _ => None,
         });
-        let (softmax, axis) = softmax?;
-        let products = self.products(softmax.operands[0]);
-        let why = match products[..] {
-            [] => return None,
-            [_] if over.len() > 1 => format!("the product with the values sums over more than {axis}"),
-            [product] => match self.op(product).map(|n| &n.operands[..]) {
-                Some([q, k]) => {
-                    let (q, k) = (self.graph.ty(*q), self.graph.ty(*k));
-                    match (q.has(axis), k.has(axis)) {
-                        (true, true) => format!("both sides of the scores' product have the axis {axis}"),
-                        _ => "queries, keys and values do not share their axes as attention needs".to_owned(),
-                    }
-                }
-                _ => return None,
-            },
-            _ => "the scores are made from more than one product".to_owned(),
-        };
-        Some(format!("softmax over {axis} is not recognised as attention: {why}"))
+        let over = axis.map(|axis| format!(" over {axis}")).unwrap_or_default();
+        Some(format!("softmax{over} is not recognised as attention: {why}"))
     }
 
-    /// Products that element-wise ops make a value from.
-    fn products(&self, value: ValueId) -> Vec<ValueId> {
-        let mut found = Vec::new();
-        let mut seen = vec![value];
-        let mut next = 0;
-        while let Some(&value) = seen.get(next) {
-            next += 1;
-            let Some(node) = self.op(value) else { continue };
-            match node.op {
-                Op::Dot { .. } => found.push(value),
-                Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast | Op::Broadcast => {
-                    let new: Vec<ValueId> =
-                        node.operands.iter().filter(|v| !seen.contains(v)).copied().collect();
-                    seen.extend(new);
-                }
-                _ => {}
-            }
+    /// The logarithm of summed exponentials of a product, of which no cross-entropy was made.
+    fn log_sum_exp(&self, node: &OpNode) -> Option<String> {
+        let view = View::of(self.graph, self.region);
+        if node.op != Op::Unary(UnaryOp::Log) {
+            return None;
         }
-        found
+        let (e, axis) = view.reduced(ReduceOp::Sum, node.operands[0])?;
+        let mut logits = view.unary(UnaryOp::Exp, e)?;
+        while let Some((x, shift)) = view.binary(BinaryOp::Sub, logits)
+            && !self.graph.ty(shift).has(&axis)
+        {
+            logits = x;
+        }
+        view.op(logits).filter(|product| matches!(product.op, Op::Dot { .. }))?;
+        let taken = self.graph.region(self.region).ops.iter().any(|op| {
+            let node = self.graph.op(*op);
+            let is_head =
+                matches!(&node.op, Op::Composite(c) if matches!(c.kind, CompositeKind::CrossEntropy { .. }));
+            is_head && node.operands[0] == logits
+        });
+        (!taken).then(|| {
+            let logits = self.name(logits);
+            format!(
+                "log(sum[{axis}](exp(%{logits}))) is not recognised as a cross-entropy: what it is subtracted from is not \
+                 %{logits} at one target per row, by gather[{axis}] or a one-hot product"
+            )
+        })
     }
 
     /// A cross-entropy over classes that a product made, which no loss head took.

@@ -14,11 +14,26 @@ use crate::graph::{BinaryOp, Graph, Name, Op, OpNode, ValueId};
 /// Puts `rms_norm` and `layer_norm` in the place of their formulas.
 pub fn recognise_norms(graph: Graph) -> Graph {
     // The larger formula first: it contains the smaller.
-    let graph = rewrite_ops(graph, |b, _, _, node| {
+    recognise_rms_norm(recognise_layer_norm(graph))
+}
+
+/// Puts `layer_norm` in the place of its formula.
+pub fn recognise_layer_norm(graph: Graph) -> Graph {
+    rewrite_ops(graph, |b, _, _, node| {
+        if node.op != Op::Binary(BinaryOp::Add) {
+            return None;
+        }
         let (x, w, bias, axis, eps) = layer_norm(&View::new(b), node)?;
         b.layer_norm(x, w, bias, &axis, eps).ok().map(|(y, _, _)| vec![y])
-    });
+    })
+}
+
+/// Puts `rms_norm` in the place of its formula.
+pub fn recognise_rms_norm(graph: Graph) -> Graph {
     rewrite_ops(graph, |b, _, _, node| {
+        if node.op != Op::Binary(BinaryOp::Mul) {
+            return None;
+        }
         let (x, w, axis, eps) = rms_norm(&View::new(b), node)?;
         b.rms_norm(x, w, &axis, eps).ok().map(|(y, _)| vec![y])
     })
@@ -26,9 +41,6 @@ pub fn recognise_norms(graph: Graph) -> Graph {
 
 /// x, w, axis and eps, if the op is the last of an rms norm.
 fn rms_norm(view: &View, node: &OpNode) -> Option<(ValueId, ValueId, Name, f64)> {
-    if node.op != Op::Binary(BinaryOp::Mul) {
-        return None;
-    }
     let (a, b) = (node.operands[0], node.operands[1]);
     for (scaled, w) in [(a, b), (b, a)] {
         for (x, rstd) in view.either(BinaryOp::Mul, scaled) {
@@ -45,9 +57,6 @@ fn rms_norm(view: &View, node: &OpNode) -> Option<(ValueId, ValueId, Name, f64)>
 
 /// x, w, b, axis and eps, if the op is the last of a layer norm.
 fn layer_norm(view: &View, node: &OpNode) -> Option<(ValueId, ValueId, ValueId, Name, f64)> {
-    if node.op != Op::Binary(BinaryOp::Add) {
-        return None;
-    }
     let (a, b) = (node.operands[0], node.operands[1]);
     for (scaled, bias) in [(a, b), (b, a)] {
         for (normal, w) in view.either(BinaryOp::Mul, scaled) {

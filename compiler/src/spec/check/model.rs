@@ -359,7 +359,7 @@ impl<'a> Checker<'a> {
 
     /// `lower { attention = reference }`
     pub(super) fn lower(&mut self, section: &ast::Section) -> Vec<String> {
-        const KNOWN: [&str; 6] = ["attention", "softmax", "rms_norm", "layer_norm", "rope", "loss_head"];
+        const KNOWN: [&str; 5] = ["attention", "softmax", "rms_norm", "layer_norm", "loss_head"];
         let mut off = vec![];
         for entry in &section.entries {
             let ast::Entry::Assign { key, value } = entry else {
