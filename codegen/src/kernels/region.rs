@@ -237,6 +237,7 @@ fn binary(b: &mut Builder, op: BinaryOp, x: Value, y: Value) -> Value {
         BinaryOp::And => kir::BinaryOp::And,
         BinaryOp::Or => kir::BinaryOp::Or,
         BinaryOp::Pow => return math::pow(b, x, y),
+        BinaryOp::Threefry => return math::threefry(b, x, y),
     };
     b.binary(plain, x, y)
 }

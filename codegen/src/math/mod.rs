@@ -12,6 +12,7 @@ mod erf;
 mod exp;
 mod log;
 mod tanh;
+mod threefry;
 mod trig;
 
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub use erf::erf;
 pub use exp::exp;
 pub use log::{log, pow};
 pub use tanh::{sigmoid, tanh};
+pub use threefry::{threefry, threefry2x32_20};
 pub use trig::{cos, sin};
 
 use crate::kir::{BinaryOp, Builder, CompareOp, Elem, Type, UnaryOp, Value};

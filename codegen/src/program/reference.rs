@@ -335,7 +335,8 @@ impl Evaluator<'_> {
                 let own = (8.0 + 4.0 * (y * x.ln()).abs()) * unit(d) * z.abs();
                 self.rounded(d, z, times(ex, y * z / x) + times(ey, z * x.ln()) + own, 2.0)
             }
-            BinaryOp::And | BinaryOp::Or => Value::int(DType::Bool, 0),
+            // Defined on integers and truth values only.
+            BinaryOp::And | BinaryOp::Or | BinaryOp::Threefry => Value::int(DType::Bool, 0),
         }
     }
 
@@ -729,6 +730,7 @@ fn int_binary(op: BinaryOp, a: Value, b: Value) -> Value {
         BinaryOp::Or => made(x | y),
         // The verifier of regions allows Pow on F64 only.
         BinaryOp::Pow => made(0),
+        BinaryOp::Threefry => made(crate::math::threefry2x32_20(x, y)),
     }
 }
 

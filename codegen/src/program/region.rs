@@ -98,6 +98,9 @@ pub enum BinaryOp {
     And,
     /// Logical or of two Bools.
     Or,
+    /// 64 random bits: the counter b encrypted under the key a by Threefry-2x32-20, see
+    /// [`threefry2x32_20`](crate::math::threefry2x32_20); I64 only.
+    Threefry,
 }
 
 /// Comparisons.

@@ -104,7 +104,7 @@ fn is_costly(node: &OpNode) -> bool {
             | UnaryOp::Erf => true,
             UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Floor | UnaryOp::Not => false,
         },
-        Op::Binary(b) => *b == BinaryOp::Pow,
+        Op::Binary(b) => matches!(b, BinaryOp::Pow | BinaryOp::Threefry),
         Op::Reduce { .. }
         | Op::Dot { .. }
         | Op::Gather { .. }

@@ -231,7 +231,8 @@ fn binary(t: &mut Tape, op: BinaryOp, node: &OpNode, g: ValueId) -> Result<Cotan
         BinaryOp::Max => pick(t, CompareOp::Ge, node, g),
         BinaryOp::Min => pick(t, CompareOp::Le, node, g),
         BinaryOp::Pow => power(t, node, g),
-        BinaryOp::Rem | BinaryOp::And | BinaryOp::Or => Ok(vec![None, None]),
+        // Of integers and truth values.
+        BinaryOp::Rem | BinaryOp::And | BinaryOp::Or | BinaryOp::Threefry => Ok(vec![None, None]),
     }
 }
 

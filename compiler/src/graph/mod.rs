@@ -695,7 +695,7 @@ impl Op {
                 | UnaryOp::Floor
                 | UnaryOp::Not => false,
             },
-            Op::Binary(b) => *b == BinaryOp::Pow,
+            Op::Binary(b) => matches!(b, BinaryOp::Pow | BinaryOp::Threefry),
             Op::Input { .. }
             | Op::Param { .. }
             | Op::State { .. }

@@ -697,6 +697,7 @@ fn dtype_unfit(op: &Op, types: &[&Type]) -> Option<String> {
             }
             BinaryOp::Rem => matches!(first, DType::I32 | DType::I64),
             BinaryOp::Pow => first == DType::F64,
+            BinaryOp::Threefry => first == DType::I64,
             BinaryOp::And | BinaryOp::Or => first == DType::Bool,
         },
         Op::Reduce { .. } | Op::ScatterAdd { .. } => first != DType::Bool,

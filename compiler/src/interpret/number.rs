@@ -5,6 +5,7 @@
 //! written in. Comparing a compiled run with the interpreter then needs no tolerance: the bound follows from the graph.
 
 use crate::graph::{BinaryOp, CompareOp, DType, UnaryOp};
+use mlc_codegen::math::threefry2x32_20;
 use mlc_codegen::program::reference::erf;
 
 /// A comparison's result: 0 or 1, plus [`UNCERTAIN`] where the operands' errors could turn it.
@@ -77,8 +78,8 @@ pub fn binary(op: BinaryOp, x: f64, y: f64) -> f64 {
         BinaryOp::Min if x.is_nan() || y.is_nan() => f64::NAN,
         BinaryOp::Min => x.min(y),
         BinaryOp::Pow => (y * x.ln()).exp(),
-        // Defined on truth values only.
-        BinaryOp::And | BinaryOp::Or => f64::NAN,
+        // Defined on truth values and integers only.
+        BinaryOp::And | BinaryOp::Or | BinaryOp::Threefry => f64::NAN,
     }
 }
 
@@ -98,6 +99,7 @@ pub fn int_binary(dtype: DType, op: BinaryOp, x: i64, y: i64) -> i64 {
         BinaryOp::Or => (x | y) & 1 | uncertain_or(x, y),
         // Defined on f64 only.
         BinaryOp::Pow => 0,
+        BinaryOp::Threefry => threefry2x32_20(x, y),
     };
     wrap(dtype, wide)
 }
@@ -351,7 +353,7 @@ impl Number for Bounded {
                 let own = (8.0 + 4.0 * (y * x.ln()).abs()) * unit(dtype) * z.abs();
                 through(ex, y * z / x) + through(ey, z * x.ln()) + own
             }
-            BinaryOp::And | BinaryOp::Or => 0.0,
+            BinaryOp::And | BinaryOp::Or | BinaryOp::Threefry => 0.0,
         };
         Bounded::made(dtype, z, passed, 2.0)
     }

@@ -38,7 +38,7 @@ const UNARY: [UnaryOp; 13] = [
 ];
 
 /// Binary functions.
-const BINARY: [BinaryOp; 10] = [
+const BINARY: [BinaryOp; 11] = [
     BinaryOp::Add,
     BinaryOp::Sub,
     BinaryOp::Mul,
@@ -49,6 +49,7 @@ const BINARY: [BinaryOp; 10] = [
     BinaryOp::Pow,
     BinaryOp::And,
     BinaryOp::Or,
+    BinaryOp::Threefry,
 ];
 
 /// Comparisons.
