@@ -6,6 +6,7 @@
 //! rescaling, whatever the mask.
 
 use super::AutodiffError;
+use super::batch_positions::{MICROBATCH_INPUT, globalise_batch_positions};
 use super::config::Microbatch;
 use crate::graph::shape::{show, slice_type};
 use crate::graph::{
@@ -38,10 +39,10 @@ fn inputs(graph: &Graph) -> impl Iterator<Item = (OpId, ValueId)> + '_ {
 
 /// Narrows a forward graph to one microbatch. Every axis that is the batch axis, or a renaming of it, gets the
 /// microbatch's size. A result that does not depend on the batch (a constant weight) is divided by the number of
-/// microbatches, because it will be summed over them.
+/// microbatches, because it will be summed over them. Positions along the batch axis stay those in the whole batch.
 ///
 /// # Errors
-/// See [`microbatches`]; a loop runs over the batch axis, or its positions are used.
+/// See [`microbatches`]; a loop runs over the batch axis, or a composite's meaning asks for positions along it.
 pub fn narrow_to_microbatch(graph: Graph, micro: &Microbatch) -> Result<Graph, AutodiffError> {
     let count = microbatches(&graph, micro)?;
     if count == 1 {
@@ -64,10 +65,6 @@ pub fn narrow_to_microbatch(graph: Graph, micro: &Microbatch) -> Result<Graph, A
                 let message = format!("a loop over the batch axis {} can't be cut into microbatches", l.axis);
                 return Err(AutodiffError { message, line: Some(node.origin.line.clone()) });
             }
-            Op::Index { axis } if names.contains(axis) => {
-                let message = format!("positions along the batch axis {axis} differ between microbatches");
-                return Err(AutodiffError { message, line: Some(node.origin.line.clone()) });
-            }
             Op::Composite(c) => {
                 if let CompositeKind::LossHead(head) = &mut c.kind {
                     for (axis, chunk) in &mut head.chunks {
@@ -80,7 +77,8 @@ pub fn narrow_to_microbatch(graph: Graph, micro: &Microbatch) -> Result<Graph, A
             _ => {}
         }
     }
-    Ok(divide_independent(graph, &dependent, count))
+    let graph = divide_independent(graph, &dependent, count);
+    globalise_batch_positions(graph, &names, micro.size)
 }
 
 /// The largest divisor of `n` that is at most `bound`; at least 1.
@@ -190,6 +188,9 @@ pub fn accumulate(
     let mut inside: BTreeMap<ValueId, ValueId> = sources.zip(args[1..].iter().copied()).collect();
     for &op in &graph.region(graph.body).ops {
         match &graph.op(op).op {
+            Op::Input { name, .. } if name.as_str() == MICROBATCH_INPUT => {
+                inside.insert(graph.op(op).results[0], args[0]);
+            }
             Op::Input { .. } | Op::Param { .. } | Op::State { .. } | Op::Scalar { .. } => {}
             _ => {
                 b.copy_op(&graph, op, &mut inside);
@@ -227,6 +228,7 @@ fn copy_source(
 ) {
     let node = from.op(op);
     match &node.op {
+        Op::Input { name, .. } if name.as_str() == MICROBATCH_INPUT => return,
         Op::Input { .. } | Op::Param { .. } | Op::State { .. } | Op::Scalar { .. } => {}
         _ => return,
     }

@@ -6,6 +6,7 @@
 pub mod accumulate;
 pub mod activity;
 mod attention;
+mod batch_positions;
 mod composites;
 pub mod config;
 pub mod differentiate;

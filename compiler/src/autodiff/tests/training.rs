@@ -352,7 +352,7 @@ fn training_step_refuses_what_it_can_not_do() {
     assert_eq!(with(&|c| c.microbatch = micro(3, "batch")), "batch=4 does not divide into microbatches of 3");
     assert_eq!(with(&|c| c.microbatch = micro(0, "batch")), "batch=4 does not divide into microbatches of 0");
     assert_eq!(with(&|c| c.microbatch = micro(1, "rows")), "no input has the batch axis rows");
-    let positions = "positions along the batch axis seq differ between microbatches";
+    let positions = "uses positions along the batch axis, which differ between microbatches";
     assert!(with(&|c| c.microbatch = micro(2, "seq")).contains(positions));
     assert_eq!(with(&|c| c.schedule.pieces.clear()), "the learning-rate schedule has no pieces");
     let missing = with(&|c| {
