@@ -5,7 +5,7 @@ use crate::spec::checked::{
     self, Data, IterationRange, LayoutDim, Model, NamePart, NameRule, Param, Spec, Train,
 };
 use crate::spec::{Diagnostic, codes};
-use mlc_codegen::abi::{DataInfo, NameRow, NameTable, RunInfo, ScalarInfo};
+use mlc_codegen::abi::{DataInfo, InputSource, NameRow, NameTable, RunInfo, ScalarInfo};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -38,6 +38,49 @@ pub fn baked_keys(model: &Model, train: &Train, scalars: &[ScalarInfo]) -> Vec<(
     sizes.chain(keys).collect()
 }
 
+/// What fills each input of a model, by its name and type.
+///
+/// # Errors
+/// One for every input that no reader can fill.
+pub fn input_sources(model: &Model) -> Result<Vec<(String, InputSource)>, Vec<Diagnostic>> {
+    let (mut sources, mut errors) = (Vec::new(), Vec::new());
+    for input in &model.inputs {
+        match input_source(input) {
+            Some(source) => sources.push((input.name.clone(), source)),
+            None => errors.push(
+                Diagnostic::error(
+                    codes::NOT_AVAILABLE,
+                    format!("no data source can fill the input `{}`", input.name),
+                )
+                .at(input.span, "")
+                .help(
+                    "the readers give `tokens: ids<…>[batch, seq]`, `targets: ids<…>[batch, seq]`, \
+                     `segments: int[batch, seq]`, `positions: int[batch, seq]` and `weight[batch, seq]`",
+                ),
+            ),
+        }
+    }
+    if errors.is_empty() { Ok(sources) } else { Err(errors) }
+}
+
+fn input_source(input: &checked::Input) -> Option<InputSource> {
+    let axes: Vec<&str> = input.ty.axes.iter().map(|a| a.name.as_str()).collect();
+    if axes != ["batch", "seq"] {
+        return None;
+    }
+    let seq = input.ty.axes[1].size;
+    // Documents of a row, and places in them, are fewer than its tokens.
+    let counts_to_seq = input.ty.elem == checked::Elem::Int && input.bound.is_none_or(|bound| bound >= seq);
+    match input.name.as_str() {
+        "tokens" if input.bound.is_some() => Some(InputSource::Tokens),
+        "targets" if input.bound.is_some() => Some(InputSource::Targets),
+        "segments" if counts_to_seq => Some(InputSource::Segments),
+        "positions" if counts_to_seq => Some(InputSource::Positions),
+        "weight" if input.ty.elem == checked::Elem::Real => Some(InputSource::Weight),
+        _ => None,
+    }
+}
+
 fn run_info(train: &Train, notes: &mut Vec<Diagnostic>) -> RunInfo {
     let eval = train.eval.as_ref();
     RunInfo {
@@ -45,6 +88,7 @@ fn run_info(train: &Train, notes: &mut Vec<Diagnostic>) -> RunInfo {
         seed: train.seed,
         data: data_info(train, &train.data, notes),
         eval_data: eval.and_then(|e| data_info(train, &e.data, notes)),
+        document_end: train.document_end,
         eval_every: eval.map_or(0, |e| e.every),
         eval_batches: eval.map_or(0, |e| e.batches),
         checkpoint_every: train.checkpoint.every,

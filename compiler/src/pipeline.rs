@@ -13,10 +13,10 @@ use crate::graph::verify::{Stage as Level, verify};
 use crate::graph::{Graph, print};
 use crate::lower::{EntryMeta, to_program};
 use crate::memory::{self, Plan};
-use crate::metadata::{baked_keys, metadata};
+use crate::metadata::{baked_keys, input_sources, metadata};
 use crate::remat;
 use crate::schedule::{self, Schedule};
-use crate::spec::checked::{Input, Model, Spec, Train};
+use crate::spec::checked::{Model, Spec, Train};
 use crate::spec::{Diagnostic, SourceMap, codes};
 use mlc_codegen::abi::ProgramInfo;
 use mlc_codegen::program::Program;
@@ -76,7 +76,7 @@ pub fn compile(
     runner: &mut Runner,
 ) -> Result<Compiled> {
     let train = run_of(spec)?;
-    all_inputs_are_fed(&spec.model)?;
+    let inputs = input_sources(&spec.model).map_err(CompileError::Spec)?;
     let config = with_microbatches(train_config(&spec.model, train), train);
     let mut schedules = Vec::new();
     let mut saved = remat::Report::default();
@@ -93,7 +93,7 @@ pub fn compile(
             Entry::Eval | Entry::Logits => inference(graph, entry, runner)?,
         };
         schedules.push(scheduled(graph, entry, runner)?);
-        entries.push(EntryMeta { name: entry.name().into(), batch, seq: train.seq });
+        entries.push(EntryMeta { name: entry.name().into(), batch, seq: train.seq, inputs: inputs.clone() });
     }
     let plan = placed(schedules, spec.target.memory_bytes, runner)?;
     let (info, mut notes) = program_info(spec, train, identity);
@@ -134,22 +134,6 @@ fn run_of(spec: &Spec) -> Result<&Train> {
             .help("write a run file: `use \"this.spec\" as Model` and a `train { … }` section");
         CompileError::Spec(vec![error])
     })
-}
-
-/// The data readers give `tokens` and the `targets` that follow them; a model that wants anything else would train on
-/// something it did not ask for.
-fn all_inputs_are_fed(model: &Model) -> Result<()> {
-    let fed = |input: &Input| input.bound.is_some() && ["tokens", "targets"].contains(&input.name.as_str());
-    let error = |input: &Input| {
-        Diagnostic::error(
-            codes::NOT_AVAILABLE,
-            format!("no data source can fill the input `{}` yet", input.name),
-        )
-        .at(input.span, "")
-        .help("the readers give `tokens: ids<…>[batch, seq]` and `targets: ids<…>[batch, seq]`")
-    };
-    let errors: Vec<Diagnostic> = model.inputs.iter().filter(|i| !fed(i)).map(error).collect();
-    if errors.is_empty() { Ok(()) } else { Err(CompileError::Spec(errors)) }
 }
 
 fn with_microbatches(config: TrainConfig, train: &Train) -> TrainConfig {

@@ -164,6 +164,13 @@ pub enum InputSource {
     Tokens,
     /// Token `i + 1` of each window, shape `[batch, seq]`.
     Targets,
+    /// Number of the document token `i` belongs to, counted within its row, shape `[batch, seq]`; see
+    /// [`RunInfo::document_end`].
+    Segments,
+    /// Place of token `i` in its document, shape `[batch, seq]`.
+    Positions,
+    /// 1, or 0 where token `i + 1` belongs to another document than token `i`, shape `[batch, seq]`.
+    Weight,
     /// The position whose logits are wanted, shape `[]`; entry `logits` only.
     Position,
 }
@@ -181,11 +188,18 @@ pub struct OutputInfo {
     pub place: Place,
 }
 
-/// A run-time scalar the step reads from memory: a key that changes without a rebuild, or the step counter.
+/// Key of the scalar that holds the 0-based index of the step about to run.
+pub const STEP_KEY: &str = "step";
+
+/// Keys of the scalars that hold the seed of the run, 32 bits each, low half first: a f64 would not hold all 64.
+pub const SEED_KEYS: [&str; 2] = ["seed.low", "seed.high"];
+
+/// A run-time scalar the step reads from memory: a key that changes without a rebuild, the step counter, or half of the
+/// seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScalarInfo {
-    /// The spec key (`train.optimizer.lr`, `train.schedule.warmup`, …), or `step` (0-based index of the step about to
-    /// run, written by the runtime before each call).
+    /// The spec key (`train.optimizer.lr`, `train.schedule.warmup`, …), or one of [`STEP_KEY`] and [`SEED_KEYS`], which the
+    /// runtime writes.
     pub key: String,
     /// Always [`DType::F64`].
     pub dtype: DType,
@@ -193,6 +207,13 @@ pub struct ScalarInfo {
     pub default: f64,
     /// The 8-byte slot.
     pub place: Place,
+}
+
+impl ScalarInfo {
+    /// Whether the runtime itself knows the value, so that nobody sets it by this key.
+    pub fn is_own(&self) -> bool {
+        self.key == STEP_KEY || SEED_KEYS.contains(&self.key.as_str())
+    }
 }
 
 /// A tensor that lives from start to end: a parameter or one of its optimizer states.
@@ -301,6 +322,8 @@ pub struct RunInfo {
     pub data: Option<DataInfo>,
     /// Held-out data.
     pub eval_data: Option<DataInfo>,
+    /// The id that ends a document, where rows hold several; `None`: a row is one document.
+    pub document_end: Option<u32>,
     /// Evaluate every this many steps; 0 = never.
     pub eval_every: u64,
     /// Batches per evaluation.

@@ -4,15 +4,12 @@
 
 use std::path::PathBuf;
 
-use crate::abi::{ProgramInfo, RunInfo};
+use crate::abi::{ProgramInfo, RunInfo, SEED_KEYS};
 use crate::args::{Args, did_you_mean, nearest, parse_count, parse_number};
 use crate::data;
 use crate::failure::Failure;
 use crate::program::Program;
 use crate::ranges;
-
-/// Name of the scalar that counts steps; the runtime writes it, nobody sets it.
-pub const STEP_KEY: &str = "step";
 
 /// When checkpoints are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +71,7 @@ impl Settings {
             set(info, &mut run, &mut scalars, key, value)?;
         }
         apply_options(info, args, &mut run);
+        write_seed(info, run.seed, &mut scalars);
         let out = PathBuf::from(args.text("out").unwrap_or("."));
         Ok(Settings {
             stop_after: args.count("steps").unwrap_or(run.steps),
@@ -132,7 +130,7 @@ pub fn run_time_keys(info: &ProgramInfo, settings: &Settings) -> Vec<(String, St
         })
         .collect();
     for (scalar, value) in info.scalars.iter().zip(&settings.scalars) {
-        if scalar.key != STEP_KEY && !KEYS.iter().any(|(key, _)| *key == scalar.key) {
+        if !scalar.is_own() && !KEYS.iter().any(|(key, _)| *key == scalar.key) {
             keys.push((scalar.key.clone(), value.to_string()));
         }
     }
@@ -148,7 +146,7 @@ fn set(
     value: &str,
 ) -> Result<(), Failure> {
     let own = KEYS.iter().find(|(k, _)| *k == key).map(|(_, kind)| kind);
-    let scalar = info.scalars.iter().position(|s| s.key == key && key != STEP_KEY);
+    let scalar = info.scalars.iter().position(|s| s.key == key && !s.is_own());
     if own.is_none() && scalar.is_none() {
         return Err(unknown_key(info, key, value));
     }
@@ -185,7 +183,7 @@ fn unknown_key(info: &ProgramInfo, key: &str, value: &str) -> Failure {
             info.rebuild
         ));
     }
-    let scalars = info.scalars.iter().map(|s| s.key.as_str()).filter(|k| *k != STEP_KEY);
+    let scalars = info.scalars.iter().filter(|s| !s.is_own()).map(|s| s.key.as_str());
     let baked = info.baked.iter().map(|(k, _)| k.as_str());
     let known: Vec<&str> = KEYS.iter().map(|(k, _)| *k).chain(scalars).chain(baked).collect();
     Failure::usage(format!(
@@ -208,6 +206,15 @@ fn apply_options(info: &ProgramInfo, args: &Args, run: &mut RunInfo) {
     ] {
         if let Some(value) = args.count(option) {
             *field(run) = value;
+        }
+    }
+}
+
+/// The seed in the two scalars of a program that draws random numbers.
+fn write_seed(info: &ProgramInfo, seed: u64, scalars: &mut [f64]) {
+    for (scalar, value) in info.scalars.iter().zip(scalars) {
+        if let Some(half) = SEED_KEYS.iter().position(|key| *key == scalar.key) {
+            *value = f64::from((seed >> (32 * half)) as u32);
         }
     }
 }

@@ -1,10 +1,10 @@
 //! One call of an entry: fill its inputs, write the run-time scalars, run it, read its outputs.
 
-use crate::abi::{DType, EntryInfo, InputInfo, InputSource};
+use crate::abi::{DType, EntryInfo, InputInfo, InputSource, STEP_KEY};
 use crate::data::Source;
+use crate::data::documents::Documents;
 use crate::failure::Failure;
 use crate::rank::Rank;
-use crate::settings::STEP_KEY;
 
 /// Which windows of the data make up a batch.
 #[derive(Clone, Copy, Debug)]
@@ -52,27 +52,31 @@ pub fn run_batch(
 ) -> Result<Outcome, Failure> {
     let program = rank.program;
     let entry = &program.info.entries[index];
-    fill_tokens(rank, entry, source, pick)?;
+    fill_inputs(rank, entry, source, pick)?;
     write_scalars(rank, scalars, step);
     rank.call(index);
     read_outcome(rank, entry)
 }
 
-/// Writes the batch into the inputs of an entry, row by row.
-fn fill_tokens(rank: &mut Rank, entry: &EntryInfo, source: &mut Source, pick: Pick) -> Result<(), Failure> {
+/// Writes the batch, and what it says of documents, into the inputs of an entry, row by row.
+fn fill_inputs(rank: &mut Rank, entry: &EntryInfo, source: &mut Source, pick: Pick) -> Result<(), Failure> {
+    let end = rank.program.info.run.document_end;
     let mut window = vec![0u32; entry.seq as usize + 1];
     for row in 0..entry.batch {
         let start = match pick {
             Pick::Samples(first) => source.sample(first + row, &mut window),
             Pick::Windows { first, count } => source.window(first + row % count, &mut window),
         };
+        let documents = Documents::of(&window[..entry.seq as usize], end);
         for input in &entry.inputs {
-            let shift = match input.source {
-                InputSource::Tokens => 0,
-                InputSource::Targets => 1,
+            let (shift, ids) = match input.source {
+                InputSource::Tokens => (0, &window[..entry.seq as usize]),
+                InputSource::Targets => (1, &window[1..]),
+                InputSource::Segments => (0, documents.segments.as_slice()),
+                InputSource::Positions => (0, documents.positions.as_slice()),
+                InputSource::Weight => (0, documents.weights.as_slice()),
                 InputSource::Position => continue,
             };
-            let ids = &window[shift..shift + entry.seq as usize];
             write_ids(rank, input, row * entry.seq, ids)
                 .map_err(|bad| out_of_range(input, ids[bad], &source.locate(start + (shift + bad) as u64)))?;
         }
@@ -122,8 +126,10 @@ fn read_outcome(rank: &Rank, entry: &EntryInfo) -> Result<Outcome, Failure> {
     let outputs: Vec<(String, f64)> =
         scalars.map(|o| (o.name.clone(), rank.read_number(o.place, o.dtype))).collect();
     let value = |name: &str| outputs.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+    // Where nothing has a weight the loss is 0.
+    let mean = |sum: f64, weight: f64| if weight == 0.0 { 0.0 } else { sum / weight };
     let loss =
-        value("loss").or_else(|| Some(value("loss_sum")? / value("loss_weight")?)).ok_or_else(|| {
+        value("loss").or_else(|| Some(mean(value("loss_sum")?, value("loss_weight")?))).ok_or_else(|| {
             Failure::failed(format!("error: this binary is damaged: the entry `{}` has no loss", entry.name))
         })?;
     let single = entry.outputs.iter().any(|o| o.name == "loss" && o.dtype == DType::F32);

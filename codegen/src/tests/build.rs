@@ -70,6 +70,7 @@ fn program() -> Program {
         seed: 1,
         data: None,
         eval_data: None,
+        document_end: None,
         eval_every: 0,
         eval_batches: 0,
         checkpoint_every: 0,

@@ -10,7 +10,8 @@ use super::config::{Number, Rate, Rule, TrainConfig};
 use super::differentiate::Gradient;
 use super::schedule::{Scalars, learning_rate};
 use crate::graph::{
-    BinaryOp, Builder, DType, Graph, Name, Op, Origin, Output, Phase, Type, UnaryOp, Update, ValueId,
+    BinaryOp, Builder, CompareOp, DType, Graph, Name, Op, Origin, Output, Phase, Type, UnaryOp, Update,
+    ValueId,
 };
 
 /// Added to the norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does.
@@ -42,6 +43,10 @@ pub(super) fn append_update(
         .ok_or_else(|| AutodiffError::new("the learning-rate schedule has no pieces"))?;
     let weight = b.cast(loss.loss_weight, DType::F64);
     let one = b.constant(DType::F64, 1.0);
+    // A batch in which nothing has a weight has the loss 0 and no gradient.
+    let none = b.one(Op::Const(0.0), &[], Some(Type::scalar(DType::F64)), "no_weight");
+    let empty = b.one(Op::Compare(CompareOp::Eq), &[weight, none], None, "is_empty");
+    let weight = b.one(Op::Select, &[empty, one, weight], None, "divisor");
     let per_weight = b.div(one, weight);
     let norm = global_norm(&mut b, &loss.gradients, per_weight);
     let scale = match &config.clip {

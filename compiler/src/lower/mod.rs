@@ -22,7 +22,7 @@ pub mod simulate;
 mod tests;
 
 use crate::fuse::{Class, Fused, Group, Item, Kind, LoopId, Result, View};
-use crate::graph::{Axis, Name, Space};
+use crate::graph::{Axis, Space};
 use crate::memory::{EntryPlan, Plan};
 use mlc_codegen::abi::{
     DType, EntryInfo, InputInfo, InputSource, OpInfo, OutputInfo, Place, ProgramInfo, ScalarInfo, SpaceInfo,
@@ -42,6 +42,16 @@ pub struct EntryMeta {
     pub batch: u64,
     /// Tokens per sequence.
     pub seq: u64,
+    /// What fills the inputs, by name.
+    pub inputs: Vec<(String, InputSource)>,
+}
+
+impl EntryMeta {
+    /// What fills an input. That of the entry `logits` that no spec declares is the position.
+    fn source(&self, input: &str) -> InputSource {
+        let declared = self.inputs.iter().find(|(name, _)| name == input);
+        declared.map_or(InputSource::Position, |(_, source)| *source)
+    }
 }
 
 /// A group as a kernel with the views it runs on.
@@ -264,7 +274,7 @@ fn entry_info(entry: &EntryPlan, meta: &EntryMeta, flops: u64) -> EntryInfo {
         match &buffer.class {
             Class::Input { name, bound } => inputs.push(InputInfo {
                 name: name.to_string(),
-                source: source_of(name),
+                source: meta.source(name),
                 dtype: buffer.dtype,
                 shape,
                 bound: *bound,
@@ -283,15 +293,6 @@ fn entry_info(entry: &EntryPlan, meta: &EntryMeta, flops: u64) -> EntryInfo {
         }
     }
     EntryInfo { name: meta.name.clone(), batch: meta.batch, seq: meta.seq, inputs, outputs, flops }
-}
-
-/// What the runtime puts into an input, by its name.
-fn source_of(name: &Name) -> InputSource {
-    match name.as_str() {
-        "targets" => InputSource::Targets,
-        "position" => InputSource::Position,
-        _ => InputSource::Tokens,
-    }
 }
 
 /// Adds the entry's parameters, states and scalars that are not there yet.

@@ -18,7 +18,7 @@ pub fn program(graph: &Graph) -> Result<Program, String> {
     let fused = fuse::group(graph).map_err(|e| e.to_string())?;
     let plan = memory::place(vec![schedule::order(fused)], None).map_err(|e| e.to_string())?;
     memory::verify::verify(&plan)?;
-    let meta = EntryMeta { name: "train".into(), batch: 1, seq: 1 };
+    let meta = EntryMeta { name: "train".into(), batch: 1, seq: 1, inputs: Vec::new() };
     let program = to_program(&plan, &[meta], empty_info()).map_err(|e| e.to_string())?;
     mlc_codegen::program::verify(&program).map_err(|errors| errors.join("; "))?;
     Ok(program)
@@ -144,6 +144,7 @@ pub fn empty_info() -> ProgramInfo {
             seed: 0,
             data: None,
             eval_data: None,
+            document_end: None,
             eval_every: 0,
             eval_batches: 0,
             checkpoint_every: 0,

@@ -329,6 +329,14 @@ pub enum ExprKind {
     Reduce(ReduceOp, Vec<Axis>, Box<Expr>),
     /// `softmax[axis](x)`; a row of −∞ gives 0.
     Softmax(Axis, Box<Expr>),
+    /// In training, 0 with the probability `rate` and else `x / (1 − rate)`, by draws of its own for every place in the
+    /// text, step, iteration and element; `x` elsewhere. 0 < rate < 1.
+    Dropout {
+        /// What is thinned out.
+        x: Box<Expr>,
+        /// Probability of 0.
+        rate: f64,
+    },
     /// `dot[axes](x, y)`: axes of both that are not summed are shared.
     Dot(Vec<Axis>, Box<Expr>, Box<Expr>),
     /// `gather[axis](table, ids)`
@@ -602,6 +610,8 @@ pub struct Train {
     pub data: Data,
     /// Path of a tokenizer file.
     pub tokenizer: Option<String>,
+    /// `pack = documents(end = …)`: the id that ends a document, where a sequence holds several.
+    pub document_end: Option<u32>,
     /// The optimizer.
     pub optimizer: Optimizer,
     /// The learning rate over time.

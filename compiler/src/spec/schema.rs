@@ -146,13 +146,7 @@ pub static TRAIN: Section = Section {
         key("seed", Kind::Whole, Is("0"), RUN_TIME, "Seed of everything random."),
         key("data", Kind::Source, Required, RUN_TIME, "Where training data comes from."),
         key("tokenizer", Kind::Text, Absent, RUN_TIME, "Path of a tokenizer file."),
-        key(
-            "pack",
-            Kind::Word(&["none", "documents"]),
-            Is("none"),
-            BAKED,
-            "How documents share a sequence; `documents` can't be built yet.",
-        ),
+        key("pack", Kind::Variant(PACKING), Is("none"), BAKED, "How documents share a sequence."),
         key(
             "optimizer",
             Kind::Variant(OPTIMIZERS),
@@ -187,6 +181,18 @@ pub static TRAIN: Section = Section {
     ],
     globs: &[],
 };
+
+/// How documents share a sequence.
+pub static PACKING: &[Variant] = &[
+    Variant { tag: "none", args: &[], section: NO_KEYS, available: true, doc: "A sequence is one document." },
+    Variant {
+        tag: "documents",
+        args: &[key("end", Kind::Whole, Required, BAKED, "The id that ends a document, as its last.")],
+        section: NO_KEYS,
+        available: true,
+        doc: "Sequences are cut from the stream of documents; `segments`, `positions` and `weight` tell them apart.",
+    },
+];
 
 /// The optimizers.
 pub static OPTIMIZERS: &[Variant] = &[
@@ -551,7 +557,9 @@ pub static LORA: Section = Section {
 pub fn reference() -> String {
     let mut out = String::from("### Keys\n| key | takes | default | | meaning |\n|---|---|---|---|---|\n");
     rows("", &TRAIN, &mut out);
-    for (title, variants) in [("Optimizers", OPTIMIZERS), ("Schedule", SCHEDULES), ("Data", SOURCES)] {
+    for (title, variants) in
+        [("Optimizers", OPTIMIZERS), ("Schedule", SCHEDULES), ("Data", SOURCES), ("Packing", PACKING)]
+    {
         out += &format!("\n### {title}\n| form | takes | default | | meaning |\n|---|---|---|---|---|\n");
         for variant in variants {
             let note = if variant.available { "" } else { " Not available yet." };

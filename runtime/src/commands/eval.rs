@@ -64,7 +64,8 @@ pub fn evaluate(
         weight += part;
         tokens += count * seq;
     }
-    Ok(Some(Evaluation { loss: sum / weight, tokens, is_bytes: source.is_bytes() }))
+    let loss = if weight == 0.0 { 0.0 } else { sum / weight };
+    Ok(Some(Evaluation { loss, tokens, is_bytes: source.is_bytes() }))
 }
 
 /// First window and number of windows of every batch to run; `windows` is `None` for a source without end.

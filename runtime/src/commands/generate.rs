@@ -7,6 +7,7 @@ use super::{start_rank, trained_values};
 use crate::abi::{DataInfo, EntryInfo, InputSource, OutputInfo};
 use crate::args::Args;
 use crate::console::Console;
+use crate::data::documents::Documents;
 use crate::failure::{Exit, Failure};
 use crate::numeric::exp;
 use crate::program::Program;
@@ -76,10 +77,15 @@ fn next_logits(
     // Positions after the last token hold zeros; a causal model does not look at them.
     let mut ids = window.to_vec();
     ids.resize(entry.seq as usize, 0);
+    let documents = Documents::of(&ids, None);
     for input in &entry.inputs {
         let written = match input.source {
             InputSource::Tokens => write_ids(rank, input, 0, &ids),
             InputSource::Position => write_ids(rank, input, 0, &[window.len() as u32 - 1]),
+            // The text is one document.
+            InputSource::Segments => write_ids(rank, input, 0, &documents.segments),
+            InputSource::Positions => write_ids(rank, input, 0, &documents.positions),
+            InputSource::Weight => write_ids(rank, input, 0, &documents.weights),
             InputSource::Targets => Ok(()),
         };
         written.map_err(|at| {

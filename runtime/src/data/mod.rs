@@ -8,6 +8,7 @@
 //! synthetic  ids drawn uniformly from (seed, g)
 //! ```
 
+pub mod documents;
 pub mod files;
 pub mod glob;
 pub mod tokens;

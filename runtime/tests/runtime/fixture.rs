@@ -286,6 +286,7 @@ pub fn info() -> ProgramInfo {
             seed: 1,
             data: None,
             eval_data: None,
+            document_end: None,
             eval_every: 0,
             eval_batches: 2,
             checkpoint_every: 10,

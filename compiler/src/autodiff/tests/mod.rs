@@ -1,10 +1,12 @@
 //! Gradients against central differences and by the dot-product test, in f64.
 
 mod composites;
+mod dropout;
 mod gradient;
 mod llama;
 mod loops;
 mod ops;
+mod packed;
 mod text;
 mod training;
 

@@ -100,6 +100,7 @@ impl Run {
             seed: self.keys.integer("seed")?,
             data: source(self.keys.get("data"))?,
             tokenizer: self.keys.text("tokenizer").map(str::to_string),
+            document_end: self.packing(model, found)?,
             optimizer,
             schedule,
             precision: self.precision(model, found)?,
@@ -110,12 +111,40 @@ impl Run {
             keys: keys(&self.keys, "train"),
             span: self.span,
         };
-        if self.keys.text("pack") == Some("documents") {
-            let pack = self.keys.field("pack");
-            found.push(super::not_available("`pack = documents`", pack.origin.to(pack.at)));
-        }
         self.vocabulary(model, &train, found);
         (found.iter().filter(|d| d.is_error()).count() == errors).then_some(train)
+    }
+
+    /// The id that ends a document, if sequences are packed with documents; an error if the model could not tell them
+    /// apart.
+    #[allow(clippy::option_option, reason = "the outer option is the error")]
+    fn packing(&self, model: &Model, found: &mut Vec<Diagnostic>) -> Option<Option<u32>> {
+        let Typed::Variant(variant, args, _) = self.keys.get("pack") else { return None };
+        if variant.tag == "none" {
+            return Some(None);
+        }
+        let field = self.keys.field("pack");
+        let at = field.origin.to(field.at);
+        let end = args.integer("end")?;
+        let vocabulary = model.inputs.iter().find(|i| i.name == "tokens").and_then(|i| i.bound);
+        let bound = vocabulary.unwrap_or(1 << 31);
+        if end >= bound {
+            let title = format!("no token can end a document: {end} is not below the vocabulary of {bound}");
+            found.push(Diagnostic::error(codes::RANGE, title).at(at, ""));
+            return None;
+        }
+        if !model.inputs.iter().any(|i| ["segments", "positions", "weight"].contains(&i.name.as_str())) {
+            let title =
+                format!("`pack = documents` changes nothing: `{}` does not tell documents apart", model.name);
+            found.push(
+                Diagnostic::error(codes::ARGUMENTS, title)
+                    .at(at, "")
+                    .and(model.span, "has none of the inputs `segments`, `positions` and `weight`")
+                    .help("declare those it needs: `input segments: int[batch, seq]`, `input positions: int[batch, seq]`, `input weight[batch, seq]`"),
+            );
+            return None;
+        }
+        Some(Some(end as u32))
     }
 
     fn optimizer(&self, model: &Model, found: &mut Vec<Diagnostic>) -> Option<Optimizer> {
@@ -242,7 +271,7 @@ impl Run {
         if !bytes(&train.data) && !eval.is_some_and(bytes) {
             return;
         }
-        for input in &model.inputs {
+        for input in model.inputs.iter().filter(|i| !["segments", "positions"].contains(&i.name.as_str())) {
             if let Some(bound) = input.bound.filter(|b| *b < 256) {
                 found.push(
                     Diagnostic::error(

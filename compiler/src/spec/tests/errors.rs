@@ -115,7 +115,7 @@ golden! {
     generic_axis_missing: "E0205", model("block F[a](x[.., a]) -> [.., a] {\n    x\n}\nloss mean[b, n](F(x))");
     block_as_value: "E0206", model("block F(x[b, n]) -> [b, n] {\n    x\n}\nloss mean[b, n](F + x)");
     list_as_value: "E0206", model("loss mean[b, n](x * [1, 2])");
-    function_not_available: "E0207", model("loss mean[b, n](dropout(x, 0.1))");
+    function_not_available: "E0207", model("loss mean[b, n](all_gather(x, n))");
 
     // ---- axes
     axis_not_in_operand: "E0301", model("loss mean[b](sum[m](x))");
@@ -155,9 +155,11 @@ golden! {
     adapter_not_available: "E0207", train("") + "adapter lora { rank = 4, on = \"**.wq\" }\n";
     target_cuda_not_available: "E0207", train("") + "target cuda { arch = sm_90a }\n";
     bf16_not_available: "E0207", train("    precision = { matmul = bf16, params \"**.norm*.w\": bf16 }");
-    pack_not_available: "E0207", train("    pack = documents");
+    pack_without_use: "E0205", train("    pack = documents(end = 0)");
+    pack_without_end: "E0403", train("    pack = documents");
     aux_not_available: "E0207", with_run("aux small = mean[batch, seq](x)\nloss mean[batch, seq](x)", "");
     missing_key: "E0403", run("train { steps = 1, batch = 1, seq = 16, data = synthetic() }\n");
+    dropout_rate: "E0404", model("loss mean[b, n](dropout(x, 1.5))");
     value_range: "E0404", train("    eval = { data = synthetic(), batches = 0 }");
     schedule_too_long: "E0404", train("    schedule = warmup(200)");
     batch_does_not_divide: "E0405", train("    microbatch = 3");
