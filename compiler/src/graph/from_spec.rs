@@ -10,6 +10,7 @@ use super::{
     Axis, BinaryOp, Builder, CompareOp, DType, Graph, Init, Loop, Name, Op, Origin, Output, Pairs, Phase,
     ReduceOp, SpecLine, Type, UnaryOp, ValueId,
 };
+use crate::spec::check::operands;
 use crate::spec::checked::{self, Expr, ExprKind, Instance, Model, ParamId, Statement};
 use crate::spec::{Diagnostic, SourceMap, Span, codes};
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,9 +55,16 @@ pub fn from_spec(
         params: BTreeMap::new(),
         path: "".into(),
         batch,
+        random: None,
+        sites: BTreeMap::new(),
         errors: Vec::new(),
     };
     walk.sources_of_model();
+    if entry == Entry::Train && walk.draws(&model.body, &[&model.loss.value]) {
+        walk.at(model.span);
+        let key = walk.b.step_key();
+        walk.random = Some(Random { key, iteration: None });
+    }
     match entry {
         Entry::Train | Entry::Eval => walk.loss(),
         Entry::Logits => walk.logits(),
@@ -87,6 +95,15 @@ fn head(model: &Model) -> Option<(&[checked::Axis], &Expr, &Expr)> {
     }
 }
 
+/// What random numbers are drawn from.
+#[derive(Clone, Copy)]
+struct Random {
+    /// The key of the step, i64[].
+    key: ValueId,
+    /// The number of the iteration of all repeats around, i64[]; absent outside of them.
+    iteration: Option<ValueId>,
+}
+
 struct Walk<'a> {
     model: &'a Model,
     sources: &'a SourceMap,
@@ -98,6 +115,10 @@ struct Walk<'a> {
     path: Name,
     /// Replaces the size of the axis `batch`.
     batch: u64,
+    /// What random numbers are drawn from, as seen from the region being built; absent where the entry draws none.
+    random: Option<Random>,
+    /// How often each path has drawn random numbers.
+    sites: BTreeMap<String, u32>,
     errors: Vec<Diagnostic>,
 }
 
@@ -275,6 +296,7 @@ impl Walk<'_> {
                 let axis = axis.name.as_str().into();
                 self.checked(e, &[x], |b, v| b.softmax(v[0], &axis))
             }
+            ExprKind::Dropout { x, rate } => self.dropout(e, x, *rate),
             ExprKind::Dot(over, x, y) => {
                 let over = Self::names(over);
                 self.made(e, &[x, y], |b, v| b.one(Op::Dot { over }, v, Some(ty), "t"))
@@ -387,10 +409,44 @@ impl Walk<'_> {
         b.one(Op::Dot { over: vec![key] }, &[p, v], Some(ty), "o")
     }
 
+    /// The identity where nothing is drawn. The mask is keyed by the place in the text, which is the path of the block
+    /// and how many draws came before it there.
+    fn dropout(&mut self, e: &Expr, x: &Expr, rate: f64) -> ValueId {
+        let x = self.expr(x);
+        let Some(random) = self.random else { return x };
+        self.at(e.span);
+        let count = self.sites.entry(self.path.to_string()).or_insert(0);
+        let site = format!("{}.dropout.{count}", self.path);
+        *count += 1;
+        let key = self.b.site_key(random.key, &site);
+        self.b.dropout(x, rate, key, random.iteration)
+    }
+
+    /// Whether any of these draws random numbers, in itself or in a block it calls.
+    fn draws(&self, body: &[Statement], exprs: &[&Expr]) -> bool {
+        let statements = body.iter().map(|s| match s {
+            Statement::Let(l) => &l.expr,
+            Statement::Aux(a) => &a.expr,
+        });
+        statements.chain(exprs.iter().copied()).any(|e| self.draws_in(e))
+    }
+
+    fn draws_in(&self, e: &Expr) -> bool {
+        let within = match &e.kind {
+            ExprKind::Dropout { .. } => true,
+            ExprKind::Call(instance, _) => self.draws(&instance.body, &[&instance.result]),
+            ExprKind::Repeat(r) => self.draws(&r.body.body, &[&r.body.result]),
+            _ => false,
+        };
+        within || operands(e).into_iter().any(|x| self.draws_in(x))
+    }
+
     fn repeat(&mut self, e: &Expr, r: &checked::Repeat) -> ValueId {
         let init = self.expr(&r.init);
         let invariants: Vec<ValueId> = r.invariants.iter().map(|i| self.expr(i)).collect();
         self.at(e.span);
+        let outer_random = self.random;
+        let inner_random = self.random.filter(|_| self.draws(&r.body.body, &[&r.body.result]));
         let axis: Name = r.dim.axis.name.as_str().into();
         let mut used = BTreeSet::new();
         params_of(&r.body, &mut used);
@@ -402,6 +458,9 @@ impl Walk<'_> {
         operands.extend(stacked.iter().map(|p| self.params[p]));
         operands.extend(&invariants);
         operands.extend(whole.iter().map(|p| self.params[p]));
+        operands.extend(
+            inner_random.iter().flat_map(|random| std::iter::once(random.key).chain(random.iteration)),
+        );
         let mut args: Vec<(Name, Type)> = vec![("i".into(), Type::scalar(DType::I32))];
         for (n, v) in operands.iter().enumerate() {
             let mut ty = self.b.ty(*v).clone();
@@ -427,6 +486,12 @@ impl Walk<'_> {
             self.params.insert(*p, values[first_invariant + invariants.len() + n]);
         }
         let outer_path = std::mem::replace(&mut self.path, r.body.path.as_str().into());
+        self.random = inner_random.map(|_| {
+            let mut from_outside = values[first_invariant + invariants.len() + whole.len()..].iter().copied();
+            let key = from_outside.next().expect("passed in above");
+            let iteration = self.b.iteration(from_outside.next(), values[0], r.dim.axis.size);
+            Random { key, iteration: Some(iteration) }
+        });
         for cycled in &r.cycled {
             self.at(cycled.span);
             let value = per_iteration(&mut self.b, values[0], &cycled.values);
@@ -440,6 +505,7 @@ impl Walk<'_> {
         self.b.close(vec![result]);
         self.params = outer_params;
         self.values = outer_values;
+        self.random = outer_random;
         self.at(e.span);
         let l = Loop {
             axis,
@@ -514,6 +580,7 @@ fn params_in(e: &Expr, into: &mut BTreeSet<ParamId>) {
         }
         ExprKind::Where(c, x, y) => [c, x, y].into_iter().for_each(|x| params_in(x, into)),
         ExprKind::Gather { table, ids, .. } => [table, ids].into_iter().for_each(|x| params_in(x, into)),
+        ExprKind::Dropout { x, .. } => params_in(x, into),
         ExprKind::Rope(r) => [&r.x, &r.at].into_iter().for_each(|x| params_in(x, into)),
         ExprKind::CrossEntropy { logits, targets, .. } => {
             [logits, targets].into_iter().for_each(|x| params_in(x, into));

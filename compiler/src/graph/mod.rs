@@ -16,6 +16,7 @@ pub mod parse;
 pub mod passes;
 pub mod print;
 pub mod recognise;
+mod random;
 pub mod rewrite;
 pub mod shape;
 mod spaces;

@@ -49,7 +49,7 @@ pub const FUNCTIONS: &[&str] = &[
 
 /// Functions of the language that can't be built yet.
 const NOT_AVAILABLE: &[&str] =
-    &["dropout", "route", "dispatch", "combine", "load_balance", "all_gather", "all_reduce"];
+    &["route", "dispatch", "combine", "load_balance", "all_gather", "all_reduce"];
 
 impl Checker<'_> {
     /// A call of anything that is not a block.
@@ -92,6 +92,7 @@ impl Checker<'_> {
                 let ty = x.ty.clone();
                 Some(Expr { kind: ExprKind::Softmax(axis, Box::new(x)), ty, span })
             }
+            "dropout" => self.dropout(scope, r, args, span, wanted),
             "where" => self.where_call(scope, r, args, span, wanted),
             "dot" => self.dot(scope, r, args, span),
             "gather" => self.gather(scope, r, args, span),

@@ -46,6 +46,32 @@ impl Checker<'_> {
         Some(Expr { kind: ExprKind::Rope(Box::new(Rope { axis, x, at, theta, interleaved })), ty, span })
     }
 
+    /// `dropout(x, rate)`; at rate 0 nothing is left of it.
+    pub(super) fn dropout(
+        &mut self,
+        scope: &mut Scope,
+        r: &Reference,
+        args: &[Arg],
+        span: Span,
+        wanted: Option<&[Axis]>,
+    ) -> Option<Expr> {
+        self.no_axes(r)?;
+        let slots = self.bind(r, args, span, &["x", "rate"], 2)?;
+        let (x, rate) = (self.expr(scope, slots[0]?, wanted), self.constant_value(scope, slots[1]?));
+        let (x, rate) = (x?, rate?);
+        let x = self.real_of(x)?;
+        if !(0.0..1.0).contains(&rate) {
+            let title = format!("the rate of `dropout` is at least 0 and below 1: {rate}");
+            self.error(codes::RANGE, title, slots[1]?.span, "the probability that an element becomes 0");
+            return None;
+        }
+        if rate == 0.0 {
+            return Some(x);
+        }
+        let ty = x.ty.clone();
+        Some(Expr { kind: ExprKind::Dropout { x: Box::new(x), rate }, ty, span })
+    }
+
     pub(super) fn cross_entropy(
         &mut self,
         scope: &mut Scope,

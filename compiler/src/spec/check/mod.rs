@@ -36,6 +36,7 @@ use super::source::{SourceMap, Span};
 use model::RunSizes;
 
 pub use calls::FUNCTIONS;
+pub use layout::operands;
 pub use model::{MAX_INSTANCE_DEPTH, MAX_NODES, MAX_SIZE, MAX_TOTAL_DEPTH};
 
 /// Placeholder for a size given by the run, when a model is checked alone.
