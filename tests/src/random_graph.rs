@@ -205,7 +205,7 @@ impl Generator {
     /// One op, or `None` if the drawn one does not fit the drawn operands.
     fn one_op(&mut self, scope: &mut Vec<Float>) -> Option<Float> {
         let x = self.any(scope);
-        match self.random.below(24) {
+        match self.random.below(26) {
             0..=3 => Some(self.unary(x)),
             4..=8 => self.binary(x, scope),
             9 => self.select(x, scope),
@@ -216,6 +216,8 @@ impl Generator {
             17 => self.scatter(x),
             18 => self.rotate(x),
             19..=21 => self.composite(x, scope),
+            22 => Some(self.dropout(x)),
+            23 => self.integers(x),
             _ => self.repeat(x, scope),
         }
     }
@@ -254,6 +256,65 @@ impl Generator {
                 let wide = self.b.cast(x.id, DType::F64);
                 let scaled = self.b.scale(wide, 0.75);
                 Float { id: self.b.cast(scaled, DType::F32), bound: 0.75 * x.bound }
+            }
+        }
+    }
+
+    /// A mask of random bits; rates of which `1 / (1 − rate)` is exact.
+    fn dropout(&mut self, x: Float) -> Float {
+        let rate = *self.random.pick(&[0.5, 0.75]);
+        let key = self.b.constant(DType::I64, self.random.below(1 << 20) as f64);
+        let iteration = self.b.constant(DType::I64, self.random.below(100) as f64);
+        Float { id: self.b.dropout(x.id, rate, key, Some(iteration)), bound: x.bound / (1.0 - rate) }
+    }
+
+    /// `x` times or plus a small whole number that a chain of integer ops makes of a position. Divisors may be 0.
+    fn integers(&mut self, x: Float) -> Option<Float> {
+        let axes = self.axes_of(x);
+        if axes.is_empty() {
+            return None;
+        }
+        let axis = self.random.pick(&axes).clone();
+        let dtype = *self.random.pick(&[DType::I32, DType::I64]);
+        let index = self.b.index(&axis.name, axis.size);
+        let mut n = self.b.cast(index, dtype);
+        for _ in 0..2 + self.random.below(3) {
+            n = self.integer_op(n, dtype);
+        }
+        let modulus = self.b.constant(dtype, 17.0);
+        let small = self.b.binary(BinaryOp::Rem, n, modulus);
+        let real = self.b.cast(small, DType::F32);
+        let (op, bound) = match self.random.below(2) {
+            0 => (BinaryOp::Mul, 16.0 * x.bound),
+            _ => (BinaryOp::Add, 16.0 + x.bound),
+        };
+        Some(Float { id: self.b.binary(op, x.id, real), bound })
+    }
+
+    fn integer_op(&mut self, n: ValueId, dtype: DType) -> ValueId {
+        const OPS: [BinaryOp; 8] = [
+            BinaryOp::Add,
+            BinaryOp::Sub,
+            BinaryOp::Mul,
+            BinaryOp::Div,
+            BinaryOp::Rem,
+            BinaryOp::Max,
+            BinaryOp::Min,
+            BinaryOp::Threefry,
+        ];
+        let usable = if dtype == DType::I64 { OPS.len() } else { OPS.len() - 1 };
+        match self.random.below(usable + 3) {
+            0 => self.b.unary(UnaryOp::Neg, n),
+            1 => self.b.unary(UnaryOp::Abs, n),
+            2 => {
+                let other = if dtype == DType::I64 { DType::I32 } else { DType::I64 };
+                let there = self.b.cast(n, other);
+                self.b.cast(there, dtype)
+            }
+            k => {
+                let c = self.b.constant(dtype, self.random.below(23) as f64 - 11.0);
+                let (a, b) = if self.random.below(3) == 0 { (c, n) } else { (n, c) };
+                self.b.binary(OPS[k - 3], a, b)
             }
         }
     }
