@@ -139,6 +139,32 @@ impl Compiler {
         }
     }
 
+    /// The object of a kernel of the user's own, from the text of [`custom::module`](crate::custom::module).
+    ///
+    /// # Errors
+    /// MLIR or LLVM refuse it, or the back end is not LLVM: no other reads MLIR.
+    pub fn custom(
+        &self,
+        codegen: Codegen,
+        text: &str,
+        symbol: &str,
+        target: &Target,
+    ) -> Result<Vec<u8>, String> {
+        match codegen {
+            #[cfg(feature = "llvm")]
+            Codegen::Llvm => {
+                let text = text.replace(crate::custom::SYMBOL, symbol);
+                self.llvm.get_or_init(KernelCompiler::new).compile_custom(text, symbol, target, Stage::Object)
+            }
+            Codegen::Cranelift => Err("a kernel in MLIR needs the code generator llvm".to_string()),
+            #[cfg(not(feature = "llvm"))]
+            Codegen::Llvm => {
+                let _ = (text, symbol, target);
+                Err(codegen.required().err().unwrap_or_default())
+            }
+        }
+    }
+
     /// The object of the step program: the entries' functions, the table the runtime reads, and `main`.
     ///
     /// # Errors

@@ -17,10 +17,11 @@ use std::time::Instant;
 
 use crate::backend::Codegen;
 use crate::cache::Cache;
+use crate::custom;
 use crate::kernels;
 use crate::kir::Kernel;
 use crate::link::{Object, link_executable};
-use crate::program::{Program, verify};
+use crate::program::{CustomSpec, KernelSpec, Program, verify};
 use crate::target::Target;
 use crate::worker::{Failure, Request, Server, Worker, WorkerCommand};
 
@@ -102,6 +103,8 @@ pub enum Error {
     },
     /// The step program does not compile.
     Step(String),
+    /// A kernel of the user's own does not compile.
+    Custom(String),
     /// Workers do not start.
     Worker(String),
     /// The objects do not link.
@@ -128,7 +131,7 @@ impl fmt::Display for Error {
             Error::Step(message) => {
                 write!(f, "the step program does not compile (a mistake in mlc): {message}")
             }
-            Error::Worker(message) | Error::Link(message) => f.write_str(message),
+            Error::Worker(message) | Error::Link(message) | Error::Custom(message) => f.write_str(message),
         }
     }
 }
@@ -166,12 +169,16 @@ pub fn build(program: &Program, options: &BuildOptions<'_>) -> Result<Built, Err
     let mut jobs: Vec<Job> = Vec::new();
     let mut job_of_key: BTreeMap<String, usize> = BTreeMap::new();
     let mut job_of_kernel = Vec::new();
-    for (kernel, (kir, _)) in program.kernels.iter().zip(&expanded) {
-        let key = kernel_key(kir, &options.target, options.codegen);
+    for (kernel, expanded) in program.kernels.iter().zip(&expanded) {
+        let key = kernel_key(&expanded.text, &options.target, options.codegen);
         let job = *job_of_key.entry(key.clone()).or_insert_with(|| {
             let (symbol, target) = (symbol(&key), options.target.name.to_string());
             let codegen = options.codegen.name().to_string();
-            let request = Request::Kernel { kir: kir.clone(), symbol, target, codegen };
+            let text = expanded.text.clone();
+            let request = match &expanded.kir {
+                Some(_) => Request::Kernel { kir: text, symbol, target, codegen },
+                None => Request::Custom { mlir: text, symbol, target, codegen },
+            };
             jobs.push(Job { name: kernel.name.clone(), key, request });
             jobs.len() - 1
         });
@@ -211,13 +218,32 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-/// KIR text and kernel of every kernel of the program.
-fn expand_all(program: &Program, target: &Target) -> Vec<(String, Kernel)> {
-    let expand = |kernel: &crate::program::Kernel| {
-        let kernel = kernels::expand(&kernel.spec, target);
-        (kernel.to_string(), kernel)
-    };
-    program.kernels.iter().map(expand).collect()
+/// What a kernel is compiled from, and what a launch of it needs.
+pub(crate) struct Expanded {
+    /// KIR, or MLIR of the user's own.
+    pub text: String,
+    /// Unless it is the user's own.
+    pub kir: Option<Kernel>,
+    /// Tiles of a launch.
+    pub tiles: u64,
+    /// Scratch of a thread.
+    pub scratch_bytes: u64,
+}
+
+impl Expanded {
+    pub(crate) fn of(spec: &KernelSpec, target: &Target) -> Expanded {
+        if let KernelSpec::Custom(custom) = spec {
+            let custom::Module { text, tiles, scratch_bytes } = custom::module(custom);
+            return Expanded { text, kir: None, tiles, scratch_bytes };
+        }
+        let kernel = kernels::expand(spec, target);
+        let (tiles, scratch_bytes) = (kernel.tiles, kernel.scratch_bytes());
+        Expanded { text: kernel.to_string(), kir: Some(kernel), tiles, scratch_bytes }
+    }
+}
+
+fn expand_all(program: &Program, target: &Target) -> Vec<Expanded> {
+    program.kernels.iter().map(|kernel| Expanded::of(&kernel.spec, target)).collect()
 }
 
 /// Key of a kernel's object.
@@ -232,15 +258,15 @@ pub(crate) fn symbol(key: &str) -> String {
 }
 
 /// The largest scratch any kernel asks for.
-fn scratch_bytes(program: &Program, expanded: &[(String, Kernel)]) -> u64 {
-    let of_kernels = expanded.iter().map(|(_, kernel)| kernel.scratch_bytes()).max().unwrap_or(0);
+fn scratch_bytes(program: &Program, expanded: &[Expanded]) -> u64 {
+    let of_kernels = expanded.iter().map(|e| e.scratch_bytes).max().unwrap_or(0);
     of_kernels.max(program.info.scratch_bytes)
 }
 
 /// The step program's job. What codegen alone knows is put into the description: scratch size and CPU features.
 fn step_job(
     program: &Program,
-    expanded: &[(String, Kernel)],
+    expanded: &[Expanded],
     jobs: &[Job],
     job_of_kernel: &[usize],
     options: &BuildOptions<'_>,
@@ -249,7 +275,7 @@ fn step_job(
     let mut program = program.clone();
     program.info.scratch_bytes = scratch_bytes(&program, expanded);
     program.info.cpu_features = target.cpu_features.iter().map(|f| f.to_string()).collect();
-    let link = |(&job, (_, kernel)): (&usize, &(String, Kernel))| (symbol(&jobs[job].key), kernel.tiles);
+    let link = |(&job, expanded): (&usize, &Expanded)| (symbol(&jobs[job].key), expanded.tiles);
     let kernels: Vec<(String, u64)> = job_of_kernel.iter().zip(expanded).map(link).collect();
     // What the kernels compute is in their own objects.
     program.kernels.clear();
@@ -364,9 +390,46 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_string())
 }
 
+/// Compiles a kernel of the user's own and runs all of it once, in a worker, on dense arguments of this content; gives the
+/// content of all of them afterwards.
+///
+/// # Errors
+/// MLIR or LLVM refuse the file, or the worker dies of it.
+pub fn run_custom(
+    spec: &CustomSpec,
+    arguments: Vec<Vec<u8>>,
+    options: &BuildOptions<'_>,
+) -> Result<Vec<Vec<u8>>, Error> {
+    options.codegen.required().map_err(Error::Worker)?;
+    let custom::Module { text, tiles, scratch_bytes } = custom::module(spec);
+    let lengths: Vec<usize> = arguments.iter().map(Vec::len).collect();
+    let target = options.target.name.to_string();
+    let request = Request::Run { mlir: text, tiles, scratch_bytes, target, buffers: arguments };
+    let job = Job {
+        name: format!("custom_{}", spec.function),
+        key: Cache::key(&[spec.source.as_bytes()]),
+        request,
+    };
+    let cache = Cache::new(options.cache.clone());
+    let mut all =
+        Compiler { options, running: None }.ask(&job.request).map_err(|f| explain(f, &job, &cache))?;
+    let mut contents = Vec::new();
+    for length in lengths {
+        let rest = all.split_off(length.min(all.len()));
+        contents.push(std::mem::replace(&mut all, rest));
+    }
+    Ok(contents)
+}
+
 fn explain(failure: Failure, job: &Job, cache: &Cache) -> Error {
     match (failure, &job.request) {
         (Failure::NotStarted(message), _) => Error::Worker(message),
+        (Failure::Refused(message), Request::Custom { .. } | Request::Run { .. }) => Error::Custom(message),
+        (Failure::Died(message), Request::Custom { mlir, .. } | Request::Run { mlir, .. }) => {
+            let place = write_reproducer(job, mlir, cache, "mlir");
+            let place = place.map(|p| format!("\nits MLIR is in {}", p.display())).unwrap_or_default();
+            Error::Custom(format!("the code generator died on {}: {message}{place}", job.name))
+        }
         (Failure::Refused(message), Request::Kernel { .. }) => {
             Error::Kernel { name: job.name.clone(), message, reproducer: None }
         }
@@ -374,7 +437,11 @@ fn explain(failure: Failure, job: &Job, cache: &Cache) -> Error {
             let text =
                 format!("// kernel {} for target {target} by {codegen}, symbol {symbol}\n{kir}", job.name);
             let message = format!("the code generator died: {message}");
-            Error::Kernel { name: job.name.clone(), message, reproducer: write_reproducer(job, &text, cache) }
+            Error::Kernel {
+                name: job.name.clone(),
+                message,
+                reproducer: write_reproducer(job, &text, cache, "kir"),
+            }
         }
         (Failure::Refused(message), Request::Step { .. } | Request::Abort) => Error::Step(message),
         (Failure::Died(message), Request::Step { .. } | Request::Abort) => {
@@ -384,9 +451,9 @@ fn explain(failure: Failure, job: &Job, cache: &Cache) -> Error {
 }
 
 /// Writes a kernel that killed its worker beside the cache, or to the temporary folder.
-fn write_reproducer(job: &Job, text: &str, cache: &Cache) -> Option<PathBuf> {
+fn write_reproducer(job: &Job, text: &str, cache: &Cache, ending: &str) -> Option<PathBuf> {
     let folder = cache.folder().map_or_else(std::env::temp_dir, |folder| folder.join("crashes"));
-    let path = folder.join(format!("{}-{}.kir", job.name, &job.key[..16]));
+    let path = folder.join(format!("{}-{}.{ending}", job.name, &job.key[..16]));
     std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(&path, text)).ok()?;
     Some(path)
 }

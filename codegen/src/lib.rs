@@ -7,6 +7,7 @@ pub mod backend;
 pub mod build;
 pub mod cache;
 pub mod cranelift;
+pub mod custom;
 pub mod emit;
 pub mod kernels;
 pub mod kir;

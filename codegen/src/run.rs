@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::abi::{EntryFn, KernelFn, ProgramTable, StepContext};
 use crate::backend::{Codegen, Compiler, KernelLink};
-use crate::build::{kernel_key, symbol};
+use crate::build::{Expanded, kernel_key, symbol};
 use crate::kir::Kernel;
 use crate::kir::interpret::Binding;
 use crate::link::{Object, link_shared};
@@ -112,6 +112,30 @@ impl Loaded {
     }
 }
 
+/// Runs all tiles of a kernel of the user's own on buffers with these contents; gives all contents afterwards, one after the
+/// other.
+///
+/// # Errors
+/// The object does not link or load.
+pub(crate) fn custom_kernel(
+    object: Vec<u8>,
+    symbol: &str,
+    tiles: u64,
+    scratch_bytes: u64,
+    mut buffers: Vec<Vec<u8>>,
+) -> Result<Vec<u8>, String> {
+    let library = Library::open(&link_shared(&[Object { name: symbol.to_string(), bytes: object }])?)?;
+    let address = library.find(symbol)?;
+    // SAFETY: the symbol is a kernel just compiled with this convention.
+    let call = unsafe { std::mem::transmute::<*mut c_void, KernelFn>(address) };
+    let addresses: Vec<*mut u8> = buffers.iter_mut().map(|b| b.as_mut_ptr()).collect();
+    let mut scratch = scratch(scratch_bytes);
+    // SAFETY: buffers are as large as the spec says; that the user's code stays inside them nobody can promise, which is why
+    // this runs in a worker.
+    unsafe { call(addresses.as_ptr(), std::ptr::null(), 0, tiles as i64, scratch.as_mut_ptr().cast::<u8>()) };
+    Ok(buffers.concat())
+}
+
 fn can_run(target: &Target) -> Result<(), String> {
     if target.runs_here() { Ok(()) } else { Err(format!("this machine does not run {target}")) }
 }
@@ -134,7 +158,7 @@ impl Memo {
 
     fn compile(
         &mut self,
-        kernel: &Kernel,
+        kernel: &Expanded,
         key: String,
         target: &Target,
         codegen: Codegen,
@@ -142,7 +166,10 @@ impl Memo {
         if let Some(object) = self.objects.get(&key) {
             return Ok(object.clone());
         }
-        let object = self.compiler.kernel(codegen, kernel, &symbol(&key), target)?;
+        let object = match &kernel.kir {
+            Some(kir) => self.compiler.kernel(codegen, kir, &symbol(&key), target)?,
+            None => self.compiler.custom(codegen, &kernel.text, &symbol(&key), target)?,
+        };
         if self.objects.len() >= Memo::MOST {
             self.objects.clear();
         }
@@ -170,13 +197,13 @@ impl CompiledProgram {
         verify(program).map_err(|errors| errors.join("; "))?;
         let (mut objects, mut links, mut scratch_bytes) = (Vec::<Object>::new(), Vec::new(), 0);
         for kernel in &program.kernels {
-            let kir = crate::kernels::expand(&kernel.spec, target);
-            let (tiles, key) = (kir.tiles, kernel_key(&kir.to_string(), target, codegen));
+            let expanded = Expanded::of(&kernel.spec, target);
+            let (tiles, key) = (expanded.tiles, kernel_key(&expanded.text, target, codegen));
             let symbol = symbol(&key);
-            scratch_bytes = kir.scratch_bytes().max(scratch_bytes);
+            scratch_bytes = expanded.scratch_bytes.max(scratch_bytes);
             // Equal kernels of a program are one object.
             if !objects.iter().any(|o| o.name == symbol) {
-                let bytes = MEMO.with_borrow_mut(|memo| memo.compile(&kir, key, target, codegen));
+                let bytes = MEMO.with_borrow_mut(|memo| memo.compile(&expanded, key, target, codegen));
                 let bytes = bytes.map_err(|e| format!("{}: {e}", kernel.name))?;
                 objects.push(Object { name: symbol.clone(), bytes });
             }

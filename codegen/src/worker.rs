@@ -36,6 +36,31 @@ pub enum Request {
         /// Name of the back end.
         codegen: String,
     },
+    /// Compile a kernel of the user's own to an object.
+    Custom {
+        /// Text of [`custom::module`](crate::custom::module).
+        mlir: String,
+        /// Name of its function.
+        symbol: String,
+        /// Name of the target.
+        target: String,
+        /// Name of the back end.
+        codegen: String,
+    },
+    /// Compile a kernel of the user's own and run all its tiles once; the answer is the contents of all buffers, one after the
+    /// other.
+    Run {
+        /// Text of [`custom::module`](crate::custom::module).
+        mlir: String,
+        /// Tiles of a launch.
+        tiles: u64,
+        /// Scratch it needs.
+        scratch_bytes: u64,
+        /// Name of the target.
+        target: String,
+        /// Contents of its buffers.
+        buffers: Vec<Vec<u8>>,
+    },
     /// Compile the step program to an object.
     Step {
         /// JSON of the [`Program`](crate::program::Program).
@@ -145,6 +170,15 @@ impl Server {
                 let kernel = crate::kir::parse(kir).map_err(|e| format!("the kernel's text: {e}"))?;
                 let (codegen, target) = (Codegen::by_name(codegen)?, Target::by_name(target)?);
                 self.compiler.kernel(codegen, &kernel, symbol, &target)
+            }
+            Request::Custom { mlir, symbol, target, codegen } => {
+                let (codegen, target) = (Codegen::by_name(codegen)?, Target::by_name(target)?);
+                self.compiler.custom(codegen, mlir, symbol, &target)
+            }
+            Request::Run { mlir, tiles, scratch_bytes, target, buffers } => {
+                let symbol = "custom";
+                let object = self.compiler.custom(Codegen::Llvm, mlir, symbol, &Target::by_name(target)?)?;
+                crate::run::custom_kernel(object, symbol, *tiles, *scratch_bytes, buffers.clone())
             }
             Request::Step { program, kernels, target, codegen } => {
                 let program: Program =

@@ -6,6 +6,7 @@
 use crate::autodiff::config::{Microbatch, TrainConfig};
 use crate::autodiff::from_spec::train_config;
 use crate::autodiff::{inference_step, training_step};
+use crate::check_kernels::{KernelCheck, checks_of};
 use crate::fuse;
 use crate::graph::from_spec::{Entry, from_spec, has_logits};
 use crate::graph::recognise::{near_misses, recognise};
@@ -115,6 +116,28 @@ pub fn graphs(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<O
     let graph = training(graph, &with_microbatches(train_config(model, train), train), runner)?;
     let (_, report) = rematerialised(graph, train, runner)?;
     Ok(Some(report))
+}
+
+/// Runs to make of the kernels of the user's own in a spec's training step (or forward graph, without a run).
+///
+/// # Errors
+/// As [`graphs`], or a kernel's check is too large.
+pub fn kernel_checks(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<Vec<KernelCheck>> {
+    let model = &spec.model;
+    if model.kernels.is_empty() {
+        return Ok(Vec::new());
+    }
+    let batch = spec.train.as_ref().map_or(model.size("batch").unwrap_or(1), |t| t.batch);
+    let graph = forward(model, Entry::Train, batch, sources, runner)?;
+    let graph = match &spec.train {
+        Some(train) => training(graph, &with_microbatches(train_config(model, train), train), runner)?,
+        None => graph,
+    };
+    let refused = |why: String| {
+        let span = model.kernels[0].span;
+        CompileError::Spec(vec![Diagnostic::error(codes::CUSTOM_KERNEL, why).at(span, "")])
+    };
+    runner.run("check_kernels", || checks_of(&graph).map_err(refused))
 }
 
 /// Entries with their batch.

@@ -23,8 +23,12 @@ use crate::program::KernelSpec;
 use crate::target::Target;
 
 /// Expands a spec for a target. The kernel carries its number of tiles and its scratch memory.
+///
+/// # Panics
+/// The kernel is the user's own, which has no KIR: see [`custom::module`](crate::custom::module).
 pub fn expand(spec: &KernelSpec, target: &Target) -> Kernel {
     match spec {
+        KernelSpec::Custom(s) => panic!("{}: a custom kernel has no KIR", s.file),
         KernelSpec::Map(s) => map::map(s, target),
         KernelSpec::Rows(s) => rows::rows(s, target),
         KernelSpec::Gemm(s) => gemm::gemm(s, target),

@@ -1,7 +1,7 @@
 //! One kernel from KIR to an object: MLIR text, MLIR passes, LLVM passes, machine code.
 
 use inkwell::context::Context;
-use inkwell::module::Module;
+use inkwell::module::{Linkage, Module};
 use inkwell::passes::PassBuilderOptions;
 use inkwell::targets::{FileType, TargetMachine};
 
@@ -68,16 +68,46 @@ impl KernelCompiler {
     ) -> Result<Vec<u8>, String> {
         crate::kir::verify(kernel)
             .map_err(|errors| format!("the kernel is not valid: {}", errors.join("; ")))?;
-        let text = mlir::emit(kernel, symbol);
+        self.lower(mlir::emit(kernel, symbol), symbol, mlir::PIPELINE, target, stage)
+    }
+
+    /// Compiles the text of [`custom::module`](crate::custom::module), symbol put in, up to a stage. Its other functions stay
+    /// inside the object: two files may both have a `@forward`.
+    ///
+    /// # Errors
+    /// MLIR or LLVM refuse the file: their messages, with lines of the text.
+    pub fn compile_custom(
+        &self,
+        text: String,
+        symbol: &str,
+        target: &Target,
+        stage: Stage,
+    ) -> Result<Vec<u8>, String> {
+        self.lower(text, symbol, mlir::CUSTOM_PIPELINE, target, stage)
+    }
+
+    fn lower(
+        &self,
+        text: String,
+        symbol: &str,
+        pipeline: &str,
+        target: &Target,
+        stage: Stage,
+    ) -> Result<Vec<u8>, String> {
         if stage == Stage::Mlir {
             return Ok(text.into_bytes());
         }
         let mut parsed =
             self.mlir.parse(&text).map_err(|e| format!("MLIR does not accept the kernel: {e}"))?;
-        parsed.run(mlir::PIPELINE).map_err(|e| format!("MLIR does not lower the kernel: {e}"))?;
+        parsed.run(pipeline).map_err(|e| format!("MLIR does not lower the kernel: {e}"))?;
         let context = Context::create();
         let module =
             parsed.translate(&context).map_err(|e| format!("MLIR does not translate the kernel: {e}"))?;
+        for function in module.get_functions().filter(|f| f.count_basic_blocks() > 0) {
+            if function.get_name().to_bytes() != symbol.as_bytes() {
+                function.set_linkage(Linkage::Internal);
+            }
+        }
         let machine = machine(target)?;
         prepare(&context, &module, &machine, target);
         optimize(&module, &machine)?;

@@ -11,13 +11,17 @@ use mlir_sys::{
     mlirContextAppendDialectRegistry, mlirContextAttachDiagnosticHandler, mlirContextCreateWithThreading,
     mlirContextDestroy, mlirContextLoadAllAvailableDialects, mlirDiagnosticGetLocation, mlirDiagnosticPrint,
     mlirDialectHandleInsertDialect, mlirDialectRegistryCreate, mlirDialectRegistryDestroy,
-    mlirGetDialectHandle__arith__, mlirGetDialectHandle__cf__, mlirGetDialectHandle__llvm__,
+    mlirGetDialectHandle__arith__, mlirGetDialectHandle__cf__, mlirGetDialectHandle__func__,
+    mlirGetDialectHandle__llvm__, mlirGetDialectHandle__math__, mlirGetDialectHandle__memref__,
     mlirGetDialectHandle__scf__, mlirGetDialectHandle__vector__, mlirLocationPrint, mlirModuleCreateParse,
     mlirModuleDestroy, mlirModuleGetOperation, mlirOperationPrint, mlirParsePassPipeline,
     mlirPassManagerCreate, mlirPassManagerDestroy, mlirPassManagerGetAsOpPassManager, mlirPassManagerRunOnOp,
     mlirRegisterAllLLVMTranslations, mlirRegisterConversionArithToLLVMConversionPass,
-    mlirRegisterConversionConvertControlFlowToLLVMPass, mlirRegisterConversionConvertVectorToLLVMPass,
+    mlirRegisterConversionConvertControlFlowToLLVMPass, mlirRegisterConversionConvertFuncToLLVMPass,
+    mlirRegisterConversionConvertMathToLLVMPass, mlirRegisterConversionConvertVectorToLLVMPass,
+    mlirRegisterConversionConvertVectorToSCF, mlirRegisterConversionFinalizeMemRefToLLVMConversionPass,
     mlirRegisterConversionReconcileUnrealizedCastsPass, mlirRegisterConversionSCFToControlFlowPass,
+    mlirRegisterConversionUBToLLVMConversionPass, mlirRegisterMemRefExpandStridedMetadataPass,
     mlirTranslateModuleToLLVMIR,
 };
 
@@ -53,10 +57,19 @@ impl Context {
             mlirRegisterConversionArithToLLVMConversionPass();
             mlirRegisterConversionConvertControlFlowToLLVMPass();
             mlirRegisterConversionReconcileUnrealizedCastsPass();
+            mlirRegisterConversionConvertVectorToSCF();
+            mlirRegisterConversionConvertFuncToLLVMPass();
+            mlirRegisterConversionConvertMathToLLVMPass();
+            mlirRegisterConversionFinalizeMemRefToLLVMConversionPass();
+            mlirRegisterConversionUBToLLVMConversionPass();
+            mlirRegisterMemRefExpandStridedMetadataPass();
             let registry = mlirDialectRegistryCreate();
             for handle in [
                 mlirGetDialectHandle__arith__(),
                 mlirGetDialectHandle__cf__(),
+                mlirGetDialectHandle__func__(),
+                mlirGetDialectHandle__math__(),
+                mlirGetDialectHandle__memref__(),
                 mlirGetDialectHandle__llvm__(),
                 mlirGetDialectHandle__scf__(),
                 mlirGetDialectHandle__vector__(),

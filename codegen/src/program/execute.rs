@@ -49,6 +49,9 @@ impl Run<'_> {
 
     fn launch(&mut self, launch: &Launch) -> Result<(), String> {
         let kernel = &self.program.kernels[launch.kernel as usize];
+        if let KernelSpec::Custom(custom) = &kernel.spec {
+            return Err(format!("{}: only a machine runs a custom kernel", custom.file));
+        }
         let extents = extents(&kernel.spec, launch.buffers.len());
         let mut at = Vec::new();
         let mut buffers = Vec::new();

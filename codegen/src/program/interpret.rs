@@ -23,6 +23,9 @@ impl<'a> InterpretedProgram<'a> {
     pub fn new(program: &'a Program, target: &Target) -> Result<InterpretedProgram<'a>, String> {
         super::verify(program).map_err(|errors| errors.join("; "))?;
         let expand = |kernel: &super::Kernel| {
+            if let super::KernelSpec::Custom(custom) = &kernel.spec {
+                return Err(format!("{}: only a machine runs a custom kernel", custom.file));
+            }
             let kir = kernels::expand(&kernel.spec, target);
             let interpreter = Interpreter::new(&kir).map_err(|e| format!("kernel {}: {e}", kernel.name))?;
             Ok((interpreter, kir.tiles))

@@ -157,6 +157,8 @@ pub enum KernelSpec {
     Gather(GatherSpec),
     /// Row accumulation, the transpose of a lookup.
     Scatter(ScatterSpec),
+    /// A function of an MLIR file of the user's own.
+    Custom(CustomSpec),
 }
 
 /// One operand seen from an iteration space: element address = `offset + Σ index[i]·strides[i]`, in elements.
@@ -369,4 +371,51 @@ pub struct ScatterSpec {
     pub out: Operand,
     /// Start from what `out` holds instead of 0.
     pub accumulate: bool,
+}
+
+/// A function of an MLIR file: `func.func @forward(%x: memref<4x8xf32>, …)`.
+///
+/// Its arguments are dense. An operand that is not is copied around the call, on one thread.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CustomSpec {
+    /// The file, for messages.
+    pub file: String,
+    /// Its text.
+    pub source: String,
+    /// The function, without `@`.
+    pub function: String,
+    /// Whether it takes `%begin: index, %end: index` behind its arguments.
+    pub in_tiles: bool,
+    /// Independent parts; 1 unless `in_tiles`.
+    pub tiles: u64,
+    /// In the order of the function's.
+    pub arguments: Vec<CustomArgument>,
+}
+
+/// An argument of a custom kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CustomArgument {
+    /// Where it lies; strides over `dims`.
+    pub operand: Operand,
+    /// Sizes of the memref, outermost first.
+    pub dims: Vec<u64>,
+    /// Whether the function writes it (all of it) or reads it.
+    pub written: bool,
+}
+
+impl CustomArgument {
+    /// Whether it lies as the function wants it.
+    pub fn is_dense(&self) -> bool {
+        let mut stride = 1;
+        self.dims.iter().zip(&self.operand.strides).rev().all(|(size, have)| {
+            let fits = *size == 1 || *have == stride;
+            stride *= size;
+            fits
+        })
+    }
+
+    /// Bytes of the memref.
+    pub fn bytes(&self) -> u64 {
+        self.dims.iter().product::<u64>() * self.operand.dtype.bytes()
+    }
 }

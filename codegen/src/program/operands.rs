@@ -86,6 +86,9 @@ impl KernelSpec {
                 Use::new(&s.ids, &s.dims, false),
                 Use::new(&s.out, &s.dims, true).along(s.axis_size, s.axis_stride),
             ],
+            KernelSpec::Custom(s) => {
+                s.arguments.iter().map(|a| Use::new(&a.operand, &a.dims, a.written)).collect()
+            }
         }
     }
 
@@ -95,7 +98,7 @@ impl KernelSpec {
             KernelSpec::Map(s) | KernelSpec::Rows(s) => s.n_scalars as usize,
             KernelSpec::Attention(s) => 2 * s.shape.has_bases as usize,
             KernelSpec::AttentionGrad(s) => 2 * s.shape.has_bases as usize,
-            KernelSpec::Gemm(_) | KernelSpec::Gather(_) | KernelSpec::Scatter(_) => 0,
+            KernelSpec::Gemm(_) | KernelSpec::Gather(_) | KernelSpec::Scatter(_) | KernelSpec::Custom(_) => 0,
         }
     }
 

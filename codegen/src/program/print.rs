@@ -98,6 +98,7 @@ fn summary(spec: &KernelSpec) -> String {
         KernelSpec::Attention(s) => format!("attention {}", shape(&s.shape)),
         KernelSpec::AttentionGrad(s) => format!("attention_grad {:?} {}", s.part, shape(&s.shape)),
         KernelSpec::Gather(s) => format!("gather over {:?} from axis of {}", s.dims, s.axis_size),
+        KernelSpec::Custom(s) => format!("custom @{} of {}", s.function, s.file),
         KernelSpec::Scatter(s) => format!("scatter over {:?} to axis of {}", s.dims, s.axis_size),
     }
 }

@@ -147,7 +147,7 @@ pub fn run(spec: &KernelSpec, buffers: &mut [Vec<u8>], scalars: &[i64], precisio
 /// Computes every element the kernel writes, in order of writing, without touching the buffers.
 ///
 /// # Panics
-/// As [`run`].
+/// As [`run`], and on a custom kernel, which only a machine runs.
 pub fn evaluate(
     spec: &KernelSpec,
     buffers: &[Vec<u8>],
@@ -162,6 +162,7 @@ pub fn evaluate(
         KernelSpec::AttentionGrad(s) => eval.attention_grad(s),
         KernelSpec::Gather(s) => eval.gather(s),
         KernelSpec::Scatter(s) => eval.scatter(s),
+        KernelSpec::Custom(s) => panic!("{}: only a machine runs a custom kernel", s.file),
     }
     eval.written
 }

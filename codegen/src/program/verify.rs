@@ -108,6 +108,18 @@ impl<'a> Verifier<'a> {
                     self.fail(place, format!("{} outputs instead of {expected}", s.outputs.len()));
                 }
             }
+            KernelSpec::Custom(s) => {
+                for argument in s.arguments.iter().filter(|a| a.dims.len() != a.operand.strides.len()) {
+                    let dims = argument.dims.len();
+                    self.fail(
+                        place,
+                        format!("{} strides over {dims} dimensions", argument.operand.strides.len()),
+                    );
+                }
+                if s.tiles == 0 || (!s.in_tiles && s.tiles > 1) {
+                    self.fail(place, format!("{} tiles", s.tiles));
+                }
+            }
             KernelSpec::Gather(s) => self.ids(place, s.ids.dtype),
             KernelSpec::Scatter(s) => {
                 self.ids(place, s.ids.dtype);

@@ -3,7 +3,7 @@
 use super::activity::Activity;
 use super::rules::{Cotangents, compare_union};
 use super::tape::Tape;
-use super::{AutodiffError, attention};
+use super::{AutodiffError, attention, custom};
 use crate::graph::passes::drop_dead;
 use crate::graph::rewrite::inline_composites;
 use crate::graph::{
@@ -30,7 +30,8 @@ pub(super) fn inline_without_rule(graph: Graph, wanted: &[ValueId]) -> Graph {
             | CompositeKind::RmsNorm { .. }
             | CompositeKind::LayerNorm { .. }
             | CompositeKind::CrossEntropy { .. }
-            | CompositeKind::Attention(_) => residual_used,
+            | CompositeKind::Attention(_)
+            | CompositeKind::Custom(_) => residual_used,
         }
     };
     let mut graph = inline_composites(graph, pick);
@@ -55,6 +56,7 @@ pub(super) fn pull(
         CompositeKind::LayerNorm { axis, .. } => layer_norm(t, axis, node, g),
         CompositeKind::CrossEntropy { axis } => cross_entropy(t, axis, node, g),
         CompositeKind::Attention(a) => attention::pull(t, a, node, g),
+        CompositeKind::Custom(k) => custom::pull(t, k, composite, node, g),
         CompositeKind::Rope { .. } | CompositeKind::AttentionGrad(_) | CompositeKind::LossHead(_) => {
             Err(t.error("a composite without a derivative of its own was not replaced by its meaning"))
         }

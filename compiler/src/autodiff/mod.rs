@@ -9,6 +9,7 @@ mod attention;
 mod batch_positions;
 mod composites;
 pub mod config;
+mod custom;
 pub mod differentiate;
 pub mod from_spec;
 pub mod hoist_invariants;

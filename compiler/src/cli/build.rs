@@ -5,10 +5,11 @@ use super::report;
 use super::{Failure, SpecArgs};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use mlc::check_kernels;
 use mlc::pipeline::{self, Compiled, Identity, Runner};
 use mlc::units;
 use mlc_codegen::Codegen;
-use mlc_codegen::build::{BuildOptions, Built, build};
+use mlc_codegen::build::{BuildOptions, Built, Error, Progress, build, run_custom};
 use mlc_codegen::cache::Cache;
 use mlc_codegen::target::Target;
 use mlc_codegen::worker::WorkerCommand;
@@ -53,6 +54,7 @@ pub fn run(args: &BuildArgs) -> Result<(), Failure> {
     let checked = read_spec(&args.spec)?;
     let mut runner = Runner::default();
     let compiled = compile(&checked, &args.spec, &mut runner)?;
+    check_kernels(&checked, &args.spec, &args.options)?;
     let built = assemble(&checked, &compiled, &args.options)?;
     let out = args.out.clone().unwrap_or_else(|| default_output(&args.spec.spec));
     install(&out, &built.elf)?;
@@ -95,20 +97,56 @@ pub fn assemble(checked: &Checked, compiled: &Compiled, args: &MachineArgs) -> R
         bar.set_style(style);
     }
     bar.set_message("kernels");
-    let built = build(
-        &compiled.program,
-        &BuildOptions {
-            target,
-            codegen,
-            cache: Cache::default_folder(),
-            jobs: args.jobs.unwrap_or_else(cores).max(1),
-            worker: Some(WorkerCommand::this_executable().map_err(Failure::Internal)?),
-            progress: &|p| bar.set_position(p.done as u64),
-        },
-    )
-    .map_err(|e| Failure::Internal(e.to_string()));
+    let progress = |p: Progress<'_>| bar.set_position(p.done as u64);
+    let built =
+        build(&compiled.program, &build_options(args, target, codegen, &progress)?).map_err(code_failure);
     bar.finish_and_clear();
     built
+}
+
+fn build_options<'a>(
+    args: &MachineArgs,
+    target: Target,
+    codegen: Codegen,
+    progress: &'a (dyn Fn(Progress<'_>) + Sync),
+) -> Result<BuildOptions<'a>, Failure> {
+    Ok(BuildOptions {
+        target,
+        codegen,
+        cache: Cache::default_folder(),
+        jobs: args.jobs.unwrap_or_else(cores).max(1),
+        worker: Some(WorkerCommand::this_executable().map_err(Failure::Internal)?),
+        progress,
+    })
+}
+
+/// A kernel of the user's own that does not compile is the spec's mistake, everything else is ours.
+fn code_failure(error: Error) -> Failure {
+    match error {
+        Error::Custom(message) => Failure::Kernel(message),
+        other => Failure::Internal(other.to_string()),
+    }
+}
+
+/// Runs every kernel of the user's own once beside its meaning.
+pub fn check_kernels(checked: &Checked, args: &SpecArgs, machine: &MachineArgs) -> Result<(), Failure> {
+    let kernels = &checked.spec.model.kernels;
+    if kernels.is_empty() {
+        return Ok(());
+    }
+    let texts: Vec<(String, String)> = kernels.iter().map(|k| (k.file.clone(), k.text.clone())).collect();
+    let mut small = args.clone();
+    small.sets.extend(check_kernels::overrides(&texts).map_err(Failure::Kernel)?);
+    let small = files::read_quietly(&small)?;
+    let checks = pipeline::kernel_checks(&small.spec, &small.sources, &mut Runner::default())
+        .map_err(|e| failure(e, &small.sources, args.format))?;
+    let codegen = codegen(machine.codegen.as_deref())?;
+    let options = build_options(machine, target(machine.target.as_deref(), checked)?, codegen, &|_| ())?;
+    for check in checks {
+        let after = run_custom(&check.spec, check.arguments.clone(), &options).map_err(code_failure)?;
+        check.compare(&after).map_err(Failure::Kernel)?;
+    }
+    Ok(())
 }
 
 /// Writes an executable, replacing it at once (a running one goes on with its old content).

@@ -35,6 +35,18 @@ pub fn read_spec(args: &SpecArgs) -> Result<Checked, Failure> {
     }
 }
 
+/// As [`read_spec`], notes left out: the spec was read before with other sizes.
+pub fn read_quietly(args: &SpecArgs) -> Result<Checked, Failure> {
+    let mut sources = SourceMap::new();
+    match check(&mut sources, &FileLoader, &args.spec.to_string_lossy(), &args.sets) {
+        Ok((spec, _)) => Ok(Checked { spec, sources }),
+        Err(errors) => {
+            show(&errors, &sources, args.format);
+            Err(Failure::Spec)
+        }
+    }
+}
+
 /// The canonical full text of a spec that checks.
 pub fn expanded(args: &SpecArgs) -> Result<String, Failure> {
     let mut sources = SourceMap::new();

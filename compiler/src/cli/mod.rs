@@ -29,6 +29,8 @@ pub enum Failure {
     /// The compiler, a code generation worker or the linker failed on a correct spec (exit code 5): a bug or a broken
     /// installation.
     Internal(String),
+    /// A kernel of the user's own does not compile or computes something else (exit code 1).
+    Kernel(String),
     /// The started training binary ended with this code.
     Child(u8),
 }
@@ -36,7 +38,7 @@ pub enum Failure {
 impl Failure {
     fn code(&self) -> u8 {
         match self {
-            Failure::Spec => 1,
+            Failure::Spec | Failure::Kernel(_) => 1,
             Failure::Input(_) => 3,
             Failure::Memory(_) => 4,
             Failure::Internal(_) => 5,
@@ -47,7 +49,10 @@ impl Failure {
     fn text(&self) -> Option<&str> {
         match self {
             Failure::Spec | Failure::Child(_) => None,
-            Failure::Input(text) | Failure::Memory(text) | Failure::Internal(text) => Some(text),
+            Failure::Input(text)
+            | Failure::Memory(text)
+            | Failure::Internal(text)
+            | Failure::Kernel(text) => Some(text),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `mlc run`: build if needed, then train here.
 
-use super::build::{MachineArgs, assemble, codegen, compile, install};
+use super::build::{MachineArgs, assemble, check_kernels, codegen, compile, install};
 use super::files::read_spec;
 use super::{Failure, SpecArgs};
 use clap::Args;
@@ -30,6 +30,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let target = args.options.target.as_deref().unwrap_or("native");
     let binary = folder.join(format!("{}-{target}-{codegen}", compiled.program.info.fingerprint));
     if !binary.exists() {
+        check_kernels(&checked, &args.spec, &args.options)?;
         let built = assemble(&checked, &compiled, &args.options)?;
         install(&binary, &built.elf)?;
     }

@@ -567,6 +567,7 @@ impl Assign {
             }
             Op::Composite(c) => match &c.kind {
                 CompositeKind::Attention(_) => vec![group(Kind::Attention { op }, writes)],
+                CompositeKind::Custom(_) => vec![group(Kind::Custom { op }, writes)],
                 CompositeKind::AttentionGrad(a) => {
                     let extras = a.learned.iter().map(|i| (AttentionGradPart::Extra(*i as u32), 1));
                     let parts = [(AttentionGradPart::Query, 1), (AttentionGradPart::KeyValue, 2)];
@@ -638,7 +639,8 @@ impl Assign {
                 | Kind::Gather { .. }
                 | Kind::Scatter { .. }
                 | Kind::Attention { .. }
-                | Kind::AttentionGrad { .. } => {}
+                | Kind::AttentionGrad { .. }
+                | Kind::Custom { .. } => {}
             }
         }
     }

@@ -7,7 +7,7 @@
 
 use super::gemm_dims::{GemmDims, over};
 use super::{Buffer, BufferId, Fused, Group, Kind, View};
-use crate::graph::{Axis, CompositeKind, Name, Op};
+use crate::graph::{Axis, CompositeKind, Name, Op, OpId};
 use std::collections::{BTreeMap, BTreeSet};
 
 const SWEEPS: usize = 2;
@@ -123,6 +123,10 @@ fn candidates(fused: &Fused, group: &Group, id: BufferId) -> Vec<Vec<Axis>> {
                     orders.push(to_buffer(&order_of(other)));
                 }
             }
+            Kind::Custom { op } => {
+                let asked = custom_orders(fused, group, *op);
+                orders.extend(asked.iter().filter(|(v, _)| v == *view).map(|(_, order)| to_buffer(order)));
+            }
         }
     }
     let mut full: Vec<Vec<Axis>> = Vec::new();
@@ -178,6 +182,15 @@ fn price(fused: &Fused, group: &Group) -> u64 {
                 .sum::<u64>();
             base + price_loops(fused, group, &[])
         }
+        Kind::Custom { op } => {
+            // An argument in another order is copied: read, written, read.
+            let asked = custom_orders(fused, group, *op);
+            let copied = |(view, order): &&(View, Vec<Name>)| {
+                let here = view.physical_order(fused.buffer(view.buffer));
+                !here.iter().map(|a| &a.name).eq(order)
+            };
+            asked.iter().filter(copied).map(|(view, _)| 3 * bytes(fused, view)).sum()
+        }
         Kind::Attention { op } | Kind::AttentionGrad { op, .. } => {
             let Op::Composite(c) = &fused.graph.op(*op).op else { return 0 };
             let (CompositeKind::Attention(attention) | CompositeKind::AttentionGrad(attention)) = &c.kind
@@ -194,6 +207,20 @@ fn price(fused: &Fused, group: &Group) -> u64 {
             all_views(fused, group).iter().filter(|v| walks_positions(v)).map(|v| 4 * bytes(fused, v)).sum()
         }
     }
+}
+
+/// The arguments of a custom kernel with the order of axes each is declared in.
+fn custom_orders(fused: &Fused, group: &Group, op: OpId) -> Vec<(View, Vec<Name>)> {
+    let node = fused.graph.op(op);
+    let Op::Composite(c) = &node.op else { return Vec::new() };
+    let CompositeKind::Custom(custom) = &c.kind else { return Vec::new() };
+    let n = node.operands.len();
+    let view = |i: usize| match node.operands.get(i) {
+        Some(operand) => fused.views[operand].clone(),
+        None => group.writes[i - n].view.clone(),
+    };
+    let bound = custom.bound().unwrap_or_default().into_iter();
+    bound.map(|i| (view(i), custom.arguments[i].axes.clone())).collect()
 }
 
 /// Operands should be walked in one order: the innermost axis of the largest one, and with reductions over the last axes

@@ -28,7 +28,7 @@ pub mod print;
 mod tests;
 pub mod view;
 
-use crate::graph::{Axis, DType, Graph, Init, Name, OpId, Origin, Pairs, Space, ValueId};
+use crate::graph::{Axis, CompositeKind, DType, Graph, Init, Name, Op, OpId, Origin, Pairs, Space, ValueId};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -263,6 +263,11 @@ pub enum Kind {
         /// Which gradients.
         part: AttentionGradPart,
     },
+    /// A kernel of the user's own.
+    Custom {
+        /// The op.
+        op: OpId,
+    },
 }
 
 /// One kernel launch to be.
@@ -350,10 +355,21 @@ impl Fused {
             | Kind::Scatter { op }
             | Kind::Attention { op }
             | Kind::AttentionGrad { op, .. } => operands(op),
+            Kind::Custom { op } => custom_reads(&self.graph, *op).iter().map(of).collect(),
         };
         views.extend(group.writes.iter().filter(|w| w.accumulate).map(|w| w.view.clone()));
         views
     }
+}
+
+/// Operands that the function of a custom kernel takes; the others are there for its meaning.
+pub fn custom_reads(graph: &Graph, op: OpId) -> Vec<ValueId> {
+    let node = graph.op(op);
+    let Op::Composite(c) = &node.op else { return Vec::new() };
+    let CompositeKind::Custom(custom) = &c.kind else { return Vec::new() };
+    // A file that does not read was refused when the graph was built.
+    let bound = custom.bound().unwrap_or_default();
+    bound.into_iter().filter_map(|i| node.operands.get(i).copied()).collect()
 }
 
 /// Cuts a graph into kernel groups and gives every stored value its place in a buffer.

@@ -115,7 +115,7 @@ impl Prepare<'_> {
                 Ok(())
             }
             Op::Composite(c) => match &c.kind {
-                CompositeKind::Attention(_) => {
+                CompositeKind::Attention(_) | CompositeKind::Custom(_) => {
                     self.copy(id);
                     Ok(())
                 }

@@ -113,6 +113,7 @@ impl Fused {
             | Kind::Scatter { op }
             | Kind::Attention { op }
             | Kind::AttentionGrad { op, .. } => self.graph.op(*op).operands.iter().map(named).collect(),
+            Kind::Custom { op } => super::custom_reads(&self.graph, *op).iter().map(named).collect(),
         }
     }
 
@@ -144,5 +145,6 @@ pub fn kind_name(kind: &Kind) -> &'static str {
         Kind::Scatter { .. } => "scatter",
         Kind::Attention { .. } => "attention",
         Kind::AttentionGrad { .. } => "attention_grad",
+        Kind::Custom { .. } => "custom",
     }
 }

@@ -97,29 +97,29 @@ fn head(model: &Model) -> Option<(&[checked::Axis], &Expr, &Expr)> {
 
 /// What random numbers are drawn from.
 #[derive(Clone, Copy)]
-struct Random {
+pub(super) struct Random {
     /// The key of the step, i64[].
     key: ValueId,
     /// The number of the iteration of all repeats around, i64[]; absent outside of them.
     iteration: Option<ValueId>,
 }
 
-struct Walk<'a> {
-    model: &'a Model,
+pub(super) struct Walk<'a> {
+    pub(super) model: &'a Model,
     sources: &'a SourceMap,
-    b: Builder,
+    pub(super) b: Builder,
     /// Spec values to graph values, of the region being built.
-    values: BTreeMap<checked::ValueId, ValueId>,
+    pub(super) values: BTreeMap<checked::ValueId, ValueId>,
     /// Parameters as seen from the region being built.
-    params: BTreeMap<ParamId, ValueId>,
+    pub(super) params: BTreeMap<ParamId, ValueId>,
     path: Name,
     /// Replaces the size of the axis `batch`.
     batch: u64,
     /// What random numbers are drawn from, as seen from the region being built; absent where the entry draws none.
-    random: Option<Random>,
+    pub(super) random: Option<Random>,
     /// How often each path has drawn random numbers.
     sites: BTreeMap<String, u32>,
-    errors: Vec<Diagnostic>,
+    pub(super) errors: Vec<Diagnostic>,
 }
 
 impl Walk<'_> {
@@ -142,7 +142,7 @@ impl Walk<'_> {
     }
 
     /// Ops made from here on carry this place.
-    fn at(&mut self, span: Span) {
+    pub(super) fn at(&mut self, span: Span) {
         let line = match self.sources.locate(span) {
             Some(place) => SpecLine { file: place.file.into(), line: place.line },
             None => SpecLine { file: "".into(), line: 0 },
@@ -250,6 +250,13 @@ impl Walk<'_> {
     }
 
     fn instance(&mut self, instance: &Instance, args: &[ValueId]) -> ValueId {
+        match self.model.kernels.iter().find(|kernel| kernel.computes(instance)) {
+            Some(kernel) => self.custom(kernel, instance, args),
+            None => self.written_out(instance, args),
+        }
+    }
+
+    pub(super) fn written_out(&mut self, instance: &Instance, args: &[ValueId]) -> ValueId {
         let outer = std::mem::replace(&mut self.path, instance.path.as_str().into());
         for (arg, value) in instance.args.iter().zip(args) {
             self.values.insert(arg.value, *value);
@@ -423,7 +430,7 @@ impl Walk<'_> {
     }
 
     /// Whether any of these draws random numbers, in itself or in a block it calls.
-    fn draws(&self, body: &[Statement], exprs: &[&Expr]) -> bool {
+    pub(super) fn draws(&self, body: &[Statement], exprs: &[&Expr]) -> bool {
         let statements = body.iter().map(|s| match s {
             Statement::Let(l) => &l.expr,
             Statement::Aux(a) => &a.expr,
@@ -553,7 +560,7 @@ fn attend_window(
 }
 
 /// Parameters an instance uses, in its body or deeper.
-fn params_of(instance: &Instance, into: &mut BTreeSet<ParamId>) {
+pub(super) fn params_of(instance: &Instance, into: &mut BTreeSet<ParamId>) {
     for statement in &instance.body {
         match statement {
             Statement::Let(l) => params_in(&l.expr, into),

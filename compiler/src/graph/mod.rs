@@ -11,6 +11,8 @@
 
 pub mod build;
 pub mod composites;
+pub mod custom;
+mod custom_from_spec;
 pub mod from_spec;
 pub mod parse;
 pub mod passes;
@@ -30,6 +32,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use build::Builder;
+pub use custom::Custom;
 pub use mlc_codegen::abi::{DType, Init};
 pub use mlc_codegen::program::{BinaryOp, Bound, CompareOp, ReduceOp, UnaryOp};
 
@@ -511,6 +514,8 @@ pub enum CompositeKind {
     /// Cross-entropy of a linear head: `loss_head x, w, targets.. -> loss_sum` becomes a token-chunked loop with a joint
     /// forward and backward body when differentiated.
     LossHead(LossHead),
+    /// A kernel of the user's own in the place of a block, or the gradient of one.
+    Custom(Custom),
 }
 
 /// Attributes of attention.
@@ -627,7 +632,8 @@ impl Graph {
                 | CompositeKind::LayerNorm { .. }
                 | CompositeKind::Rope { .. }
                 | CompositeKind::CrossEntropy { .. }
-                | CompositeKind::LossHead(_) => vec![c.meaning],
+                | CompositeKind::LossHead(_)
+                | CompositeKind::Custom(_) => vec![c.meaning],
             },
             Op::Update(u) => vec![u.body],
             Op::Input { .. }

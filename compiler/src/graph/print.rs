@@ -25,6 +25,7 @@
 //! the op's result (the whole stack). Names that are not plain words are quoted: `%"q'"`. An op with the default origin
 //! has no comment. [`parse`](super::parse::parse) reads all of it back.
 
+use super::custom::Argument;
 use super::shape::{dtype_name, op_name};
 use super::{
     Attention, Bound, Composite, CompositeKind, DType, Graph, Init, Loop, Name, Op, OpId, OpNode, Origin,
@@ -388,6 +389,12 @@ fn composite_text(c: &Composite) -> String {
             let chunks =
                 if chunks.is_empty() { String::new() } else { format!(" chunks {}", chunks.join(", ")) };
             format!("{name} along {} over {}{chunks}", word(&h.vocab), words(&h.over))
+        }
+        CompositeKind::Custom(k) => {
+            let argument = |a: &Argument| format!("{} [{}]", word(&a.name), words(&a.axes));
+            let arguments: Vec<String> = k.arguments.iter().map(argument).collect();
+            let (file, function) = (quoted(&k.file), word(&k.function));
+            format!("{name} {file} {function} {} source {}", arguments.join(", "), quoted(&k.source))
         }
     }
 }

@@ -219,6 +219,7 @@ pub fn composite_name(kind: &super::CompositeKind) -> &'static str {
         K::Attention(_) => "attention",
         K::AttentionGrad(_) => "attention_grad",
         K::LossHead(_) => "loss_head",
+        K::Custom(_) => "custom",
     }
 }
 

@@ -64,6 +64,7 @@ impl Stage {
                 CompositeKind::Attention(_) => true,
                 CompositeKind::AttentionGrad(_) => self != Stage::Graph,
                 CompositeKind::LossHead(_) => graph,
+                CompositeKind::Custom(_) => true,
             },
             Op::Input { .. }
             | Op::Param { .. }
@@ -550,6 +551,7 @@ impl Verifier<'_> {
             CompositeKind::Attention(_) => (3..=usize::MAX, 2, None),
             CompositeKind::AttentionGrad(a) => (6..=usize::MAX, 3 + a.learned.len(), None),
             CompositeKind::LossHead(_) => (3..=4, 1, None),
+            CompositeKind::Custom(k) => (1..=usize::MAX, k.arguments.len().saturating_sub(operands), None),
         };
         if !takes.contains(&operands) || results != gives {
             let name = op_name(&node.op);
@@ -580,6 +582,15 @@ impl Verifier<'_> {
             | CompositeKind::LayerNorm { .. }
             | CompositeKind::Rope { .. }
             | CompositeKind::CrossEntropy { .. } => {}
+            CompositeKind::Custom(k) => {
+                for (argument, value) in k.arguments.iter().zip(node.operands.iter().chain(&node.results)) {
+                    let ty = self.graph.ty(*value).clone();
+                    if argument.axes.len() != ty.axes.len() || !argument.axes.iter().all(|a| ty.has(a)) {
+                        let message = format!("the argument {} is {}", argument.name, show(&ty));
+                        self.report(place, message);
+                    }
+                }
+            }
         }
     }
 

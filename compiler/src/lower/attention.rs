@@ -52,7 +52,8 @@ pub fn lower(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
         | Kind::Gemm { .. }
         | Kind::Gather { .. }
         | Kind::Scatter { .. }
-        | Kind::Attention { .. } => None,
+        | Kind::Attention { .. }
+        | Kind::Custom { .. } => None,
     };
     let operands: Vec<View> = node.operands.iter().map(|v| fused.views[v].clone()).collect();
     let (q, k, v) = (&operands[0], &operands[1], &operands[2]);

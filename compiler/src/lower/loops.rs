@@ -76,7 +76,8 @@ impl Space {
             | Kind::Gather { .. }
             | Kind::Scatter { .. }
             | Kind::Attention { .. }
-            | Kind::AttentionGrad { .. } => {
+            | Kind::AttentionGrad { .. }
+            | Kind::Custom { .. } => {
                 let view = &group.writes[0].view;
                 (view.physical_order(fused.buffer(view.buffer)), Vec::new(), None)
             }

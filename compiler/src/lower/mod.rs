@@ -12,6 +12,7 @@ pub(crate) mod attend_tests;
 pub mod attention;
 #[cfg(test)]
 mod attention_tests;
+mod custom;
 pub mod gemm;
 pub mod lookup;
 pub mod loops;
@@ -99,6 +100,7 @@ pub fn lower_group(fused: &Fused, group: &Group) -> Result<Lowered> {
         Kind::Gather { op } => lookup::gather(fused, group, *op),
         Kind::Scatter { op } => lookup::scatter(fused, group, *op),
         Kind::Attention { op } | Kind::AttentionGrad { op, .. } => attention::lower(fused, group, *op),
+        Kind::Custom { op } => custom::lower(fused, group, *op),
     }
 }
 
@@ -263,6 +265,7 @@ fn operands_mut(spec: &mut KernelSpec) -> Vec<&mut mlc_codegen::program::Operand
             .collect(),
         KernelSpec::Gather(s) => vec![&mut s.table, &mut s.ids, &mut s.out],
         KernelSpec::Scatter(s) => vec![&mut s.updates, &mut s.ids, &mut s.out],
+        KernelSpec::Custom(s) => s.arguments.iter_mut().map(|a| &mut a.operand).collect(),
     }
 }
 

@@ -36,6 +36,12 @@ pub fn kernel_name(spec: &KernelSpec) -> String {
             format!("attention_{part}_{}", attention(&s.shape, &s.q))
         }
         KernelSpec::Gather(s) => format!("gather_{}_{}", sizes(&s.dims), dtype_name(s.out.dtype)),
+        KernelSpec::Custom(s) => {
+            let stem = s.file.rsplit('/').next().unwrap_or("").split('.').next().unwrap_or("");
+            let word: String =
+                stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+            format!("custom_{word}_{}", s.function)
+        }
         KernelSpec::Scatter(s) => format!("scatter_{}_{}", sizes(&s.dims), dtype_name(s.out.dtype)),
     }
 }

@@ -27,7 +27,8 @@ pub fn product_flops(graph: &Graph, op: OpId) -> u64 {
             | CompositeKind::LayerNorm { .. }
             | CompositeKind::Rope { .. }
             | CompositeKind::CrossEntropy { .. }
-            | CompositeKind::LossHead(_) => region_flops(graph, c.meaning),
+            | CompositeKind::LossHead(_)
+            | CompositeKind::Custom(_) => region_flops(graph, c.meaning),
         },
         Op::Input { .. }
         | Op::Param { .. }

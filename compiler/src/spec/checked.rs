@@ -77,8 +77,33 @@ pub struct Model {
     pub n_values: u32,
     /// Recognisers turned off by `lower { attention = reference }`, such as `attention`.
     pub lower_reference: Vec<String>,
+    /// Kernels of the user's own, in order.
+    pub kernels: Vec<CustomKernel>,
     /// `model Name`.
     pub span: Span,
+}
+
+/// `kernel "swiglu.mlir" for FeedForward@mlp`: what stands in the place of a block.
+#[derive(Clone, Debug)]
+pub struct CustomKernel {
+    /// File as written.
+    pub file: String,
+    /// Its text.
+    pub text: String,
+    /// The block it computes.
+    pub block: String,
+    /// Only instances of this name, if given.
+    pub instance: Option<String>,
+    /// The whole statement.
+    pub span: Span,
+}
+
+impl CustomKernel {
+    /// Whether it computes an instance.
+    pub fn computes(&self, instance: &Instance) -> bool {
+        let last = instance.path.rsplit('.').next();
+        instance.block == self.block && self.instance.as_deref().is_none_or(|name| last == Some(name))
+    }
 }
 
 /// A size.

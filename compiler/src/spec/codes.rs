@@ -71,4 +71,5 @@ codes! {
     MODEL_CHOICE = "E0414", "A run trains exactly one model; the file has none, or several of which `train { model = … }` chooses none.";
     VOCABULARY = "E0415", "The data can hold ids that the model's vocabulary does not have.";
     OVERRIDE = "E0416", "An override must read `section.key=value` or `Model.size=value`, with names that exist.";
+    CUSTOM_KERNEL = "E0417", "The file of a kernel of your own does not fit the block it stands for: a function or argument is missing, is of another type, or computes something else. Arguments are bound by name; the message gives the types both sides have.";
 }

@@ -1,9 +1,10 @@
 //! Files and the files they use.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::ast::{File, Item, Use};
+use super::ast::{File, Item, Kernel, Statement, Use};
 use super::codes;
 use super::diagnostic::{Diagnostic, nearest};
 use super::parse;
@@ -81,6 +82,8 @@ pub struct Unit {
 pub struct Units {
     /// The files.
     pub units: Vec<Unit>,
+    /// The text of every file that a `kernel` names, by the place of its name.
+    pub kernels: BTreeMap<Span, String>,
 }
 
 /// Reads a file and everything it uses.
@@ -88,11 +91,19 @@ pub struct Units {
 /// # Errors
 /// Files that can't be read, syntax errors of all files, `use` cycles.
 pub fn load(sources: &mut SourceMap, loader: &dyn Loader, path: &str) -> Result<Units, Vec<Diagnostic>> {
-    let mut load = Load { sources, loader, units: vec![], paths: vec![], open: vec![], errors: vec![] };
+    let mut load = Load {
+        sources,
+        loader,
+        units: vec![],
+        paths: vec![],
+        open: vec![],
+        errors: vec![],
+        kernels: BTreeMap::new(),
+    };
     load.file(Path::new(path), None);
     if load.errors.is_empty() {
         let units = load.units.into_iter().map(|u| u.expect("a file without errors was parsed")).collect();
-        Ok(Units { units })
+        Ok(Units { units, kernels: load.kernels })
     } else {
         Err(load.errors)
     }
@@ -106,6 +117,7 @@ struct Load<'a> {
     /// Units being loaded, outermost first.
     open: Vec<usize>,
     errors: Vec<Diagnostic>,
+    kernels: BTreeMap<Span, String>,
 }
 
 impl Load<'_> {
@@ -150,8 +162,19 @@ impl Load<'_> {
             }
         }
         self.open.pop();
+        for kernel in kernels(&file) {
+            self.kernel(path, kernel);
+        }
         self.units[index] = Some(Unit { file, uses });
         Some(index)
+    }
+
+    fn kernel(&mut self, user: &Path, kernel: &Kernel) {
+        let path = user.parent().unwrap_or(Path::new("")).join(&kernel.file.value);
+        match self.loader.load(&path) {
+            Ok(text) => drop(self.kernels.insert(kernel.file.span, text)),
+            Err(reason) => self.cannot_read(&path, Some(kernel.file.span), &reason),
+        }
     }
 
     fn cannot_read(&mut self, path: &Path, used_at: Option<Span>, reason: &str) {
@@ -167,6 +190,22 @@ impl Load<'_> {
         }
         self.errors.push(diagnostic);
     }
+}
+
+/// The `kernel` statements of a file and of its models.
+fn kernels(file: &File) -> Vec<&Kernel> {
+    let mut found = vec![];
+    for item in &file.items {
+        match item {
+            Item::Kernel(kernel) => found.push(kernel),
+            Item::Model(model) => found.extend(model.body.statements.iter().filter_map(|s| match s {
+                Statement::Kernel(kernel) => Some(kernel),
+                _ => None,
+            })),
+            _ => {}
+        }
+    }
+    found
 }
 
 /// Paths are relative to the file that uses them; a dotted name `std.norm` is the file `std/norm.spec`.

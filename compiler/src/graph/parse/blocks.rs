@@ -1,6 +1,7 @@
 //! Ops that hold a region: loops, composites and updates.
 
 use super::{NESTING_MAX, Parser, Result, Token};
+use crate::graph::custom::{Argument, Custom};
 use crate::graph::shape::composite_name;
 use crate::graph::{
     Attention, Bound, Composite, CompositeKind, Loop, LossHead, Name, Op, Origin, Region, RegionId, Type,
@@ -112,6 +113,7 @@ impl Parser {
             },
             "attention" => CompositeKind::Attention(self.attention()?),
             "attention_grad" => CompositeKind::AttentionGrad(self.attention()?),
+            "custom" => CompositeKind::Custom(self.custom()?),
             _ => {
                 let vocab = self.along()?;
                 self.expect_word("over")?;
@@ -122,6 +124,27 @@ impl Parser {
         };
         debug_assert_eq!(composite_name(&kind), mnemonic);
         Ok(kind)
+    }
+
+    fn custom(&mut self) -> Result<Custom> {
+        let file = self.quoted("the kernel's file")?;
+        let function = self.name("the kernel's function")?;
+        let mut arguments = Vec::new();
+        loop {
+            let name = self.name("an argument")?;
+            self.expect("[")?;
+            let axes = if self.accept("]") { Vec::new() } else { self.names("an axis")? };
+            if !axes.is_empty() {
+                self.expect("]")?;
+            }
+            arguments.push(Argument { name, axes });
+            if !self.accept(",") {
+                break;
+            }
+        }
+        self.expect_word("source")?;
+        let source = self.quoted("the kernel's text")?;
+        Ok(Custom { file, source, function, arguments })
     }
 
     fn chunks(&mut self) -> Result<Vec<(Name, u64)>> {

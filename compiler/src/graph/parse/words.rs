@@ -7,7 +7,7 @@ pub(super) const DTYPES: [DType; 6] =
     [DType::F32, DType::F64, DType::Bf16, DType::I32, DType::I64, DType::Bool];
 
 /// Mnemonics of ops that open a block.
-pub(super) const BLOCKS: [&str; 10] = [
+pub(super) const BLOCKS: [&str; 11] = [
     "loop",
     "update",
     "softmax",
@@ -18,6 +18,7 @@ pub(super) const BLOCKS: [&str; 10] = [
     "attention",
     "attention_grad",
     "loss_head",
+    "custom",
 ];
 
 /// Unary functions.

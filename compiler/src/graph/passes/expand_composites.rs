@@ -12,10 +12,10 @@ use super::replace_values;
 use crate::graph::{Composite, CompositeKind, Graph, Op, OpId, OpNode, Origin, RegionId, ValueId};
 use std::collections::BTreeMap;
 
-/// Expands every composite but attention and its gradient, which have kernels of their own.
+/// Expands every composite but those with kernels of their own: attention and its gradient, and the user's.
 pub fn expand_composites(graph: Graph) -> Graph {
     expand_kinds(graph, &|kind| match kind {
-        CompositeKind::Attention(_) | CompositeKind::AttentionGrad(_) => false,
+        CompositeKind::Attention(_) | CompositeKind::AttentionGrad(_) | CompositeKind::Custom(_) => false,
         CompositeKind::Softmax { .. }
         | CompositeKind::RmsNorm { .. }
         | CompositeKind::LayerNorm { .. }

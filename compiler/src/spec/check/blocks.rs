@@ -361,7 +361,7 @@ impl<'a> Checker<'a> {
                 Stmt::Let(l) => body.extend(self.let_statement(scope, l).map(Statement::Let)),
                 Stmt::Aux(b, _) => body.extend(self.aux_statement(scope, b).map(Statement::Aux)),
                 Stmt::Yield(y) => result = Some((self.yielded(scope, y, &wanted, block), y.value.span)),
-                Stmt::Kernel(k) => self.report(super::not_applied("kernel", k.span)),
+                Stmt::Kernel(k) => self.misplaced(k.span),
                 Stmt::Manual(m) => self.manual(m),
                 Stmt::Sizes(_, span) | Stmt::Consts(_, span) | Stmt::Loss(_, span) => self.misplaced(*span),
                 Stmt::Input(i) => self.misplaced(i.span),

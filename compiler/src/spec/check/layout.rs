@@ -54,13 +54,17 @@ pub fn check_layout(file: &File, model: &Model, has_run: bool, found: &mut Vec<D
                 found.push(super::not_built("freeze", f.span, has_run));
             }
             Item::Adapter(a) => adapter(a, model, has_run, found),
-            Item::Kernel(k) => found.push(super::not_applied("kernel", k.span)),
             Item::Section(s) if s.kind.name == "store" => {
                 let note = super::not_applied("store", s.kind.span);
                 decode_with_one_note(s, &schema::STORE, "store", note, found);
             }
             Item::Section(s) if s.kind.name == "pipeline" => pipeline(s, model, found),
-            Item::Section(_) | Item::Use(_) | Item::Model(_) | Item::Block(_) | Item::Target(_) => {}
+            Item::Section(_)
+            | Item::Use(_)
+            | Item::Model(_)
+            | Item::Block(_)
+            | Item::Target(_)
+            | Item::Kernel(_) => {}
         }
     }
     if !mesh.is_empty() && !sharded {

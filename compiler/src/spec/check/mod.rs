@@ -16,6 +16,7 @@ mod choose;
 mod composites;
 mod declare;
 mod expr;
+mod kernels;
 mod layout;
 mod model;
 mod names;
@@ -114,6 +115,7 @@ pub(super) fn checked<'a>(units: &'a Units, found: &mut Vec<Diagnostic>) -> Opti
         model.lower_reference.extend(checker.lower(&lower.section));
         found.append(&mut checker.found);
     }
+    kernels::check_kernels(units, &chosen, &mut model, found);
     layout::check_layout(root, &model, has_run, found);
     if has_run {
         available::model_available(&model, found);

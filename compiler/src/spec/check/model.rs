@@ -133,7 +133,7 @@ impl<'a> Checker<'a> {
         let mut lower_reference = vec![];
         for statement in &model.body.statements {
             match statement {
-                Stmt::Sizes(..) | Stmt::Consts(..) | Stmt::Block(_) | Stmt::Names(_) => {}
+                Stmt::Sizes(..) | Stmt::Consts(..) | Stmt::Block(_) | Stmt::Names(_) | Stmt::Kernel(_) => {}
                 Stmt::Input(input) => inputs.extend(self.input(&mut scope, input)),
                 Stmt::Params(params) => self.param_statement(&mut scope, params),
                 Stmt::Let(l) => body.extend(self.let_statement(&mut scope, l).map(Statement::Let)),
@@ -152,7 +152,6 @@ impl<'a> Checker<'a> {
                     loss = self.loss(&mut scope, e, *span);
                 }
                 Stmt::Lower(l) => lower_reference.extend(self.lower(&l.section)),
-                Stmt::Kernel(k) => self.report(super::not_applied("kernel", k.span)),
                 Stmt::Manual(m) => self.manual(m),
                 Stmt::Yield(y) => self.report(
                     Diagnostic::error(codes::PLACE, "an expression without a name")
@@ -189,6 +188,7 @@ impl<'a> Checker<'a> {
             names,
             n_values: self.next_value,
             lower_reference,
+            kernels: vec![],
             span: model.name.span,
         })
     }

@@ -94,6 +94,10 @@ golden! {
     operators_too_many: "E0103", model(&format!("z = x{}", " + x".repeat(300)));
     number_with_unit_in_model: "E0105", model("z = x * 2GiB\nloss mean[b, n](z)");
     number_with_unknown_suffix: "E0105", model("z = x * 2Q\nloss mean[b, n](z)");
+    kernel_file_missing: "E0106", model(&format!("kernel \"swiglu.mlri\" for F\n{LOSS}")), beside [("swiglu.mlir", "")];
+    kernel_computes_nothing: "E0406", model("block F(x[b, n]) -> [b, n] {\n    x * 2\n}\nkernel \"k.mlir\" for F@mpl\nloss mean[b, n](F@mlp(x))"), beside [("k.mlir", "")];
+    kernel_for_an_expression: "E0205", model(&format!("kernel \"k.mlir\" for F(x)\n{LOSS}")), beside [("k.mlir", "")];
+    kernel_in_a_block: "E0108", model("block F(x[b, n]) -> [b, n] {\n    kernel \"k.mlir\" for F\n    x * 2\n}\nloss mean[b, n](F(x))"), beside [("k.mlir", "")];
     file_missing: "E0106", "spec 1\nuse \"lama.spec\" as Llama\n";
     use_cycle: "E0107", "spec 1\nuse \"a.spec\" as A\n", beside [("a.spec", "spec 1\nuse \"main.spec\" as B\n")];
     loss_in_block: "E0108", model(&format!("block F(x[b, n]) -> [b, n] {{\n    loss mean[b, n](x)\n    x\n}}\n{LOSS}"));
@@ -195,8 +199,8 @@ golden! {
 
 #[test]
 fn every_error_that_the_front_end_can_raise_has_a_golden_text() {
-    // Raised where the number of devices and the plan are known.
-    let elsewhere = ["E0410"];
+    // Raised where the number of devices and the plan are known, and where a kernel meets its block.
+    let elsewhere = ["E0410", "E0417"];
     // Limits that take megabytes of text to reach; tested in `limits.rs`.
     let limits = ["E0104"];
     let notes = ["N0001", "N0002", "N0003"];
