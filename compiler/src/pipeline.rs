@@ -5,6 +5,7 @@
 
 use crate::autodiff::config::{Microbatch, TrainConfig};
 use crate::autodiff::from_spec::train_config;
+use crate::autodiff::precision::Precision;
 use crate::autodiff::{inference_step, training_step};
 use crate::check_kernels::{KernelCheck, checks_of};
 use crate::fuse;
@@ -91,7 +92,7 @@ pub fn compile(
                 saved = report;
                 graph
             }
-            Entry::Eval | Entry::Logits => inference(graph, entry, runner)?,
+            Entry::Eval | Entry::Logits => inference(graph, entry, &config.precision, runner)?,
         };
         schedules.push(scheduled(graph, entry, runner)?);
         entries.push(EntryMeta { name: entry.name().into(), batch, seq: train.seq, inputs: inputs.clone() });
@@ -197,8 +198,9 @@ fn rematerialised(graph: Graph, train: &Train, runner: &mut Runner) -> Result<(G
     Ok((graph, report))
 }
 
-fn inference(graph: Graph, entry: Entry, runner: &mut Runner) -> Result<Graph> {
-    let graph = runner.run("training", || Ok(inference_step(graph)))?;
+fn inference(graph: Graph, entry: Entry, precision: &Precision, runner: &mut Runner) -> Result<Graph> {
+    let step = || inference_step(graph, precision).map_err(|e| unsupported(e.to_string()));
+    let graph = runner.run("training", step)?;
     runner.graph("training", entry.name(), &graph, Level::Training)?;
     Ok(graph)
 }

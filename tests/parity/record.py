@@ -1,4 +1,4 @@
-"""Records what PyTorch computes, with the versions that computed it.
+"""Records what PyTorch computes, and JAX in bf16, with the versions that computed it.
 
 usage: record.py [t2] [gqa]      writes recorded/MODEL.json beside this file
 
@@ -15,16 +15,33 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # (dtype, threads, attention, instruction set). The f32 runs of one model differ in nothing but the order and fusing of their
 # roundings, so their distance from f64 is what a correct f32 training step may be off by.
 RUNS = {
-    "t2": [("f64", 2, "fused", "native"), ("f32", 1, "fused", "native"), ("f32", 2, "fused", "native")],
+    "t2": [
+        ("f64", 2, "fused", "native"), ("f32", 1, "fused", "native"), ("f32", 2, "fused", "native"),
+        ("bf16", 2, "fused", "native"), ("bf16", 2, "jax", "native"),
+    ],
     "gqa": [
         ("f64", 1, "fused", "native"), ("f64", 2, "fused", "native"),
         ("f32", 1, "fused", "native"), ("f32", 2, "fused", "native"),
         ("f32", 2, "math", "native"), ("f32", 2, "fused", "avx2"), ("f32", 2, "math", "avx2"),
+        ("bf16", 2, "fused", "native"), ("bf16", 2, "math", "native"), ("bf16", 2, "jax", "native"),
     ],
 }
 
 
 def train(name, dtype, threads, attention, isa):
+    """One run; `jax` in place of an attention kernel is the same training in JAX."""
+    pairs = train_jax(name) if attention == "jax" else train_torch(name, dtype, threads, attention)
+    run = dict(dtype=dtype, threads=threads, attention=attention, isa=isa)
+    print(json.dumps(dict(**run, loss=[p[0] for p in pairs], grad_norm=[p[1] for p in pairs])))
+
+
+def train_jax(name):
+    import jax_llama
+
+    return jax_llama.train(name)
+
+
+def train_torch(name, dtype, threads, attention):
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -34,18 +51,18 @@ def train(name, dtype, threads, attention, isa):
     torch.use_deterministic_algorithms(True)
     backends = [SDPBackend.MATH] if attention == "math" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(backends):
-        model = torch_llama.Llama(name, dict(f32=torch.float32, f64=torch.float64)[dtype])
-        pairs = [model.step() for _ in range(model.c["steps"])]
-    run = dict(dtype=dtype, threads=threads, attention=attention, isa=isa)
-    print(json.dumps(dict(**run, loss=[p[0] for p in pairs], grad_norm=[p[1] for p in pairs])))
+        held_in = torch.float64 if dtype == "f64" else torch.float32
+        model = torch_llama.Llama(name, held_in, autocast=dtype == "bf16")
+        return [model.step() for _ in range(model.c["steps"])]
 
 
 def versions():
+    import jax
     import numpy
     import torch
 
     return dict(
-        torch=torch.__version__, numpy=numpy.__version__, python=platform.python_version(),
+        jax=jax.__version__, torch=torch.__version__, numpy=numpy.__version__, python=platform.python_version(),
         cpu=torch.backends.cpu.get_cpu_capability(), platform=f"{platform.system()} {platform.machine()}",
     )
 

@@ -13,9 +13,11 @@ class Llama:
     params     {logical name: parameter, in declared axis order}
     tokens     [records, seq + 1] integers
     forward    what computes the loss; may be replaced by a compiled `loss`
+    autocast   products and attention take and give bf16, as `torch.autocast` has it; all else stays in `dtype`
     """
 
-    def __init__(self, name, dtype):
+    def __init__(self, name, dtype, autocast=False):
+        self.autocast = autocast
         self.c = c = inputs.MODELS[name]
         weights, tokens = inputs.MAKERS[name](c)
         self.params = {k: torch.nn.Parameter(torch.from_numpy(w).to(dtype)) for k, w in weights.items()}
@@ -51,6 +53,7 @@ class Llama:
         q = self.rope((x @ w[p + "wq"].view(d, -1)).view(batch, seq, heads, c["hd"])).transpose(1, 2)
         k = self.rope((x @ w[p + "wk"].view(d, -1)).view(batch, seq, c["kv"], c["hd"])).transpose(1, 2)
         v = (x @ w[p + "wv"].view(d, -1)).view(batch, seq, c["kv"], c["hd"]).transpose(1, 2)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # rotated in the type of the angles
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=c["group"] > 1)
         return o.transpose(1, 2).reshape(batch, seq, -1) @ w[p + "wo"].view(-1, d)
 
@@ -65,7 +68,7 @@ class Llama:
             h = h + (F.silu(a @ w[p + "mlp.gate"]) * (a @ w[p + "mlp.up"])) @ w[p + "mlp.down"]
         h = self.norm(h, "norm.w")
         logits = h @ (w["embed"].T if self.c["tied"] else w["head"])
-        return F.cross_entropy(logits.flatten(0, 1), y.flatten())
+        return F.cross_entropy(logits.flatten(0, 1).to(h.dtype), y.flatten())
 
     def lr(self, step):
         """The learning rate of the 0-based `step`: linear from lr / warmup up to lr, then half a cosine down to lr_end.
@@ -83,7 +86,8 @@ class Llama:
         c = self.c
         rows = [(self.step_index * c["batch"] + i) % c["records"] for i in range(c["batch"])]
         batch = self.tokens[rows]
-        loss = self.forward(batch[:, :-1], batch[:, 1:])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            loss = self.forward(batch[:, :-1], batch[:, 1:])
         loss.backward()
         norm = None
         if c["clip"] is not None:

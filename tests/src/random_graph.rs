@@ -205,7 +205,7 @@ impl Generator {
     /// One op, or `None` if the drawn one does not fit the drawn operands.
     fn one_op(&mut self, scope: &mut Vec<Float>) -> Option<Float> {
         let x = self.any(scope);
-        match self.random.below(26) {
+        match self.random.below(27) {
             0..=3 => Some(self.unary(x)),
             4..=8 => self.binary(x, scope),
             9 => self.select(x, scope),
@@ -218,6 +218,7 @@ impl Generator {
             19..=21 => self.composite(x, scope),
             22 => Some(self.dropout(x)),
             23 => self.integers(x),
+            24 => self.in_bf16(x, scope),
             _ => self.repeat(x, scope),
         }
     }
@@ -436,6 +437,43 @@ impl Generator {
         let op = Op::ScatterAdd { axis: "v".into() };
         let result = self.b.try_op(op, &[x.id, ids], Some(given), "scattered").ok()?;
         self.one_result(result, x.bound * along.size as f64)
+    }
+
+    /// An op on values rounded to bf16, its result widened again. Scopes hold f32 alone, so that any two values meet.
+    fn in_bf16(&mut self, x: Float, scope: &[Float]) -> Option<Float> {
+        let short = |g: &mut Generator, v: Float| Float {
+            id: g.b.cast(v.id, DType::Bf16),
+            bound: v.bound * (1.0 + 1.0 / 256.0),
+        };
+        let y = self.any(scope);
+        let kind = self.random.below(8);
+        if (1..4).contains(&kind) && !self.fits_together(x, y) {
+            return None;
+        }
+        let a = short(self, x);
+        let made = match kind {
+            0 => Some(a),
+            1..=3 => {
+                let b = short(self, y);
+                let (op, bound) = *self.random.pick(&[
+                    (BinaryOp::Add, a.bound + b.bound),
+                    (BinaryOp::Mul, a.bound * b.bound),
+                    (BinaryOp::Max, a.bound.max(b.bound)),
+                ]);
+                Some(Float { id: self.b.binary_union(op, a.id, b.id), bound: 1.01 * bound })
+            }
+            4 => {
+                let op = *self.random.pick(&[UnaryOp::Tanh, UnaryOp::Sin, UnaryOp::Neg]);
+                Some(Float { id: self.b.unary(op, a.id), bound: a.bound.max(1.0) })
+            }
+            5 => {
+                let b = short(self, y);
+                self.dot(a, &[b])
+            }
+            6 => self.reduce(a),
+            _ => self.gather(a),
+        }?;
+        Some(Float { id: self.b.cast(made.id, DType::F32), bound: made.bound })
     }
 
     fn one_result(&mut self, op: OpId, bound: f64) -> Option<Float> {

@@ -81,8 +81,8 @@ fn unit(dtype: DType) -> f64 {
 fn tiny(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => f64::from_bits(1),
-        // Widened bf16 computes as f32.
-        _ => f64::from(f32::from_bits(1)),
+        DType::Bf16 => f64::from(f32::from_bits(1 << 15)),
+        DType::F32 | DType::I32 | DType::I64 | DType::Bool => f64::from(f32::from_bits(1)),
     }
 }
 
@@ -94,6 +94,11 @@ pub fn bf16_from_f32(x: f32) -> u16 {
     }
     let round = 0x7fff + ((bits >> 16) & 1);
     (bits.wrapping_add(round) >> 16) as u16
+}
+
+/// The value of a bf16.
+pub fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
 }
 
 /// Reads element `index` of a buffer.
@@ -355,7 +360,16 @@ impl Evaluator<'_> {
     fn cast(&self, to: DType, a: Value) -> Value {
         let from_int = matches!(a.dtype, DType::I32 | DType::I64 | DType::Bool);
         match to {
-            DType::F32 | DType::Bf16 => {
+            DType::Bf16 => {
+                let x = self.cast(DType::F32, a);
+                let bound = x.error + unit(to) * (x.float.abs() + x.error) + tiny(to);
+                let float = match self.precision {
+                    Precision::AsWritten => f64::from(bf16_to_f32(bf16_from_f32(x.float as f32))),
+                    Precision::Exact => x.float,
+                };
+                Value::float(DType::F32, float, if float.is_finite() { bound } else { 0.0 })
+            }
+            DType::F32 => {
                 let x = if from_int { a.int as f64 } else { a.float };
                 let exact = from_int && (x as f32) as f64 == x || a.dtype == DType::F32;
                 self.rounded(DType::F32, x, a.error, if exact { 0.0 } else { 2.0 })

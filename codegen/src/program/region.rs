@@ -19,7 +19,8 @@ pub struct Region {
 }
 
 /// One scalar op. Arithmetic works on F32, F64, I32 and I64; both operands of an op have one type. Bf16 exists in memory
-/// only: inputs of that type are widened to F32 on load, results are rounded to nearest even on store.
+/// only: inputs of that type are widened to F32 on load, results are rounded to nearest even on store, and
+/// [`ScalarOp::Cast`] to it rounds in the same way and stays F32.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ScalarOp {
     /// The i-th input; its type is the operand's, except that Bf16 reads as F32.

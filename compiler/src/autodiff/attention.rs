@@ -8,7 +8,7 @@ use super::activity::Activity;
 use super::differentiate::walk_ops;
 use super::rules::Cotangents;
 use super::tape::Tape;
-use crate::graph::shape::union_type;
+use crate::graph::shape::{sum_dtype, union_type};
 use crate::graph::{
     Attention, Builder, CompareOp, CompositeKind, Graph, Name, Op, OpNode, ReduceOp, RegionId, Type, UnaryOp,
     ValueId,
@@ -25,7 +25,8 @@ pub(super) fn pull(
         node.operands.iter().map(|v| t.primal(*v)).collect::<Result<Vec<ValueId>, AutodiffError>>()?;
     operands.push(t.primal(node.results[0])?);
     operands.push(t.primal(node.results[1])?);
-    operands.push(g);
+    // Both products with the output's gradient take it in the type of the other operand.
+    operands.push(t.b.cast(g, t.b.ty(node.results[0]).dtype));
     let extras = node.operands[3..].iter().enumerate();
     let learned: Vec<usize> = extras.filter(|(_, v)| t.activity.varied(**v)).map(|(i, _)| i).collect();
     let score = score_with_slopes(&mut t.b, a.score, &learned)?;
@@ -88,7 +89,7 @@ fn attention_grad(b: &mut Builder, operands: &[ValueId], a: Attention) -> Vec<Va
         let [q, k, v] = [args[0], args[1], args[2]];
         let [o, lse, d_o] = [args[n - 3], args[n - 2], args[n - 1]];
         let [q_type, k_type, v_type] = [q, k, v].map(|x| b.ty(x).clone());
-        let dtype = q_type.dtype;
+        let dtype = sum_dtype(q_type.dtype);
         let axes = union_type(dtype, &[&q_type, &k_type]).without(&a.over);
         let value_axes = missing(&v_type, &axes);
 
@@ -102,7 +103,8 @@ fn attention_grad(b: &mut Builder, operands: &[ValueId], a: Attention) -> Vec<Va
         let p = b.unary(UnaryOp::Exp, shifted);
 
         let dp = b.one(Op::Dot { over: value_axes.clone() }, &[d_o, v], Some(axes.clone()), "dp");
-        let product = b.mul(o, d_o);
+        let [q, k, o, wide_d_o] = [q, k, o, d_o].map(|x| b.cast(x, dtype));
+        let product = b.mul(o, wide_d_o);
         let delta = b.reduce(ReduceOp::Sum, product, &value_axes);
         let centred = b.sub(dp, delta);
         let d_score = b.mul(p, centred);
@@ -110,9 +112,9 @@ fn attention_grad(b: &mut Builder, operands: &[ValueId], a: Attention) -> Vec<Va
 
         let dot = |b: &mut Builder, x: ValueId, y: ValueId, to: &Type| {
             let over = missing(&axes, to);
-            b.one(Op::Dot { over }, &[x, y], Some(to.clone()), "grad")
+            b.one(Op::Dot { over }, &[x, y], Some(to.with_dtype(dtype)), "grad")
         };
-        let mut grads = vec![dot(b, ds, k, &q_type), dot(b, ds, q, &k_type), dot(b, p, d_o, &v_type)];
+        let mut grads = vec![dot(b, ds, k, &q_type), dot(b, ds, q, &k_type), dot(b, p, wide_d_o, &v_type)];
         for (i, slope) in a.learned.iter().zip(&scores[2..]) {
             let to = extra_gradient_type(&a, b.ty(args[3 + i]), &k_type, &axes);
             let d_score = b.cast(d_score, to.dtype);

@@ -12,7 +12,7 @@ use super::activity::Activity;
 use super::hoist_invariants::hoist_invariants;
 use super::loss_head::{Joint, expand_loss_heads};
 use super::rules;
-use super::tape::Tape;
+use super::tape::{Tape, cotangent_type};
 use super::{AutodiffError, composites};
 use crate::graph::passes::share_common;
 use crate::graph::{Builder, Graph, Name, Op, OpId, Origin, Phase, ValueId};
@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 pub struct Differentiated {
     /// The forward graph with the backward ops behind it.
     pub graph: Graph,
-    /// One per parameter in graph order: its logical path, its value, its gradient of the same type.
+    /// One per parameter in graph order: its logical path, its value, its gradient: of the same type, f32 for bf16.
     pub gradients: Vec<Gradient>,
 }
 
@@ -65,7 +65,7 @@ pub fn differentiate(graph: Graph, result: usize) -> Result<Differentiated, Auto
         .zip(gradients)
         .map(|((param, value), gradient)| {
             let gradient = gradient.unwrap_or_else(|| {
-                let ty = b.ty(value).clone();
+                let ty = cotangent_type(b.ty(value));
                 let zero = b.constant(ty.dtype, 0.0);
                 b.broadcast(zero, &ty)
             });

@@ -28,7 +28,7 @@ pub fn train_config(model: &Model, train: &Train) -> TrainConfig {
         schedule: schedule(train),
         clip: optimizer.clip.map(|norm| Number::scalar(CLIP, norm)),
         microbatch: None,
-        precision: precision(train.precision),
+        precision: precision(model, &train.precision),
     }
 }
 
@@ -78,15 +78,17 @@ fn schedule(train: &Train) -> Schedule {
     Schedule { pieces }
 }
 
-fn precision(p: checked::Precision) -> Precision {
+fn precision(model: &Model, p: &checked::Precision) -> Precision {
     let dtype = |float| match float {
         Float::F32 => DType::F32,
         Float::Bf16 => DType::Bf16,
     };
+    let path = |id: &ParamId| model.params[id.0 as usize].path.as_str().into();
     Precision {
         params: dtype(p.params),
         matmul: dtype(p.matmul),
         stored: dtype(p.stored),
         reduce: dtype(p.reduce),
+        of_param: p.of_param.iter().map(|(id, float)| (path(id), dtype(*float))).collect(),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A value is invariant if it is an invariant of the loop, a constant, an index, or an op on such values only. It moves
 //! out if making it costs more than reading it: it is, or is computed element-wise from, a function such as a sine, a
-//! reduction, a product or a lookup. Cheap expressions of positions (a mask) stay: as a tensor they would cost memory
+//! reduction, a product or a lookup, or it is a copy in bf16. Cheap expressions of positions (a mask) stay: as a tensor they would cost memory
 //! traffic in every iteration, computed where they are used they cost nothing.
 //!
 //! 1. Loops are taken innermost first, so that what leaves one may leave the next.
@@ -11,7 +11,7 @@
 //! 4. What the copies made superfluous in the body is dropped.
 
 use crate::graph::passes::drop_dead;
-use crate::graph::{BinaryOp, Builder, Graph, Op, OpId, OpNode, RegionId, UnaryOp, ValueId};
+use crate::graph::{BinaryOp, Builder, DType, Graph, Op, OpId, OpNode, RegionId, UnaryOp, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Moves invariant work out of every loop. Numbers do not change.
@@ -76,7 +76,7 @@ fn invariant_ops(graph: &Graph, op: OpId) -> (BTreeSet<OpId>, BTreeSet<OpId>) {
         made_by.extend(node.results.iter().map(|r| (*r, id)));
         let from_worth = || node.operands.iter().any(|v| made_by.get(v).is_some_and(|m| worth.contains(m)));
         // Element-wise ops move along with a costly operand. A broadcast does not: it would only make the tensor larger.
-        if is_costly(node) || node.op.is_elementwise() && from_worth() {
+        if is_costly(graph, node) || node.op.is_elementwise() && from_worth() {
             worth.insert(id);
         }
     }
@@ -90,8 +90,12 @@ fn invariant_ops(graph: &Graph, op: OpId) -> (BTreeSet<OpId>, BTreeSet<OpId>) {
 }
 
 /// Whether making the result costs clearly more than reading it.
-fn is_costly(node: &OpNode) -> bool {
+fn is_costly(graph: &Graph, node: &OpNode) -> bool {
     match &node.op {
+        // A copy of half the size, made once: parameters are rounded once a step.
+        Op::Cast => {
+            graph.ty(node.results[0]).dtype == DType::Bf16 && !graph.ty(node.results[0]).axes.is_empty()
+        }
         Op::Unary(u) => match u {
             UnaryOp::Exp
             | UnaryOp::Log
@@ -119,7 +123,6 @@ fn is_costly(node: &OpNode) -> bool {
         | Op::Index { .. }
         | Op::Compare(_)
         | Op::Select
-        | Op::Cast
         | Op::Broadcast
         | Op::Rename { .. }
         | Op::RotatePairs { .. }

@@ -32,7 +32,7 @@ pub(super) fn pull_loop(
     let mut initial: Vec<ValueId> = Vec::new();
     let mut args: Vec<(Name, Type)> = vec![("i".into(), index_type())];
     for &i in &active {
-        let ty = t.b.ty(node.operands[i]).clone();
+        let ty = t.cotangent_type(node.operands[i]);
         let name = format!("{}.grad", t.b.graph.value_name(body.args[1 + i]));
         initial.push(match g[i] {
             Some(cotangent) => cotangent,
@@ -51,7 +51,7 @@ pub(super) fn pull_loop(
         let arg = body.args[1 + i];
         results.push(match t.cotangent(arg) {
             Some(cotangent) => cotangent,
-            None => t.zeros(&t.b.ty(arg).clone()),
+            None => t.zeros(&t.cotangent_type(arg)),
         });
     }
     let with_cotangent = |t: &Tape, range: std::ops::Range<usize>| -> Vec<usize> {

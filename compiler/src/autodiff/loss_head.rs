@@ -7,11 +7,12 @@
 //! loop(stacked x, targets, weight?; invariant w) -> stacked dx; sums loss, dw
 //!   logits = x·w;  loss, lse = cross_entropy(logits, targets)
 //!   dlogits = (exp(logits − lse) − [index == target])·weight
-//!   dx = dlogits·w;  dw = x·dlogits
+//!   dx = dlogits·w;  dw = x·dlogits                       bf16 x, w: logits and gradients f32, dlogits a bf16 operand
 //! ```
 //! The gradients are those of the plain sum; the walk scales them by the loss's cotangent, which is 1 as a rule.
 
 use super::composites::cross_entropy_slope;
+use super::tape::cotangent_type;
 use crate::graph::rewrite::rewrite_ops;
 use crate::graph::shape::slice_type;
 use crate::graph::{
@@ -175,7 +176,8 @@ fn chunk_body(b: &mut Builder, head: &LossHead, chunk: Operands, want: Wanted) -
         None => slope,
     };
     b.set_name(slope, "logits.grad");
-    let (x_type, w_type) = (b.ty(chunk.x).clone(), b.ty(chunk.w).clone());
+    let slope = b.cast(slope, b.ty(chunk.x).dtype);
+    let [x_type, w_type] = [chunk.x, chunk.w].map(|v| cotangent_type(b.ty(v)));
     let dx = want.x.then(|| {
         let over = vec![head.vocab.clone()];
         b.one(Op::Dot { over }, &[slope, chunk.w], Some(x_type.clone()), "x.grad")

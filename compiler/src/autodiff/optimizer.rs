@@ -9,6 +9,7 @@ use super::AutodiffError;
 use super::config::{Number, Rate, Rule, TrainConfig};
 use super::differentiate::Gradient;
 use super::schedule::{Scalars, learning_rate};
+use super::tape::cotangent_type;
 use crate::graph::{
     BinaryOp, Builder, CompareOp, DType, Graph, Name, Op, Origin, Output, Phase, Type, UnaryOp, Update,
     ValueId,
@@ -143,7 +144,9 @@ impl Step {
 
     /// One update op with its states, and the stores of its results.
     fn update(&mut self, b: &mut Builder, gradient: &Gradient, rate: &Rate) {
-        let ty = b.ty(gradient.value).clone();
+        let at_rest = b.ty(gradient.value).dtype;
+        // A bf16 parameter has states of f32, and the rule works in f32.
+        let ty = cotangent_type(b.ty(gradient.value));
         let short = b.graph.value_name(gradient.value).clone();
         let line = b.graph.region(b.graph.body).ops.iter().map(|op| b.graph.op(*op));
         let line = line.filter(|n| n.results.contains(&gradient.value)).map(|n| n.origin.line.clone()).next();
@@ -163,11 +166,13 @@ impl Step {
         operands.extend(self.scalar_operands(b, rate, ty.dtype));
         let args: Vec<(Name, Type)> =
             operands.iter().map(|v| (b.graph.value_name(*v).clone(), b.ty(*v).clone())).collect();
-        let (_, args) = b.open(&args);
-        let results = match self.rule {
+        let (_, mut args) = b.open(&args);
+        args[0] = b.cast(args[0], ty.dtype);
+        let mut results = match self.rule {
             Rule::AdamW { beta1, beta2, eps } => adamw(b, &args, beta1, beta2, eps),
             Rule::Sgd { momentum, nesterov } => sgd(b, &args, momentum, nesterov),
         };
+        results[0] = b.cast(results[0], at_rest);
         let body = b.close(results);
         let op = Op::Update(Update { param: gradient.param.clone(), states: kinds.clone(), body });
         let results = b.op(op, &operands, None, &format!("{short}.new"));

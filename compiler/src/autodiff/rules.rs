@@ -43,7 +43,7 @@ pub(super) fn pull(
         Op::Cast => {
             let g = only(g);
             let x = node.operands[0];
-            Ok(vec![t.towards(x, |t| t.b.cast(g, t.b.ty(x).dtype))])
+            Ok(vec![t.towards(x, |t| t.b.cast(g, t.cotangent_type(x).dtype))])
         }
         Op::Broadcast => {
             let g = only(g);
@@ -63,7 +63,7 @@ pub(super) fn pull(
             let (table, ids) = (node.operands[0], t.primal(node.operands[1])?);
             let op = Op::ScatterAdd { axis: axis.clone() };
             let table = t.towards(table, |t| {
-                let ty = t.b.ty(table).clone();
+                let ty = t.cotangent_type(table);
                 t.b.one(op, &[g, ids], Some(ty), "t")
             });
             Ok(vec![table, None])
@@ -74,7 +74,7 @@ pub(super) fn pull(
             let (updates, ids) = (node.operands[0], t.primal(node.operands[1])?);
             let op = Op::Gather { axis: axis.clone() };
             let updates = t.towards(updates, |t| {
-                let ty = t.b.ty(updates).clone();
+                let ty = t.cotangent_type(updates);
                 t.b.one(op, &[g, ids], Some(ty), "t")
             });
             Ok(vec![updates, None])
@@ -101,6 +101,12 @@ fn only(g: &[Option<ValueId>]) -> ValueId {
     g[0].expect("an op with one result is visited when that has a cotangent")
 }
 
+/// The primal value in the type of its cotangents.
+fn wide_primal(t: &mut Tape, value: ValueId) -> Result<ValueId, AutodiffError> {
+    let kept = t.primal(value)?;
+    Ok(t.wide(kept))
+}
+
 /// Sums a cotangent over the axes its operand lacks.
 fn sum_to(t: &mut Tape, g: ValueId, operand: ValueId) -> ValueId {
     let ty = t.b.ty(operand).clone();
@@ -109,7 +115,7 @@ fn sum_to(t: &mut Tape, g: ValueId, operand: ValueId) -> ValueId {
 
 fn unary(t: &mut Tape, op: UnaryOp, node: &OpNode, g: ValueId) -> Result<Cotangents, AutodiffError> {
     let (x, y) = (node.operands[0], node.results[0]);
-    let dtype = t.b.ty(x).dtype;
+    let dtype = t.b.ty(g).dtype;
     if op == UnaryOp::Floor {
         // Constant between its jumps.
         return Ok(vec![None]);
@@ -120,6 +126,7 @@ fn unary(t: &mut Tape, op: UnaryOp, node: &OpNode, g: ValueId) -> Result<Cotange
         UnaryOp::Abs | UnaryOp::Log | UnaryOp::Sin | UnaryOp::Cos | UnaryOp::Erf => t.primal(x)?,
         UnaryOp::Neg | UnaryOp::Floor | UnaryOp::Not => g,
     };
+    let kept = t.wide(kept);
     let rule = |t: &mut Tape| -> ValueId {
         let b = &mut t.b;
         match op {
@@ -209,14 +216,14 @@ fn binary(t: &mut Tape, op: BinaryOp, node: &OpNode, g: ValueId) -> Result<Cotan
                     if t.is_one(g) && t.b.ty(g).same_as(t.b.ty(other)) { other } else { t.b.mul(g, other) };
                 sum_to(t, product, to)
             };
-            let kept_b = if toward_a { t.primal(b)? } else { b };
-            let kept_a = if toward_b { t.primal(a)? } else { a };
+            let kept_b = if toward_a { wide_primal(t, b)? } else { b };
+            let kept_a = if toward_b { wide_primal(t, a)? } else { a };
             Ok(vec![t.towards(a, |t| times(t, kept_b, a)), t.towards(b, |t| times(t, kept_a, b))])
         }
         BinaryOp::Div => {
             // a̅ = g/b, b̅ = −(g/b)·y
-            let divisor = t.primal(b)?;
-            let y = if toward_b { t.primal(node.results[0])? } else { g };
+            let divisor = wide_primal(t, b)?;
+            let y = if toward_b { wide_primal(t, node.results[0])? } else { g };
             let quotient = t.b.div(g, divisor);
             Ok(vec![
                 t.towards(a, |t| sum_to(t, quotient, a)),
@@ -302,7 +309,7 @@ fn reduce(t: &mut Tape, op: ReduceOp, node: &OpNode, g: ValueId) -> Result<Cotan
             let (x_kept, y_kept) = (t.primal(x)?, t.primal(y)?);
             Ok(vec![t.towards(x, |t| {
                 let b = &mut t.b;
-                let [zero, one] = [0.0, 1.0].map(|c| b.constant(ty.dtype, c));
+                let [zero, one] = [0.0, 1.0].map(|c| b.constant(b.ty(g).dtype, c));
                 let reaches = b.compare(CompareOp::Eq, x_kept, y_kept);
                 let ones = b.select(reaches, one, zero);
                 let axes = b.ty(y_kept).clone();
@@ -314,13 +321,15 @@ fn reduce(t: &mut Tape, op: ReduceOp, node: &OpNode, g: ValueId) -> Result<Cotan
     }
 }
 
-/// y = Σ over k of a·b: each operand's cotangent is g times the other, summed over the axes only the other has.
+/// y = Σ over k of a·b: each operand's cotangent is g times the other, summed over the axes only the other has. A product of
+/// bf16 takes g in bf16 and gives f32.
 fn dot(t: &mut Tape, over: &[Name], node: &OpNode, g: ValueId) -> Result<Cotangents, AutodiffError> {
     let (a, b) = (node.operands[0], node.operands[1]);
     debug_assert!(over.iter().all(|axis| t.b.ty(a).has(axis) && t.b.ty(b).has(axis)));
     let times = |t: &mut Tape, other: ValueId, to: ValueId| {
-        let ty = t.b.ty(to).clone();
+        let ty = t.cotangent_type(to);
         let only_other: Vec<Name> = t.b.ty(other).names().into_iter().filter(|n| !ty.has(n)).collect();
+        let g = t.b.cast(g, t.b.ty(other).dtype);
         t.b.one(Op::Dot { over: only_other }, &[g, other], Some(ty), "t")
     };
     let kept_b = if t.activity.varied(a) { t.primal(b)? } else { b };

@@ -10,6 +10,8 @@
 //! 3. else a slice of a new stacked out of the forward loop: a *residual*, saved once however often it is asked for.
 //!
 //! What a frame needs from outside its loop is asked of the frame outside in the same way, so loops nest.
+//!
+//! The cotangent of a bf16 value is f32: gradients are rounded where a product takes them as an operand, nowhere else.
 
 use super::AutodiffError;
 use super::activity::Activity;
@@ -30,6 +32,11 @@ pub struct Tape {
     origin: Origin,
     /// Values younger than this existed before the rule that is running.
     rule_start: usize,
+}
+
+/// The type of the cotangent of a value of this type.
+pub(super) fn cotangent_type(ty: &Type) -> Type {
+    ty.with_dtype(shape::sum_dtype(ty.dtype))
 }
 
 /// One region being walked.
@@ -116,13 +123,13 @@ impl Tape {
     /// # Panics
     /// If the types differ: a wrong rule.
     pub fn accumulate(&mut self, value: ValueId, cotangent: ValueId) {
-        let (want, got) = (self.b.ty(value), self.b.ty(cotangent));
+        let (want, got) = (self.cotangent_type(value), self.b.ty(cotangent));
         assert!(
             want.same_as(got),
             "cotangent of {} is {}, not {}",
             self.b.graph.value_name(value),
             shape::show(got),
-            shape::show(want)
+            shape::show(&want)
         );
         let name = format!("{}.grad", self.b.graph.value_name(value));
         let sum = match self.cotangent(value) {
@@ -142,6 +149,16 @@ impl Tape {
     /// The cotangent gathered so far.
     pub fn cotangent(&self, value: ValueId) -> Option<ValueId> {
         self.frames.last().expect("a frame is open").cotangents.get(&value).copied()
+    }
+
+    /// The type of a value's cotangent: its own, but f32 for bf16.
+    pub fn cotangent_type(&self, value: ValueId) -> Type {
+        cotangent_type(self.b.ty(value))
+    }
+
+    /// A value in the type its cotangents have.
+    pub fn wide(&mut self, value: ValueId) -> ValueId {
+        self.b.cast(value, shape::sum_dtype(self.b.ty(value).dtype))
     }
 
     /// Zeros of a type.
@@ -236,6 +253,8 @@ impl Tape {
         let node = self.b.graph.op(op);
         match &node.op {
             Op::Const(_) | Op::Index { .. } | Op::Broadcast | Op::Rename { .. } => true,
+            // What is kept is the shorter of the two.
+            Op::Cast if self.widens(node) => true,
             Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Select | Op::Cast => {
                 !node.results.iter().any(|r| self.activity.varied(*r))
                     && node.operands.iter().all(|v| self.is_free(level, *v))
@@ -254,6 +273,12 @@ impl Tape {
             | Op::Composite(_)
             | Op::Update(_) => false,
         }
+    }
+
+    /// Whether a cast loses nothing: from a float to a longer one.
+    fn widens(&self, cast: &OpNode) -> bool {
+        let [from, to] = [cast.operands[0], cast.results[0]].map(|v| self.b.ty(v).dtype);
+        matches!((from, to), (DType::Bf16, DType::F32 | DType::F64) | (DType::F32, DType::F64))
     }
 
     /// Whether a value can be had in the backward body without saving it.

@@ -243,14 +243,13 @@ impl Prepare<'_> {
         if floats && contracted > 1 && own(a, b) > 1 && own(b, a) > 1 {
             return None;
         }
-        let dtype = a.dtype;
-        let wide = if dtype == DType::Bf16 { DType::F32 } else { dtype };
+        let wide = shape::sum_dtype(a.dtype);
         let builder = &mut self.builder;
         let x = builder.cast(operands[0], wide);
         let y = builder.cast(operands[1], wide);
         let product = builder.binary_union(BinaryOp::Mul, x, y);
         let sum = self.split_reduction(ReduceOp::Sum, product, over);
-        Some(self.builder.cast(sum, dtype))
+        Some(sum)
     }
 
     /// `Σ over axis of (index = id ? table : 0)`.
@@ -258,7 +257,9 @@ impl Prepare<'_> {
         let operands = self.operands(node);
         let ty = self.builder.ty(operands[0]).clone();
         let masked = self.mask(operands[0], operands[1], axis, &ty);
-        self.builder.reduce(ReduceOp::Sum, masked, std::slice::from_ref(axis))
+        let sum = self.builder.reduce(ReduceOp::Sum, masked, std::slice::from_ref(axis));
+        // One term only: nothing is rounded.
+        self.builder.cast(sum, ty.dtype)
     }
 
     /// `index = id ? update : 0` over the axes of the result.

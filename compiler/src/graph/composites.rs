@@ -87,7 +87,7 @@ impl Builder {
     pub fn mean(&mut self, x: ValueId, axes: &[Name]) -> ValueId {
         let count: u64 = axes.iter().filter_map(|a| self.ty(x).size_of(a)).product();
         let sum = self.reduce(ReduceOp::Sum, x, axes);
-        let n = self.constant(self.ty(x).dtype, count as f64);
+        let n = self.constant(self.ty(sum).dtype, count as f64);
         self.div(sum, n)
     }
 
@@ -315,7 +315,7 @@ impl Builder {
         extras: &[ValueId],
         parts: AttentionParts,
     ) -> Result<(ValueId, ValueId)> {
-        let dtype = self.ty(q).dtype;
+        let (short, dtype) = (self.ty(q).dtype, shape::sum_dtype(self.ty(q).dtype));
         let scores = self.attention_axes(q, k, v, extras, &parts)?;
         self.score_fits(dtype, extras, parts.score)?;
         let attention = Attention {
@@ -334,7 +334,9 @@ impl Builder {
             let (e, sum, max) = b.shifted_exp(score, &attention.key);
             let p = b.normalised(e, sum);
             let over = vec![attention.key.clone()];
-            let o = b.one(Op::Dot { over }, &[p, args[2]], Some(o_type), "o");
+            let v = b.cast(args[2], dtype);
+            let o = b.one(Op::Dot { over }, &[p, v], Some(o_type.with_dtype(dtype)), "o");
+            let o = b.cast(o, short);
             let log = b.unary(UnaryOp::Log, sum);
             vec![o, b.add(max, log)]
         });
@@ -417,7 +419,7 @@ impl Builder {
                 ));
             }
         }
-        let scores = shape::union_type(q.dtype, &[q, k]).without(&parts.over);
+        let scores = shape::union_type(shape::sum_dtype(q.dtype), &[q, k]).without(&parts.over);
         if let Some(axis) = v.axes.iter().find(|a| q.has(&a.name) && scores.has(&a.name) && !k.has(&a.name)) {
             return fail(format!(
                 "axis {}={} of v {} is one of queries alone",

@@ -386,14 +386,15 @@ pub enum Op {
         /// (old, new).
         pairs: Vec<(Name, Name)>,
     },
-    /// Reduces over axes.
+    /// Reduces over axes. A sum of bf16 is f32.
     Reduce {
         /// Sum, max or min.
         op: ReduceOp,
         /// Axes that go.
         axes: Vec<Name>,
     },
-    /// `Σ over axes a·b`; axes of both that are not summed are shared, the rest multiply out.
+    /// `Σ over axes a·b`; axes of both that are not summed are shared, the rest multiply out. Operands of bf16 give f32:
+    /// their products are exact in it, and no partial sum is ever rounded to less.
     Dot {
         /// Contracted axes, in both operands.
         over: Vec<Name>,
@@ -507,9 +508,11 @@ pub enum CompositeKind {
         /// Class axis.
         axis: Name,
     },
-    /// `attention q, k, v, extras.. -> o, lse`: softmax over `key` of `score(q·k)`, times v.
+    /// `attention q, k, v, extras.. -> o, lse`: softmax over `key` of `score(q·k)`, times v. With q, k, v of bf16, scores, softmax
+    /// and sums are f32, o is rounded once to bf16, lse is f32.
     Attention(Attention),
-    /// `attention_grad q, k, v, extras.., o, lse, do -> dq, dk, dv, gradients of the learned extras..`.
+    /// `attention_grad q, k, v, extras.., o, lse, do -> dq, dk, dv, gradients of the learned extras..`. q, k, v, o and do may be
+    /// bf16, gradients are f32.
     AttentionGrad(Attention),
     /// Cross-entropy of a linear head: `loss_head x, w, targets.. -> loss_sum` becomes a token-chunked loop with a joint
     /// forward and backward body when differentiated.

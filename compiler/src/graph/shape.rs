@@ -1,6 +1,6 @@
 //! Shape rules: the result types of every op, as one table.
 
-use super::{Axis, DType, Graph, Loop, Name, Op, Space, Type, UnaryOp, ValueId};
+use super::{Axis, DType, Graph, Loop, Name, Op, ReduceOp, Space, Type, UnaryOp, ValueId};
 use std::fmt;
 
 /// Why operands don't fit an op.
@@ -109,14 +109,18 @@ pub fn infer(graph: &Graph, op: &Op, operands: &[ValueId], given: Option<&Type>)
             arity(1)?;
             agree(given, rename(types[0], pairs)?, op)
         }
-        Op::Reduce { axes, .. } => {
+        Op::Reduce { op: reduction, axes } => {
             arity(1)?;
             for a in axes {
                 if !types[0].has(a) {
                     return fail(format!("{} has no axis {a} to reduce", show(types[0])));
                 }
             }
-            agree(given, types[0].without(axes), op)
+            let dtype = match reduction {
+                ReduceOp::Sum => sum_dtype(types[0].dtype),
+                ReduceOp::Max | ReduceOp::Min => types[0].dtype,
+            };
+            agree(given, types[0].without(axes).with_dtype(dtype), op)
         }
         Op::Dot { over } => {
             arity(2)?;
@@ -157,6 +161,14 @@ pub fn infer(graph: &Graph, op: &Op, operands: &[ValueId], given: Option<&Type>)
         Op::Loop(l) => loop_types(graph, l, &types),
         Op::Composite(c) => region_types(graph, c.meaning, &types),
         Op::Update(u) => region_types(graph, u.body, &types),
+    }
+}
+
+/// Element type of a sum of terms of this type: sums of bf16 come out in f32, and only a cast makes them shorter.
+pub fn sum_dtype(dtype: DType) -> DType {
+    match dtype {
+        DType::Bf16 => DType::F32,
+        DType::F32 | DType::F64 | DType::I32 | DType::I64 | DType::Bool => dtype,
     }
 }
 
@@ -314,7 +326,7 @@ fn dot(a: &Type, b: &Type, over: &[Name], given: Option<&Type>) -> Result<Vec<Ty
             }
         }
     }
-    let union = union_type(a.dtype, &[a, b]).without(over);
+    let union = union_type(sum_dtype(a.dtype), &[a, b]).without(over);
     agree(given, union, &Op::Dot { over: over.to_vec() })
 }
 

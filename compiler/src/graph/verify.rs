@@ -529,7 +529,17 @@ impl Verifier<'_> {
     }
 
     fn looped(&mut self, place: Place, l: &Loop) {
-        let args = &self.graph.region(l.body).args;
+        let body = self.graph.region(l.body);
+        for sum in body.results.iter().skip(l.carries + l.stacked_outs) {
+            if self.graph.values.get(sum.index()).is_some_and(|v| v.ty.dtype == DType::Bf16) {
+                let shown = self.shown(*sum);
+                self.report(
+                    place,
+                    format!("{shown} of bf16 is summed over iterations; cast it to f32 first"),
+                );
+            }
+        }
+        let args = &body.args;
         let is_index = |v: &ValueId| self.graph.values.get(v.index()).is_some_and(|v| v.ty == index_type());
         if !args.first().is_some_and(is_index) {
             self.report(place, "a loop's region begins with its index, i32[]");
@@ -615,7 +625,7 @@ impl Verifier<'_> {
         let known = |v: &&ValueId| graph.values.get(v.index()).is_some();
         let args: Vec<DType> = score.args.iter().filter(known).map(|v| graph.ty(*v).dtype).collect();
         let q = graph.ty(node.operands[0]).dtype;
-        let mut expected = vec![q, DType::I32, DType::I32];
+        let mut expected = vec![shape::sum_dtype(q), DType::I32, DType::I32];
         expected.extend(node.operands[3..3 + extras].iter().map(|v| graph.ty(*v).dtype));
         if args != expected || score.results.len() != scores {
             self.report(
@@ -711,7 +721,9 @@ fn dtype_unfit(op: &Op, types: &[&Type]) -> Option<String> {
             BinaryOp::Threefry => first == DType::I64,
             BinaryOp::And | BinaryOp::Or => first == DType::Bool,
         },
-        Op::Reduce { .. } | Op::ScatterAdd { .. } => first != DType::Bool,
+        Op::Reduce { .. } => first != DType::Bool,
+        // Partial sums are kept in the type of the result, so that type is wide.
+        Op::ScatterAdd { .. } => !matches!(first, DType::Bool | DType::Bf16),
         Op::Dot { .. } | Op::RotatePairs { .. } => is_float(first),
         Op::Compare(c) => matches!(c, CompareOp::Eq | CompareOp::Ne) || first != DType::Bool,
         Op::Select

@@ -6,7 +6,7 @@
 
 use crate::graph::{BinaryOp, CompareOp, DType, UnaryOp};
 use mlc_codegen::math::threefry2x32_20;
-use mlc_codegen::program::reference::erf;
+use mlc_codegen::program::reference::{bf16_from_f32, bf16_to_f32, erf};
 
 /// A comparison's result: 0 or 1, plus [`UNCERTAIN`] where the operands' errors could turn it.
 pub(super) type Truth = i64;
@@ -204,10 +204,7 @@ pub(super) struct Rounded(f64);
 pub fn round(dtype: DType, x: f64) -> f64 {
     match dtype {
         DType::F32 => f64::from(x as f32),
-        DType::Bf16 => {
-            let bits = mlc_codegen::program::reference::bf16_from_f32(x as f32);
-            f64::from(f32::from_bits(u32::from(bits) << 16))
-        }
+        DType::Bf16 => f64::from(bf16_to_f32(bf16_from_f32(x as f32))),
         DType::F64 | DType::I32 | DType::I64 | DType::Bool => x,
     }
 }
@@ -283,7 +280,8 @@ fn unit(dtype: DType) -> f64 {
 fn tiny(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => f64::from_bits(1),
-        DType::F32 | DType::Bf16 | DType::I32 | DType::I64 | DType::Bool => f64::from(f32::from_bits(1)),
+        DType::Bf16 => f64::from(f32::from_bits(1 << 15)),
+        DType::F32 | DType::I32 | DType::I64 | DType::Bool => f64::from(f32::from_bits(1)),
     }
 }
 

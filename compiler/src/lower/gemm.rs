@@ -98,5 +98,6 @@ fn tail(
         Some(v) => builder.value(v, &Coords::new())?,
         None => sum,
     };
+    let result = builder.stored(result, fused.buffer(group.writes[0].view.buffer).dtype);
     Ok(builder.finish(&[result]).region)
 }

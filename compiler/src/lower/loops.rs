@@ -23,7 +23,8 @@ pub fn lower(fused: &Fused, group: &Group) -> Result<Lowered> {
                 (_, None) => zero(&mut builder, fused, write),
             };
             let store = access(fused, &write.view, &coords, space.sizes.len());
-            results.push(finished_value(&mut builder, value, write, &coords));
+            let value = finished_value(&mut builder, value, write, &coords);
+            results.push(builder.stored(value, store.dtype));
             stores.push(store);
         }
     }

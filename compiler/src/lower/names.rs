@@ -24,7 +24,9 @@ pub fn kernel_name(spec: &KernelSpec) -> String {
         }
         KernelSpec::Gemm(s) => {
             let batch = if s.batch.is_empty() { String::new() } else { format!("{}_", sizes(&s.batch)) };
-            format!("gemm_{batch}{}x{}x{}_{}", s.m, s.n, s.k, dtype_name(s.c.dtype))
+            let result =
+                if s.a.dtype == s.c.dtype { String::new() } else { format!("_{}", dtype_name(s.c.dtype)) };
+            format!("gemm_{batch}{}x{}x{}_{}{result}", s.m, s.n, s.k, dtype_name(s.a.dtype))
         }
         KernelSpec::Attention(s) => format!("attention_{}", attention(&s.shape, &s.q)),
         KernelSpec::AttentionGrad(s) => {

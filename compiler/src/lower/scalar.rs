@@ -1,12 +1,14 @@
 //! Scalar regions from graph ops: what a kernel computes per element.
 //!
 //! A value is evaluated at coordinates: for each of its axes, a dimension of the iteration space or one half of a
-//! dimension whose pairs rotate. Equal scalar ops are made once. bf16 exists in memory only: bf16 values compute as f32.
+//! dimension whose pairs rotate. Equal scalar ops are made once. Scalars of bf16 are held as f32 and rounded wherever the graph
+//! makes one, so that a cast means the same whether or not its result is ever stored.
 
 use crate::fuse::{FuseError, Fused, Group, LoopId, Result, View};
 use crate::graph::{Axis, Name, Op, OpId, OpNode, Pairs, ValueId, shape};
 use mlc_codegen::abi::DType;
-use mlc_codegen::program::{BinaryOp, ReduceOp, Region, ScalarId, ScalarOp};
+use mlc_codegen::program::reference::{bf16_from_f32, bf16_to_f32};
+use mlc_codegen::program::{BinaryOp, ReduceOp, Region, ScalarId, ScalarOp, UnaryOp};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Where along one axis an element is evaluated.
@@ -230,7 +232,8 @@ impl<'f> Builder<'f> {
     }
 
     fn compute(&mut self, node: &OpNode, v: ValueId, coords: &Coords) -> Result<ScalarId> {
-        let dtype = compute_type(self.fused.graph.ty(v).dtype);
+        let wanted = self.fused.graph.ty(v).dtype;
+        let dtype = compute_type(wanted);
         let refuse = |message: &str| {
             Err(FuseError {
                 op: shape::op_name(&node.op),
@@ -239,19 +242,24 @@ impl<'f> Builder<'f> {
             })
         };
         Ok(match &node.op {
-            Op::Const(c) => self.push(ScalarOp::Const(dtype, *c), dtype),
+            Op::Const(c) => {
+                let c = if wanted == DType::Bf16 { bf16_to_f64(*c) } else { *c };
+                self.push(ScalarOp::Const(dtype, c), dtype)
+            }
             Op::Index { axis } => match coords.get(axis) {
                 Some(coord) => self.position(*coord),
                 None => return refuse("the axis of this index is not part of the kernel's space"),
             },
             Op::Unary(u) => {
                 let a = self.value(node.operands[0], coords)?;
-                self.push(ScalarOp::Unary(*u, a), dtype)
+                let y = self.push(ScalarOp::Unary(*u, a), dtype);
+                self.rounded(y, wanted)
             }
             Op::Binary(b) => {
                 let x = self.value(node.operands[0], coords)?;
                 let y = self.value(node.operands[1], coords)?;
-                self.push(ScalarOp::Binary(*b, x, y), dtype)
+                let z = self.push(ScalarOp::Binary(*b, x, y), dtype);
+                self.rounded(z, wanted)
             }
             Op::Compare(c) => {
                 let x = self.value(node.operands[0], coords)?;
@@ -266,7 +274,8 @@ impl<'f> Builder<'f> {
             }
             Op::Cast => {
                 let a = self.value(node.operands[0], coords)?;
-                self.cast(a, dtype)
+                let y = self.cast(a, dtype);
+                self.rounded(y, wanted)
             }
             Op::Broadcast => self.value(node.operands[0], coords)?,
             Op::Rename { pairs } => {
@@ -320,6 +329,43 @@ impl<'f> Builder<'f> {
     pub fn cast(&mut self, a: ScalarId, to: DType) -> ScalarId {
         let to = compute_type(to);
         if self.type_of(a) == to { a } else { self.push(ScalarOp::Cast(to, a), to) }
+    }
+
+    /// A value of type `wanted`: rounded if that is bf16 and the value may be none.
+    fn rounded(&mut self, a: ScalarId, wanted: DType) -> ScalarId {
+        if wanted != DType::Bf16 || self.is_bf16(a) {
+            return a;
+        }
+        self.push(ScalarOp::Cast(DType::Bf16, a), DType::F32)
+    }
+
+    /// Whether bf16 holds a scalar, by how it was made.
+    fn is_bf16(&self, a: ScalarId) -> bool {
+        match self.ops[a.0 as usize] {
+            ScalarOp::Input(i) => self.loads.get(i as usize).is_some_and(|l| l.dtype == DType::Bf16),
+            ScalarOp::Cast(to, _) => to == DType::Bf16,
+            ScalarOp::Const(DType::F32, c) => bf16_to_f64(c) == c,
+            ScalarOp::Unary(UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Floor, x) => self.is_bf16(x),
+            ScalarOp::Binary(BinaryOp::Max | BinaryOp::Min, x, y) | ScalarOp::Select(_, x, y) => {
+                self.is_bf16(x) && self.is_bf16(y)
+            }
+            ScalarOp::Reduce(ReduceOp::Max | ReduceOp::Min, x) => self.is_bf16(x),
+            ScalarOp::Const(..)
+            | ScalarOp::Index(_)
+            | ScalarOp::Unary(..)
+            | ScalarOp::Binary(..)
+            | ScalarOp::MulAdd(..)
+            | ScalarOp::Compare(..)
+            | ScalarOp::Reduce(..) => false,
+        }
+    }
+
+    /// What a store to `dtype` takes: a store rounds by itself, so a rounding just before it is left out.
+    pub fn stored(&self, a: ScalarId, dtype: DType) -> ScalarId {
+        match self.ops[a.0 as usize] {
+            ScalarOp::Cast(DType::Bf16, x) if dtype == DType::Bf16 => x,
+            _ => a,
+        }
     }
 
     /// A row-level operand is the same all along the row.
@@ -387,6 +433,11 @@ pub struct Finished {
     pub loads: Vec<Access>,
     /// Loop indices, inputs after the loads.
     pub indices: Vec<LoopId>,
+}
+
+/// The nearest bf16 number, as the interpreter rounds: to f32 first.
+fn bf16_to_f64(x: f64) -> f64 {
+    f64::from(bf16_to_f32(bf16_from_f32(x as f32)))
 }
 
 /// The type a value of an element type computes in.

@@ -350,3 +350,62 @@ fn lower_stays_quick_on_long_straight_graphs() {
     assert!(program.entries[0].body.len() > 400);
     assert!(seconds < 120.0, "{seconds} s");
 }
+
+/// Fusing never takes a rounding away: what a cast rounds is rounded, whether or not the short value is ever stored.
+#[test]
+fn lower_rounds_at_every_cast_to_bf16() {
+    let mut b = Builder::new("rounding");
+    let x = b.input("x", ty(&[("batch", 3), ("d", 5)]), 0);
+    let w = param(&mut b, "w", ty(&[("d", 5), ("ff", 7)]));
+    let there_and_back = |b: &mut Builder, v: ValueId| {
+        let short = b.cast(v, DType::Bf16);
+        b.cast(short, DType::F32)
+    };
+    // In an element-wise kernel, in the tail of a product, and as arithmetic on bf16.
+    let rounded = there_and_back(&mut b, x);
+    let lost = b.sub(x, rounded);
+    let short = b.cast(x, DType::Bf16);
+    let square = b.mul(short, short);
+    let square = b.cast(square, DType::F32);
+    let product = b.dot(x, w, &names(&["d"]));
+    let product = there_and_back(&mut b, product);
+    let product = b.scale(product, 2.0);
+    for (name, v) in [("lost", lost), ("square", square), ("product", product)] {
+        report(&mut b, name, v);
+    }
+    let graph = b.finish();
+    let program = check(&graph, 12);
+    let environment = sample_environment(&graph, 12);
+    let found = simulate::run(&program, &graph, &environment).unwrap();
+    let expected = interpret::run(&graph, &environment, Mode::F32).unwrap();
+    let read = |outputs: &interpret::Outputs, name: &str| outputs.report(name).unwrap().as_floats().to_vec();
+    for name in ["lost", "square"] {
+        assert_eq!(read(&found, name), read(&expected, name), "{name}");
+    }
+    assert!(read(&found, "lost").iter().any(|x| *x != 0.0));
+    let is_bf16 = |x: &f64| (*x as f32).to_bits() & 0xffff == 0;
+    assert!(read(&found, "product").iter().all(is_bf16));
+}
+
+/// A layer with norms, a gate and a residual in mixed widths, with its gradients, from the same graph.
+#[test]
+fn lower_compiles_products_of_bf16() {
+    let mut b = Builder::new("gated");
+    let x = b.input("x", ty(&[("batch", 4), ("seq", 6), ("d", 8)]), 0);
+    let w = param(&mut b, "w", ty(&[("d", 8), ("ff", 10)]));
+    let v = param(&mut b, "v", ty(&[("ff", 10), ("d", 8)]));
+    let x_short = b.cast(x, DType::Bf16);
+    let [w_short, v_short] = [w, v].map(|p| b.cast(p, DType::Bf16));
+    let h = b.dot(x_short, w_short, &names(&["d"]));
+    let h = b.cast(h, DType::Bf16);
+    let wide = b.cast(h, DType::F32);
+    let a = b.silu(wide);
+    let a = b.cast(a, DType::Bf16);
+    let y = b.dot(a, v_short, &names(&["ff"]));
+    let y = b.add(x, y);
+    let y = b.cast(y, DType::Bf16);
+    report(&mut b, "h", h);
+    report(&mut b, "y", y);
+    let program = check(&b.finish(), 13);
+    assert!(kernels(&program).contains(&"gemm_24x10x8_bf16"), "{:?}", kernels(&program));
+}

@@ -8,6 +8,7 @@
 //! Bodies are closed: inside an instance only its own arguments, its own parameters and constants occur.
 
 use super::source::Span;
+use std::collections::BTreeMap;
 
 /// Everything known about a run.
 #[derive(Clone, Debug)]
@@ -881,7 +882,7 @@ pub enum Float {
 }
 
 /// Element types by role.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Precision {
     /// Parameters at rest.
     pub params: Float,
@@ -889,8 +890,10 @@ pub struct Precision {
     pub matmul: Float,
     /// What the forward pass keeps for the backward pass.
     pub stored: Float,
-    /// Sums across devices.
+    /// Sums, norms, softmax and the loss.
     pub reduce: Float,
+    /// Parameters with a width of their own, at rest and as operands of products.
+    pub of_param: BTreeMap<ParamId, Float>,
 }
 
 /// When and where the state is saved. Intervals of 0 are never.

@@ -10,7 +10,7 @@ use super::codes;
 use super::diagnostic::{Diagnostic, nearest};
 use super::parse;
 use super::print;
-use super::schema::{Fallback, Glob, Key, Kind, SOURCES, Section, Variant};
+use super::schema::{Fallback, Glob, Key, Kind, SOURCES, Section, Shorthand, Variant};
 use super::source::{SourceMap, Span};
 pub use typed::{Decoded, Field, GlobField, Typed};
 
@@ -29,7 +29,9 @@ pub fn all_keys(table: &'static Section, prefix: &str, out: &mut Vec<String>) {
     for key in table.keys {
         let path = format!("{prefix}.{}", key.name);
         match key.kind {
-            Kind::Section(inner) | Kind::WordOrSection(_, inner) => all_keys(inner, &path, out),
+            Kind::Section(inner) | Kind::SectionOr(_, inner) | Kind::WordOrSection(_, inner) => {
+                all_keys(inner, &path, out);
+            }
             Kind::Variant(variants) => variants.iter().for_each(|v| all_keys(&v.section, &path, out)),
             _ => {}
         }
@@ -238,12 +240,48 @@ impl Decoder<'_> {
                 ValueKind::Section(s) => Some(Typed::Section(Box::new(self.section(s, table)))),
                 _ => self.mismatch(value, "keys in braces"),
             },
+            Kind::SectionOr(shorthands, table) => self.section_or(value, shorthands, table),
             Kind::WordOrSection(words, table) => match &value.kind {
                 ValueKind::Section(s) => Some(Typed::Section(Box::new(self.section(s, table)))),
                 _ => self.word(value, words),
             },
             Kind::StepRange => self.steps(value),
         }
+    }
+
+    /// Keys in braces, or those a word stands for, as if they were written where it is.
+    fn section_or(
+        &mut self,
+        value: &Value,
+        shorthands: &'static [Shorthand],
+        table: &'static Section,
+    ) -> Option<Typed> {
+        if let ValueKind::Section(s) = &value.kind {
+            return Some(Typed::Section(Box::new(self.section(s, table))));
+        }
+        let written = plain_word(value);
+        let Some(short) = shorthands.iter().find(|s| Some(s.word) == written) else {
+            let words: Vec<&str> = shorthands.iter().map(|s| s.word).collect();
+            let expected = format!("`{}`, or keys in braces", words.join("`, `"));
+            let title = format!("`{}` takes {expected}, found `{}`", self.path, print::value(value));
+            let mut diagnostic =
+                Diagnostic::error(codes::VALUE_TYPE, title).at(value.span, "not one of them");
+            if let Some(near) = written.and_then(|w| nearest(w, words)) {
+                diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
+            }
+            self.found.push(diagnostic);
+            return None;
+        };
+        let ident = |name: &str| Ident { name: name.into(), span: value.span };
+        let entries = short.keys.iter().map(|(key, word)| Entry::Assign {
+            key: ident(key),
+            value: Value {
+                kind: ValueKind::Tagged { tag: ident(word), args: None, section: None },
+                span: value.span,
+            },
+        });
+        let section = AstSection { entries: entries.collect(), span: value.span };
+        Some(Typed::Section(Box::new(self.section(&section, table))))
     }
 
     fn whole(&mut self, value: &Value, least: u64) -> Option<Typed> {

@@ -40,10 +40,21 @@ pub enum Kind {
     Source,
     /// Keys in braces.
     Section(&'static Section),
+    /// Keys in braces, or a word that stands for some of them.
+    SectionOr(&'static [Shorthand], &'static Section),
     /// One of these words, or keys in braces.
     WordOrSection(&'static [&'static str], &'static Section),
     /// `steps(100..102)`
     StepRange,
+}
+
+/// A word that stands for a section.
+#[derive(Debug)]
+pub struct Shorthand {
+    /// The word.
+    pub word: &'static str,
+    /// Keys it gives words to; the others keep their defaults.
+    pub keys: &'static [(&'static str, &'static str)],
 }
 
 /// Keys in braces.
@@ -157,7 +168,7 @@ pub static TRAIN: Section = Section {
         key("schedule", Kind::Chain(SCHEDULES), Is("constant"), RUN_TIME, "The learning rate over time."),
         key(
             "precision",
-            Kind::Section(&PRECISION),
+            Kind::SectionOr(WIDTHS, &PRECISION),
             Is("{}"),
             BAKED,
             "Widths of floating-point numbers by role.",
@@ -392,13 +403,25 @@ pub static SOURCES: &[Variant] = &[
     },
 ];
 
+/// `precision = bf16`
+const WIDTHS: &[Shorthand] = &[
+    Shorthand { word: "f32", keys: &[] },
+    Shorthand { word: "bf16", keys: &[("matmul", "bf16"), ("stored", "bf16")] },
+];
+
 /// `precision = { … }`
 pub static PRECISION: Section = Section {
     keys: &[
         key("params", FLOATS, Is("f32"), BAKED, "Parameters at rest."),
-        key("matmul", FLOATS, Is("f32"), BAKED, "Operands of matrix products."),
-        key("stored", FLOATS, Is("f32"), BAKED, "What the forward pass keeps for the backward pass."),
-        key("reduce", FLOATS, Is("f32"), BAKED, "Sums across devices."),
+        key("matmul", FLOATS, Is("f32"), BAKED, "Operands of matrix products; their sums are f32."),
+        key(
+            "stored",
+            FLOATS,
+            Is("f32"),
+            BAKED,
+            "Activations kept for the backward pass or handed from layer to layer.",
+        ),
+        key("reduce", FLOATS, Is("f32"), BAKED, "Sums, norms, softmax and the loss; only `f32`."),
     ],
     globs: &[Glob { verb: "params", value: Some(FLOATS) }],
 };
@@ -577,7 +600,7 @@ pub fn reference() -> String {
 fn rows(prefix: &str, section: &Section, out: &mut String) {
     for key in section.keys {
         row(prefix, key, out);
-        if let Kind::Section(inner) = key.kind {
+        if let Kind::Section(inner) | Kind::SectionOr(_, inner) = key.kind {
             rows(&format!("{prefix}{}.", key.name), inner, out);
         }
     }
@@ -617,6 +640,10 @@ impl Kind {
             Kind::Chain(_) => "forms joined by `then`, see below".into(),
             Kind::Source => "a source, see below".into(),
             Kind::Section(_) => "keys in braces".into(),
+            Kind::SectionOr(words, _) => {
+                let words: Vec<&str> = words.iter().map(|w| w.word).collect();
+                format!("{}, or keys in braces", list(&words))
+            }
             Kind::WordOrSection(words, _) => format!("{}, or entries in braces", list(words)),
             Kind::StepRange => "`steps(a..b)`".into(),
         }

@@ -7,6 +7,7 @@ mod llama;
 mod loops;
 mod ops;
 mod packed;
+mod precision;
 mod text;
 mod training;
 

@@ -17,7 +17,7 @@ fn constant_rate(lr: f64) -> Schedule {
     Schedule { pieces: vec![piece] }
 }
 
-fn config(forward: &Graph, rule: Rule, lr: f64, decay: f64) -> TrainConfig {
+pub(super) fn config(forward: &Graph, rule: Rule, lr: f64, decay: f64) -> TrainConfig {
     let rate = Rate { lr_factor: 1.0, decay: Number::Fixed(decay) };
     let rates = parameters(forward).into_iter().map(|(path, _)| (path, rate.clone())).collect();
     TrainConfig {
@@ -29,7 +29,7 @@ fn config(forward: &Graph, rule: Rule, lr: f64, decay: f64) -> TrainConfig {
     }
 }
 
-const ADAMW: Rule = Rule::AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8 };
+pub(super) const ADAMW: Rule = Rule::AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8 };
 
 fn close(what: &str, got: f64, want: f64, tolerance: f64) {
     assert!((got - want).abs() <= tolerance * want.abs().max(1.0), "{what}: {got} is not {want}");
@@ -359,8 +359,8 @@ fn training_step_refuses_what_it_can_not_do() {
         c.optimizer.rates.remove(&Name::from("head"));
     });
     assert_eq!(missing, "the optimizer has no rate for parameter head");
-    let bf16 = with(&|c| c.precision.matmul = DType::Bf16);
-    assert_eq!(bf16, "precision `matmul = Bf16` is not supported; only f32 is");
+    let short = with(&|c| c.precision.reduce = DType::Bf16);
+    assert_eq!(short, "precision `reduce = Bf16` is not supported");
     let mut silent = forward.clone();
     silent.outputs[0] = Output::Report("other".into());
     let error = refusal(silent, &good);

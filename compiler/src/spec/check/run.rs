@@ -9,6 +9,7 @@ use crate::spec::diagnostic::{Diagnostic, nearest};
 use crate::spec::glob::{Hit, hit, nearest_paths};
 use crate::spec::schema;
 use crate::spec::source::Span;
+use std::collections::BTreeMap;
 
 /// A `train` section with its keys typed, and the numbers the model needs.
 pub struct Run {
@@ -231,18 +232,18 @@ impl Run {
     fn precision(&self, model: &Model, found: &mut Vec<Diagnostic>) -> Option<Precision> {
         let section = self.keys.section("precision")?;
         let float = |name: &str| if section.text(name) == Some("bf16") { Float::Bf16 } else { Float::F32 };
+        let mut of_param = BTreeMap::new();
         for glob in &section.globs {
-            params_hit(model, glob, found);
-            if is_bf16(&glob.value) {
-                found.push(super::not_available("`bf16`", glob.span));
-            }
+            let width = if is_bf16(&glob.value) { Float::Bf16 } else { Float::F32 };
+            // The later rule wins.
+            of_param.extend(params_hit(model, glob, found).into_iter().map(|id| (id, width)));
         }
-        for field in section.fields.iter().filter(|f| is_bf16(&f.value)) {
-            let what = format!("`{} = bf16`", field.key.name);
-            found.push(super::not_available(&what, field.origin.to(field.at)));
+        // Sums are f32 wherever they are made; bf16 would be the width in which they travel.
+        for field in section.fields.iter().filter(|f| f.key.name == "reduce" && is_bf16(&f.value)) {
+            found.push(super::not_available("`reduce = bf16`", field.origin.to(field.at)));
         }
         let [params, matmul, stored, reduce] = ["params", "matmul", "stored", "reduce"].map(float);
-        Some(Precision { params, matmul, stored, reduce })
+        Some(Precision { params, matmul, stored, reduce, of_param })
     }
 
     fn checkpoint(&self) -> Option<Checkpoint> {

@@ -158,7 +158,9 @@ golden! {
     freeze_not_available: "E0207", train("") + "freeze \"embed\"\n";
     adapter_not_available: "E0207", train("") + "adapter lora { rank = 4, on = \"**.wq\" }\n";
     target_cuda_not_available: "E0207", train("") + "target cuda { arch = sm_90a }\n";
-    bf16_not_available: "E0207", train("    precision = { matmul = bf16, params \"**.norm*.w\": bf16 }");
+    reduce_in_bf16: "E0207", train("    precision = { matmul = bf16, reduce = bf16 }");
+    precision_glob: "E0406", train("    precision = { matmul = bf16, params \"**.router\": f32 }");
+    precision_word: "E0402", train("    precision = bf61");
     pack_without_use: "E0205", train("    pack = documents(end = 0)");
     pack_without_end: "E0403", train("    pack = documents");
     aux_not_available: "E0207", with_run("aux small = mean[batch, seq](x)\nloss mean[batch, seq](x)", "");
