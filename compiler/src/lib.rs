@@ -13,6 +13,7 @@ pub mod interpret;
 pub mod lower;
 pub mod memory;
 pub mod metadata;
+pub mod passes;
 pub mod pipeline;
 pub mod remat;
 pub mod schedule;

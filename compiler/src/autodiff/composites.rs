@@ -4,8 +4,7 @@ use super::activity::Activity;
 use super::rules::{Cotangents, compare_union};
 use super::tape::Tape;
 use super::{AutodiffError, attention, custom};
-use crate::graph::passes::drop_dead;
-use crate::graph::rewrite::inline_composites;
+use crate::graph::passes::{drop_dead, expand_chosen};
 use crate::graph::{
     Builder, CompareOp, Composite, CompositeKind, Graph, Name, OpId, OpNode, ReduceOp, UnaryOp, ValueId,
 };
@@ -34,7 +33,7 @@ pub(super) fn inline_without_rule(graph: Graph, wanted: &[ValueId]) -> Graph {
             | CompositeKind::Custom(_) => residual_used,
         }
     };
-    let mut graph = inline_composites(graph, pick);
+    let mut graph = expand_chosen(graph, &pick);
     drop_dead(&mut graph);
     graph
 }

@@ -7,8 +7,7 @@ use super::AutodiffError;
 use super::hoist_invariants::hoist_invariants;
 use super::loss_head::chunk_loss_heads;
 use super::precision::{Precision, apply_precision};
-use crate::graph::passes::{eliminate_dead, share_common};
-use crate::graph::rewrite::inline_composites;
+use crate::graph::passes::{eliminate_dead, expand_chosen, share_common};
 use crate::graph::{CompositeKind, Graph};
 
 /// Brings a forward graph into the form that later stages take. Numbers change by the roundings of `precision` alone.
@@ -16,9 +15,8 @@ use crate::graph::{CompositeKind, Graph};
 /// # Errors
 /// See [`apply_precision`].
 pub fn inference_step(forward: Graph, precision: &Precision) -> Result<Graph, AutodiffError> {
-    let graph = inline_composites(apply_precision(forward, precision)?, |_, _, kind| {
-        matches!(kind, CompositeKind::Rope { .. })
-    });
+    let forward = apply_precision(forward, precision)?;
+    let graph = expand_chosen(forward, &|_, _, kind| matches!(kind, CompositeKind::Rope { .. }));
     let graph = hoist_invariants(share_common(graph));
     Ok(eliminate_dead(chunk_loss_heads(graph)))
 }

@@ -3,9 +3,10 @@
 use super::Failure;
 use super::files::read;
 use clap::Args;
+use mlc::graph;
 use mlc::graph::verify::Stage;
-use mlc::graph::{self, passes};
 use mlc::interpret::{Mode, Values, run as run_graph, sample_environment};
+use mlc::passes;
 use std::path::PathBuf;
 
 /// Arguments of `mlc opt`.

@@ -1,6 +1,6 @@
 //! Helpers of passes that change a graph in place.
 
-use super::{Builder, CompositeKind, Graph, Op, OpId, OpNode, Region, RegionId, ValueId};
+use super::{Builder, Graph, Op, OpId, OpNode, Region, RegionId, ValueId};
 use std::collections::BTreeMap;
 
 impl Graph {
@@ -80,12 +80,4 @@ pub fn rewrite_ops(
             results.iter().map(|v| *replaced.get(v).unwrap_or(v)).collect();
     }
     b.finish()
-}
-
-/// Replaces composites that `pick` chooses by their meaning.
-pub fn inline_composites(graph: Graph, pick: impl Fn(&Graph, OpId, &CompositeKind) -> bool) -> Graph {
-    rewrite_ops(graph, |b, before, op, node| match &node.op {
-        Op::Composite(c) if pick(before, op, &c.kind) => Some(b.inline(before, c.meaning, &node.operands)),
-        _ => None,
-    })
 }

@@ -5,11 +5,12 @@ use crate::autodiff::from_spec::train_config;
 use crate::autodiff::training_step;
 use crate::graph::from_spec::{Entry, from_spec};
 use crate::graph::parse::parse;
-use crate::graph::passes::{expand_all_composites, passes};
+use crate::graph::passes::expand_all_composites;
 use crate::graph::print::print;
 use crate::graph::recognise::recognise;
 use crate::graph::verify::{Stage, verify};
 use crate::graph::{Init, Op};
+use crate::passes::passes;
 use crate::spec::{FileLoader, SourceMap, check};
 use crate::testing::assert_same_numbers;
 

@@ -28,9 +28,9 @@ fn text(stage: &str, path: &str, sets: &[&str]) -> String {
     found.replace(&root, "")
 }
 
-fn golden(name: &str, text: &str) {
+fn golden(model: &str, name: &str, text: &str) {
     let mut settings = insta::Settings::clone_current();
-    settings.set_snapshot_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/llama70b"));
+    settings.set_snapshot_path(format!("{}/../tests/models/{model}", env!("CARGO_MANIFEST_DIR")));
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
     settings.bind(|| insta::assert_snapshot!(name, text));
@@ -43,12 +43,12 @@ fn llama70b_has_the_published_number_of_parameters() {
 
 #[test]
 fn llama70b_graph_reads_as_recorded() {
-    golden("graph", &text("graph", "specs/llama70b.spec", &[]));
+    golden("llama70b", "graph", &text("graph", "specs/llama70b.spec", &[]));
 }
 
 #[test]
 fn llama70b_training_reads_as_recorded() {
-    golden("training", &text("training", "specs/llama70b.spec", &[]));
+    golden("llama70b", "training", &text("training", "specs/llama70b.spec", &[]));
 }
 
 #[test]
@@ -155,4 +155,47 @@ fn compile_trains_a_bias_inside_the_attention_kernels() {
     let kernels: Vec<&str> = compiled.program.kernels.iter().map(|k| k.name.as_str()).collect();
     assert!(kernels.iter().any(|name| name.starts_with("attention_dextra0_")), "{kernels:?}");
     assert!(compiled.notes.is_empty(), "{:?}", compiled.notes);
+}
+
+/// What each choice of `remat` saves and costs, and the memory of the whole program.
+fn remat_of(path: &str) -> String {
+    let choices =
+        ["auto", "none", "full", "dots", "attn", "{ recompute \"layer.*\", offload \"layer.*.x\" }"];
+    let mut text = String::new();
+    for choice in choices {
+        let (spec, sources) = spec(path, &[&format!("train.remat={choice}")]);
+        let compiled = compile(&spec, &sources, &Identity::default(), &mut Runner::default()).unwrap();
+        let report = compiled.plan.report;
+        let flops = compiled.program.info.entries[0].flops;
+        text += &format!("remat = {choice}\n");
+        text +=
+            &format!("memory: {} ({} bytes)", crate::units::bytes(report.arena_bytes), report.arena_bytes);
+        text += &format!(", on the host {} bytes; a step: {flops} FLOP\n", report.host_bytes);
+        text += &format!("{}\n", compiled.remat);
+    }
+    text.trim_end().replace(&format!("{}/../", env!("CARGO_MANIFEST_DIR")), "")
+}
+
+#[test]
+fn remat_of_t2_is_as_recorded() {
+    golden("t2", "remat", &remat_of("tests/models/t2/t2.spec"));
+}
+
+#[test]
+fn remat_of_llama70b_is_as_recorded() {
+    golden("llama70b", "remat", &remat_of("specs/llama70b.spec"));
+}
+
+#[test]
+fn remat_adds_the_operations_it_says() {
+    let step = |choice: &str| {
+        let compiled = compiled(&[&format!("train.remat={choice}")]);
+        (compiled.program.info.entries[0].flops, compiled.remat.flops)
+    };
+    let (plain, none) = step("none");
+    assert_eq!(none, 0);
+    for choice in ["auto", "full", "dots", "attn", "{ recompute \"layer.*.mlp\" }"] {
+        let (all, added) = step(choice);
+        assert_eq!(all, plain + added, "{choice}");
+    }
 }

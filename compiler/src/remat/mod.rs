@@ -26,7 +26,7 @@ mod tests;
 
 use crate::graph::Graph;
 use crate::graph::passes::{drop_dead, eliminate_dead, expand_composites, share_common};
-use crate::spec::checked::Remat;
+use crate::spec::checked::{Remat, RematPreset};
 
 pub use decide::Decisions;
 pub use offload_residuals::offload_residuals;
@@ -43,4 +43,23 @@ pub fn rematerialise(graph: Graph, remat: &Remat) -> (Graph, Report) {
     let report = Report::new(remat, &before, report::stacks(&graph, &decisions), &work);
     let graph = offload_residuals::offload(graph, &decisions);
     (eliminate_dead(share_common(graph)), report)
+}
+
+/// The preset `full`: of each iteration only what it starts from is saved.
+pub fn keep_carries(graph: Graph) -> Graph {
+    by_preset(graph, RematPreset::Full)
+}
+
+/// The preset `dots`: only results of products are saved.
+pub fn keep_products(graph: Graph) -> Graph {
+    by_preset(graph, RematPreset::Dots)
+}
+
+/// The preset `attn`: scores and probabilities of attention are not saved.
+pub fn keep_attention(graph: Graph) -> Graph {
+    by_preset(graph, RematPreset::Attn)
+}
+
+fn by_preset(graph: Graph, preset: RematPreset) -> Graph {
+    rematerialise(graph, &Remat { preset, rules: Vec::new() }).0
 }

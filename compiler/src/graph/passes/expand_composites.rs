@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 /// Expands every composite but those with kernels of their own: attention and its gradient, and the user's.
 pub fn expand_composites(graph: Graph) -> Graph {
-    expand_kinds(graph, &|kind| match kind {
+    expand_chosen(graph, &|_, _, kind| match kind {
         CompositeKind::Attention(_) | CompositeKind::AttentionGrad(_) | CompositeKind::Custom(_) => false,
         CompositeKind::Softmax { .. }
         | CompositeKind::RmsNorm { .. }
@@ -27,11 +27,14 @@ pub fn expand_composites(graph: Graph) -> Graph {
 
 /// Expands every composite.
 pub fn expand_all_composites(graph: Graph) -> Graph {
-    expand_kinds(graph, &|_| true)
+    expand_chosen(graph, &|_, _, _| true)
 }
 
-/// Expands the composites whose kind is chosen.
-pub fn expand_kinds(mut graph: Graph, chosen: &dyn Fn(&CompositeKind) -> bool) -> Graph {
+/// Whether to expand a composite, asked of the graph as it was before any was.
+type Chosen<'a> = dyn Fn(&Graph, OpId, &CompositeKind) -> bool + 'a;
+
+/// Expands the composites that are chosen.
+pub fn expand_chosen(mut graph: Graph, chosen: &Chosen) -> Graph {
     let mut replaced = BTreeMap::new();
     let body = graph.body;
     expand_region(&mut graph, body, chosen, &mut replaced);
@@ -42,7 +45,7 @@ pub fn expand_kinds(mut graph: Graph, chosen: &dyn Fn(&CompositeKind) -> bool) -
 fn expand_region(
     graph: &mut Graph,
     region: RegionId,
-    chosen: &dyn Fn(&CompositeKind) -> bool,
+    chosen: &Chosen,
     replaced: &mut BTreeMap<ValueId, ValueId>,
 ) {
     let mut ops = Vec::new();
@@ -51,7 +54,7 @@ fn expand_region(
             expand_region(graph, nested, chosen, replaced);
         }
         match &graph.op(id).op {
-            Op::Composite(c) if chosen(&c.kind) => {
+            Op::Composite(c) if chosen(graph, id, &c.kind) => {
                 let (node, c) = (graph.op(id).clone(), c.clone());
                 ops.extend(expand(graph, &node, &c, replaced));
             }

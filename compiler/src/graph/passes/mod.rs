@@ -1,4 +1,4 @@
-//! Passes any stage may use. One pass is one file, one function and one name for `mlc opt --pass`.
+//! Passes any stage may use. One pass is one file, one function and one name in [`passes`](crate::passes).
 //!
 //! They edit a graph in place and leave what they cut off in the arenas; [`eliminate_dead`] drops that too.
 
@@ -10,34 +10,12 @@ mod share_common;
 mod tests;
 
 pub use eliminate_dead::{drop_dead, eliminate_dead};
-pub use expand_composites::{expand_all_composites, expand_composites, expand_kinds};
+pub use expand_composites::{expand_all_composites, expand_chosen, expand_composites};
 pub use fold_constants::fold_constants;
 pub use share_common::share_common;
 
-use super::recognise::{
-    recognise_attention, recognise_cross_entropy, recognise_loss_head, recognise_norms, recognise_softmax,
-};
 use super::{Graph, RegionId, ValueId};
 use std::collections::BTreeMap;
-
-/// A pass as `mlc opt` runs it: a verified graph in, a verified graph that computes the same out, or why it can't.
-pub type Pass = fn(&Graph) -> Result<Graph, String>;
-
-/// The general passes and the recognisers by the name `mlc opt --pass` knows them under.
-pub fn passes() -> &'static [(&'static str, Pass)] {
-    &[
-        ("eliminate-dead", |g| Ok(eliminate_dead(g.clone()))),
-        ("expand-all-composites", |g| Ok(expand_all_composites(g.clone()))),
-        ("expand-composites", |g| Ok(expand_composites(g.clone()))),
-        ("fold-constants", |g| Ok(fold_constants(g.clone()))),
-        ("recognise-attention", |g| Ok(recognise_attention(g.clone()))),
-        ("recognise-cross-entropy", |g| Ok(recognise_cross_entropy(g.clone()))),
-        ("recognise-loss-head", |g| Ok(recognise_loss_head(g.clone()))),
-        ("recognise-norms", |g| Ok(recognise_norms(g.clone()))),
-        ("recognise-softmax", |g| Ok(recognise_softmax(g.clone()))),
-        ("share-common", |g| Ok(share_common(g.clone()))),
-    ]
-}
 
 /// The body and all regions below it, each after the one it stands in.
 pub(crate) fn regions_in_order(graph: &Graph) -> Vec<RegionId> {
