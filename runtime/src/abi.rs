@@ -178,7 +178,8 @@ pub enum InputSource {
 /// An output of an entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OutputInfo {
-    /// `loss` (mean over the weight), `loss_sum`, `loss_weight`, `grad_norm`, `lr`, `logits`, or an auxiliary loss's name.
+    /// `loss` (mean over the weight), `loss_sum`, `loss_weight`, `grad_norm`, `lr`, `logits`, or the name of an
+    /// auxiliary loss, whose mean it holds.
     pub name: String,
     /// Element type.
     pub dtype: DType,

@@ -24,11 +24,14 @@ pub(super) struct LossAndGradients {
     pub loss_sum: ValueId,
     /// Sum of the weights.
     pub loss_weight: ValueId,
+    /// Auxiliary losses, summed over the batch as the loss is.
+    pub auxiliary: Vec<(Output, ValueId)>,
     /// Of the loss sum, one per parameter.
     pub gradients: Vec<Gradient>,
 }
 
-/// Appends the update of every parameter and the step's reports: `loss`, `loss_sum`, `loss_weight`, `grad_norm`, `lr`.
+/// Appends the update of every parameter and the step's reports: `loss`, `loss_sum`, `loss_weight`, `grad_norm`, `lr`, and
+/// the mean of each auxiliary loss.
 ///
 /// # Errors
 /// The schedule is empty or a parameter has no rate.
@@ -70,6 +73,11 @@ pub(super) fn append_update(
         ("lr", lr),
     ] {
         b.output(Output::Report(name.into()), value);
+    }
+    for (output, sum) in &loss.auxiliary {
+        let sum = b.cast(*sum, DType::F64);
+        let mean = b.div(sum, weight);
+        b.output(output.clone(), mean);
     }
     let mut step = Step::new(&mut b, scalars, config.optimizer.rule, lr, scale);
     for gradient in &loss.gradients {

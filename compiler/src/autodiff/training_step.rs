@@ -17,11 +17,12 @@ use crate::graph::passes::{eliminate_dead, share_common};
 use crate::graph::{Graph, Name, Output, ValueId};
 use std::collections::BTreeMap;
 
-/// Builds the training step from a forward graph that reports `loss_sum` and `loss_weight` of the whole batch.
+/// Builds the training step from a forward graph that reports `loss_sum` and `loss_weight` of the whole batch, and maybe
+/// auxiliary losses, each times the weight.
 ///
 /// ```text
-/// results  report loss = loss_sum / loss_weight, loss_sum, loss_weight, grad_norm, lr; other reports of the forward graph,
-///          summed over microbatches; store each parameter, each optimizer state
+/// results  report loss = loss_sum / loss_weight, loss_sum, loss_weight, grad_norm, lr; each other report of the forward
+///          graph, summed over microbatches and divided by loss_weight; store each parameter, each optimizer state
 /// ```
 /// `grad_norm` is that of the mean loss before clipping.
 ///
@@ -51,16 +52,19 @@ pub fn training_step(forward: Graph, config: &TrainConfig) -> Result<Graph, Auto
     let gradients = gradients
         .map(|(g, gradient)| Gradient { param: g.param.clone(), value: values[&g.param], gradient })
         .collect();
-    let results = &graph.region(graph.body).results;
-    let loss = LossAndGradients { loss_sum: results[loss_at], loss_weight: results[weight_at], gradients };
-    // The update reports both again, in its own order.
-    let mut taken = [loss_at, weight_at];
-    taken.sort_unstable();
-    for at in taken.into_iter().rev() {
-        graph.outputs.remove(at);
-        let body = graph.body;
-        graph.regions[body.index()].results.remove(at);
-    }
+    // The update reports everything again, in its own order.
+    let body = graph.body;
+    let results = std::mem::take(&mut graph.regions[body.index()].results);
+    let outputs = std::mem::take(&mut graph.outputs);
+    let others = outputs.into_iter().zip(&results).enumerate();
+    let auxiliary = others.filter(|(at, _)| ![loss_at, weight_at].contains(at));
+    let auxiliary = auxiliary.map(|(_, (output, sum))| (output, *sum)).collect();
+    let loss = LossAndGradients {
+        loss_sum: results[loss_at],
+        loss_weight: results[weight_at],
+        auxiliary,
+        gradients,
+    };
     let graph = append_update(graph, &loss, config)?;
     Ok(eliminate_dead(share_common(hoist_invariants(graph))))
 }

@@ -12,10 +12,12 @@ use crate::signals::Interrupts;
 use crate::step::{Pick, run_batch};
 
 /// Loss over some tokens.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Mean loss per token, in nats.
+    /// Mean loss per token, in nats, without auxiliary losses.
     pub loss: f64,
+    /// Mean of each auxiliary loss over batches, by name.
+    pub auxiliary: Vec<(String, f64)>,
     /// Tokens predicted.
     pub tokens: u64,
     /// A token is a byte.
@@ -31,7 +33,8 @@ impl Evaluation {
     /// One line for people.
     pub fn line(&self) -> String {
         let bits = self.bits_per_byte().map_or(String::new(), |bits| format!("  {bits:.4} bits/byte"));
-        format!("loss {:.4}{bits}  over {} tokens", self.loss, self.tokens)
+        let auxiliary: String = self.auxiliary.iter().map(|(name, v)| format!("  {name} {v:.4}")).collect();
+        format!("loss {:.4}{bits}{auxiliary}  over {} tokens", self.loss, self.tokens)
     }
 }
 
@@ -52,6 +55,7 @@ pub fn evaluate(
 ) -> Result<Option<Evaluation>, Failure> {
     let (batch, seq) = (rank.program.info.entries[index].batch, rank.program.info.entries[index].seq);
     let (mut sum, mut weight, mut tokens) = (0.0, 0.0, 0);
+    let mut auxiliary: Vec<(String, f64)> = Vec::new();
     for (first, count) in picks(source.windows(), batch, batches) {
         if stop.requested().is_some() {
             return Ok(None);
@@ -63,9 +67,17 @@ pub fn evaluate(
         sum += outcome.loss * part;
         weight += part;
         tokens += count * seq;
+        for (name, value) in outcome.outputs {
+            match auxiliary.iter_mut().find(|(known, _)| *known == name) {
+                _ if ["loss", "loss_sum", "loss_weight"].contains(&name.as_str()) => {}
+                Some((_, total)) => *total += value * part,
+                None => auxiliary.push((name, value * part)),
+            }
+        }
     }
-    let loss = if weight == 0.0 { 0.0 } else { sum / weight };
-    Ok(Some(Evaluation { loss, tokens, is_bytes: source.is_bytes() }))
+    let mean = |total: f64| if weight == 0.0 { 0.0 } else { total / weight };
+    auxiliary.iter_mut().for_each(|(_, total)| *total = mean(*total));
+    Ok(Some(Evaluation { loss: mean(sum), auxiliary, tokens, is_bytes: source.is_bytes() }))
 }
 
 /// First window and number of windows of every batch to run; `windows` is `None` for a source without end.

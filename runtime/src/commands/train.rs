@@ -328,13 +328,12 @@ fn announce(
 
 fn record_evaluation(file: &mut MetricsFile, step: u64, evaluation: &Evaluation) {
     let bits = evaluation.bits_per_byte();
-    file.write(
-        "eval",
-        vec![
-            ("step", step.into()),
-            ("loss", number(evaluation.loss)),
-            ("bits_per_byte", bits.map_or(Value::Null, number)),
-            ("tokens", evaluation.tokens.into()),
-        ],
-    );
+    let mut fields = vec![
+        ("step", step.into()),
+        ("loss", number(evaluation.loss)),
+        ("bits_per_byte", bits.map_or(Value::Null, number)),
+        ("tokens", evaluation.tokens.into()),
+    ];
+    fields.extend(evaluation.auxiliary.iter().map(|(name, value)| (name.as_str(), number(*value))));
+    file.write("eval", fields);
 }

@@ -9,7 +9,6 @@
 //!
 //! Every step collects what it finds; a name that failed to check is poison, and what uses it stays silent.
 
-mod available;
 mod blocks;
 mod calls;
 mod choose;
@@ -117,9 +116,6 @@ pub(super) fn checked<'a>(units: &'a Units, found: &mut Vec<Diagnostic>) -> Opti
     }
     kernels::check_kernels(units, &chosen, &mut model, found);
     layout::check_layout(root, &model, has_run, found);
-    if has_run {
-        available::model_available(&model, found);
-    }
     let train = match &run {
         Some(run) => Some(run.finish(&model, found)?),
         None => None,
