@@ -215,6 +215,7 @@ impl Generator {
             16 => self.gather(x),
             17 => self.scatter(x),
             18 => self.rotate(x),
+            24 => self.cumsum(x),
             19..=21 => self.composite(x, scope),
             22 => Some(self.dropout(x)),
             23 => self.integers(x),
@@ -474,6 +475,14 @@ impl Generator {
             _ => self.gather(a),
         }?;
         Some(Float { id: self.b.cast(made.id, DType::F32), bound: made.bound })
+    }
+
+    fn cumsum(&mut self, x: Float) -> Option<Float> {
+        let axes = self.axes_of(x);
+        let axis = axes.get(self.random.below(axes.len().max(1)))?.clone();
+        let (exclusive, reverse) = (self.random.below(2) == 0, self.random.below(2) == 0);
+        let id = self.b.cumsum(x.id, &axis.name, exclusive, reverse);
+        Some(Float { id, bound: x.bound * axis.size as f64 })
     }
 
     fn one_result(&mut self, op: OpId, bound: f64) -> Option<Float> {

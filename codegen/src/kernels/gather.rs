@@ -1,12 +1,12 @@
 //! `Gather`: row lookup.
 //!
 //! Dimensions the ids run along come first, then those of the row itself, merged where contiguous. A tile is a block of
-//! ids; each id is read once and its row copied by vectors.
+//! ids; each id is read once and its row copied by vectors, or cleared if the id lies outside the axis.
 
 use super::buffers::{Buffers, extent, load_along, mem, offset_by, step, store_along, unflatten};
 use super::loops::{for_vectors, part_of};
 use super::space::{Dim, dims_of, merge};
-use crate::kir::{BinaryOp, Builder, CompareOp, Elem, Kernel, Value};
+use crate::kir::{BinaryOp, Builder, CompareOp, Elem, Kernel, Type, Value};
 use crate::program::{GatherSpec, Operand};
 use crate::target::Target;
 
@@ -41,9 +41,17 @@ pub fn gather(spec: &GatherSpec, target: &Target) -> Kernel {
             let mut at = walk(b, &start, &id_dims, flat);
             let id = b.load(mem(&spec.ids), at[IDS], 1);
             let id = b.convert(Elem::I64, id);
-            let id = in_range(b, id, spec.axis_size);
+            let is_inside = in_range(b, id, spec.axis_size);
             at[TABLE] = offset_by(b, at[TABLE], &[(id, spec.axis_stride)]);
-            copy_row(b, spec, &row_dims, &at, lanes);
+            let copy = |b: &mut Builder| {
+                copy_row(b, spec, &row_dims, &at, lanes);
+                Vec::new()
+            };
+            let clear = |b: &mut Builder| {
+                clear_row(b, spec, &row_dims, &at, lanes);
+                Vec::new()
+            };
+            b.if_else(is_inside, copy, clear);
         });
     });
     b.finish()
@@ -67,13 +75,12 @@ pub fn walk(b: &mut Builder, at: &[Value], dims: &[Dim], flat: Value) -> Vec<Val
     at
 }
 
-/// The id, or 0 if it lies outside the axis.
+/// Whether an id lies inside the axis.
 fn in_range(b: &mut Builder, id: Value, size: u64) -> Value {
     let (zero, size) = (b.index(0), b.index(size));
     let not_below = b.compare(CompareOp::Ge, id, zero);
     let not_above = b.compare(CompareOp::Lt, id, size);
-    let is_inside = b.binary(BinaryOp::And, not_below, not_above);
-    b.select(is_inside, id, zero)
+    b.binary(BinaryOp::And, not_below, not_above)
 }
 
 fn copy_row(b: &mut Builder, spec: &GatherSpec, row_dims: &[Dim], at: &[Value], lanes: u32) {
@@ -88,6 +95,27 @@ fn copy_row(b: &mut Builder, spec: &GatherSpec, row_dims: &[Dim], at: &[Value], 
         for_vectors(b, inner.size, lanes, |b, column, count| {
             let at = step(b, &at, &inner.strides, column);
             let value = load_along(b, mem(&spec.table), at[TABLE], inner.strides[TABLE], lanes, count);
+            store_along(b, mem(&spec.out), at[OUT], inner.strides[OUT], lanes, value, count);
+        });
+    });
+}
+
+fn clear_row(b: &mut Builder, spec: &GatherSpec, row_dims: &[Dim], at: &[Value], lanes: u32) {
+    let zero = |b: &mut Builder, lanes| {
+        let ty = Type::vector(b.elem(mem(&spec.out)), lanes);
+        b.constant(ty, 0.0)
+    };
+    let Some((inner, outer)) = row_dims.split_last() else {
+        let value = zero(b, 1);
+        return store_along(b, mem(&spec.out), at[OUT], 1, 1, value, None);
+    };
+    let n_outer: u64 = outer.iter().map(|d| d.size).product();
+    let lanes = u64::from(lanes).min(inner.size.next_power_of_two()) as u32;
+    b.for_range(n_outer, |b, flat| {
+        let at = walk(b, at, outer, flat);
+        for_vectors(b, inner.size, lanes, |b, column, count| {
+            let at = step(b, &at, &inner.strides, column);
+            let value = zero(b, lanes);
             store_along(b, mem(&spec.out), at[OUT], inner.strides[OUT], lanes, value, count);
         });
     });

@@ -12,6 +12,7 @@ mod loops;
 mod map;
 mod region;
 mod rows;
+mod scan;
 mod scatter;
 mod space;
 
@@ -34,6 +35,7 @@ pub fn expand(spec: &KernelSpec, target: &Target) -> Kernel {
         KernelSpec::Gemm(s) => gemm::gemm(s, target),
         KernelSpec::Gather(s) => gather::gather(s, target),
         KernelSpec::Scatter(s) => scatter::scatter(s, target),
+        KernelSpec::Scan(s) => scan::scan(s, target),
         KernelSpec::Attention(s) => attention::attention(s, target),
         KernelSpec::AttentionGrad(s) => attention::attention_grad(s, target),
     }

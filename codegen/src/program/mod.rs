@@ -159,6 +159,8 @@ pub enum KernelSpec {
     Scatter(ScatterSpec),
     /// A function of an MLIR file of the user's own.
     Custom(CustomSpec),
+    /// Running sum.
+    Scan(ScanSpec),
 }
 
 /// One operand seen from an iteration space: element address = `offset + Σ index[i]·strides[i]`, in elements.
@@ -344,7 +346,7 @@ pub struct GatherSpec {
     pub axis_stride: u64,
     /// Size of the looked-up axis.
     pub axis_size: u64,
-    /// Ids, i32. An id outside `0..axis_size` reads element 0 of the axis (data ids are range-checked before).
+    /// Ids, i32. An id outside `0..axis_size` gives 0.
     pub ids: Operand,
     /// Written.
     pub out: Operand,
@@ -361,7 +363,7 @@ pub struct ScatterSpec {
     pub id_dims: usize,
     /// Values added; strides over `dims`.
     pub updates: Operand,
-    /// Ids, i32; strides over `dims`.
+    /// Ids, i32; strides over `dims`. An id outside `0..axis_size` is left out.
     pub ids: Operand,
     /// Elements of `out` between neighbouring ids.
     pub axis_stride: u64,
@@ -418,4 +420,21 @@ impl CustomArgument {
     pub fn bytes(&self) -> u64 {
         self.dims.iter().product::<u64>() * self.operand.dtype.bytes()
     }
+}
+
+/// `out[.., i] = Σ input[.., j]` over `j ≤ i` of the last dimension (`j < i` when exclusive; `≥`, `>` in reverse).
+///
+/// Elements are added one by one in that order, in the type of the values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScanSpec {
+    /// Iteration space; the last dimension is summed along.
+    pub dims: Vec<u64>,
+    /// Leaves out the element itself.
+    pub exclusive: bool,
+    /// Sums from the other end.
+    pub reverse: bool,
+    /// Added, f32, f64, i32 or i64.
+    pub input: Operand,
+    /// Written; another buffer than the input's.
+    pub out: Operand,
 }

@@ -89,6 +89,9 @@ impl KernelSpec {
             KernelSpec::Custom(s) => {
                 s.arguments.iter().map(|a| Use::new(&a.operand, &a.dims, a.written)).collect()
             }
+            KernelSpec::Scan(s) => {
+                vec![Use::new(&s.input, &s.dims, false), Use::new(&s.out, &s.dims, true)]
+            }
         }
     }
 
@@ -98,7 +101,11 @@ impl KernelSpec {
             KernelSpec::Map(s) | KernelSpec::Rows(s) => s.n_scalars as usize,
             KernelSpec::Attention(s) => 2 * s.shape.has_bases as usize,
             KernelSpec::AttentionGrad(s) => 2 * s.shape.has_bases as usize,
-            KernelSpec::Gemm(_) | KernelSpec::Gather(_) | KernelSpec::Scatter(_) | KernelSpec::Custom(_) => 0,
+            KernelSpec::Gemm(_)
+            | KernelSpec::Gather(_)
+            | KernelSpec::Scatter(_)
+            | KernelSpec::Scan(_)
+            | KernelSpec::Custom(_) => 0,
         }
     }
 

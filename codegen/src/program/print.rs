@@ -100,6 +100,7 @@ fn summary(spec: &KernelSpec) -> String {
         KernelSpec::Gather(s) => format!("gather over {:?} from axis of {}", s.dims, s.axis_size),
         KernelSpec::Custom(s) => format!("custom @{} of {}", s.function, s.file),
         KernelSpec::Scatter(s) => format!("scatter over {:?} to axis of {}", s.dims, s.axis_size),
+        KernelSpec::Scan(s) => format!("running sum over {:?} along the last", s.dims),
     }
 }
 

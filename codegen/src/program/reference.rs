@@ -11,7 +11,7 @@
 use super::region::{BinaryOp, CompareOp, ReduceOp, Region, ScalarOp, UnaryOp};
 use super::{
     AttentionGradPart, AttentionGradSpec, AttentionShape, AttentionSpec, GatherSpec, GemmSpec, KernelSpec,
-    LoopsSpec, Operand, ScatterSpec,
+    LoopsSpec, Operand, ScanSpec, ScatterSpec,
 };
 use mlc_runtime::abi::DType;
 
@@ -168,6 +168,7 @@ pub fn evaluate(
         KernelSpec::Gather(s) => eval.gather(s),
         KernelSpec::Scatter(s) => eval.scatter(s),
         KernelSpec::Custom(s) => panic!("{}: only a machine runs a custom kernel", s.file),
+        KernelSpec::Scan(s) => eval.scan(s),
     }
     eval.written
 }
@@ -655,10 +656,31 @@ impl Evaluator<'_> {
     fn gather(&mut self, s: &GatherSpec) {
         for at in indices(&s.dims) {
             let id = self.load(&s.ids, &at).int;
-            let id = if (0..s.axis_size as i64).contains(&id) { id as u64 } else { 0 };
+            let is_inside = (0..s.axis_size as i64).contains(&id);
+            let row = if is_inside { id as u64 * s.axis_stride } else { 0 };
             let table = &self.buffers[s.table.buffer as usize];
-            let value = load(table, s.table.dtype, address(&s.table, &at) + id * s.axis_stride);
-            self.write(&s.out, &at, value);
+            let held = load(table, s.table.dtype, address(&s.table, &at) + row);
+            let zero = Value { float: 0.0, int: 0, error: 0.0, ..held };
+            self.write(&s.out, &at, if is_inside { held } else { zero });
+        }
+    }
+
+    fn scan(&mut self, s: &ScanSpec) {
+        let (n, rows) = s.dims.split_last().expect("verified");
+        for row in indices(rows) {
+            let (mut sum, mut magnitude) = (None::<Value>, 0.0);
+            for step in 0..*n {
+                let at = [&row[..], &[if s.reverse { n - 1 - step } else { step }]].concat();
+                let x = self.load(&s.input, &at);
+                let before = sum.unwrap_or(Value { float: 0.0, int: 0, error: 0.0, ..x });
+                magnitude += x.float.abs() + x.error;
+                let error = before.error + x.error + unit(DType::F32.max(x.dtype)) * magnitude;
+                let float = self.rounded(x.dtype, before.float + x.float, 0.0, 0.0).float;
+                let int = Value::int(x.dtype, before.int.wrapping_add(x.int)).int;
+                let after = Value { float, int, error, ..x };
+                sum = Some(after);
+                self.write(&s.out, &at, if s.exclusive { before } else { after });
+            }
         }
     }
 

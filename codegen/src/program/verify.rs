@@ -121,6 +121,11 @@ impl<'a> Verifier<'a> {
                 }
             }
             KernelSpec::Gather(s) => self.ids(place, s.ids.dtype),
+            KernelSpec::Scan(s) => {
+                if s.dims.is_empty() || s.input.dtype != s.out.dtype || s.input.dtype == DType::Bool {
+                    self.fail(place, "a running sum keeps its element type and has a dimension");
+                }
+            }
             KernelSpec::Scatter(s) => {
                 self.ids(place, s.ids.dtype);
                 if s.id_dims > s.dims.len() {

@@ -4,9 +4,10 @@ use super::activity::Activity;
 use super::rules::{Cotangents, compare_union};
 use super::tape::Tape;
 use super::{AutodiffError, attention, custom};
+use crate::graph::grouped::Packing;
 use crate::graph::passes::{drop_dead, expand_chosen};
 use crate::graph::{
-    Builder, CompareOp, Composite, CompositeKind, Graph, Name, OpId, OpNode, ReduceOp, UnaryOp, ValueId,
+    Axis, Builder, CompareOp, Composite, CompositeKind, Graph, Name, OpId, OpNode, ReduceOp, UnaryOp, ValueId,
 };
 use std::collections::BTreeSet;
 
@@ -23,7 +24,10 @@ pub(super) fn inline_without_rule(graph: Graph, wanted: &[ValueId]) -> Graph {
         let node = graph.op(op);
         let residual_used = node.results[1..].iter().any(|r| used.contains(r));
         match kind {
-            CompositeKind::Rope { .. } | CompositeKind::AttentionGrad(_) => true,
+            CompositeKind::Rope { .. }
+            | CompositeKind::AttentionGrad(_)
+            | CompositeKind::GroupedOuter { .. } => true,
+            CompositeKind::GroupedDot { .. } => false,
             CompositeKind::LossHead(_) => node.operands[2..].iter().any(|v| activity.varied(*v)),
             CompositeKind::Softmax { .. }
             | CompositeKind::RmsNorm { .. }
@@ -56,7 +60,14 @@ pub(super) fn pull(
         CompositeKind::CrossEntropy { axis } => cross_entropy(t, axis, node, g),
         CompositeKind::Attention(a) => attention::pull(t, a, node, g),
         CompositeKind::Custom(k) => custom::pull(t, k, composite, node, g),
-        CompositeKind::Rope { .. } | CompositeKind::AttentionGrad(_) | CompositeKind::LossHead(_) => {
+        CompositeKind::GroupedDot { group, over, row, tile } => {
+            let packing = Packing { row: row.clone(), tile: *tile };
+            grouped_dot(t, group, over, &packing, node, g)
+        }
+        CompositeKind::Rope { .. }
+        | CompositeKind::AttentionGrad(_)
+        | CompositeKind::LossHead(_)
+        | CompositeKind::GroupedOuter { .. } => {
             Err(t.error("a composite without a derivative of its own was not replaced by its meaning"))
         }
     }
@@ -130,6 +141,31 @@ fn layer_norm(t: &mut Tape, axis: &Name, node: &OpNode, g: ValueId) -> Result<Co
         t.b.sum_to(g, &ty)
     });
     Ok(vec![to_x, to_w, to_bias])
+}
+
+/// x̅ = g times the transposed matrix of the row's owner; w̅ = Σ over the rows of each owner of x·g.
+fn grouped_dot(
+    t: &mut Tape,
+    group: &Name,
+    over: &[Name],
+    packing: &Packing,
+    node: &OpNode,
+    g: ValueId,
+) -> Result<Cotangents, AutodiffError> {
+    let [x, w] = [0, 1].map(|i| node.operands[i]);
+    let owner = t.primal(node.operands[2])?;
+    let kept_w = if t.activity.varied(x) { t.primal(w)? } else { w };
+    let kept_x = if t.activity.varied(w) { t.primal(x)? } else { x };
+    let known = "the operands fitted forward";
+    let to_x = t.towards(x, |t| {
+        let out = t.b.ty(w).without(over).without(std::slice::from_ref(group)).names();
+        t.b.grouped_dot(g, kept_w, owner, group, &out, packing).expect(known)
+    });
+    let to_w = t.towards(w, |t| {
+        let size = t.b.ty(w).size_of(group).expect(known);
+        t.b.grouped_outer(kept_x, g, owner, &Axis::new(group, size), packing).expect(known)
+    });
+    Ok(vec![to_x, to_w, None])
 }
 
 /// logits̅ = (exp(logits − lse) − [index == target])·g.

@@ -113,6 +113,7 @@ fn is_costly(graph: &Graph, node: &OpNode) -> bool {
         | Op::Dot { .. }
         | Op::Gather { .. }
         | Op::ScatterAdd { .. }
+        | Op::CumSum { .. }
         | Op::Loop(_)
         | Op::Composite(_) => true,
         Op::Input { .. }

@@ -84,6 +84,11 @@ pub(super) fn pull(
             let g = only(g);
             Ok(vec![t.towards(node.operands[0], |_| g)])
         }
+        Op::CumSum { axis, exclusive, reverse } => {
+            // y[i] = Σ x[j] over j ≤ i  →  x̅[j] = Σ g[i] over i ≥ j
+            let g = only(g);
+            Ok(vec![t.towards(node.operands[0], |t| t.b.cumsum(g, axis, *exclusive, !reverse))])
+        }
         Op::RotatePairs { axis, pairs } => {
             // (a, b) → (−b, a) is a rotation by a quarter turn; its transpose turns back.
             let g = only(g);

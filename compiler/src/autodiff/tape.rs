@@ -267,6 +267,7 @@ impl Tape {
             | Op::Dot { .. }
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
+            | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
             | Op::Loop(_)

@@ -124,6 +124,7 @@ impl Assign {
                 | Op::Dot { .. }
                 | Op::Gather { .. }
                 | Op::ScatterAdd { .. }
+                | Op::CumSum { .. }
                 | Op::RotatePairs { .. }
                 | Op::Transfer { .. }
                 | Op::Loop(_)
@@ -565,6 +566,7 @@ impl Assign {
                 let unknown = writes[0].view.clone();
                 vec![group(Kind::Copy { from: unknown }, writes)]
             }
+            Op::CumSum { .. } => vec![group(Kind::Scan { op }, writes)],
             Op::Composite(c) => match &c.kind {
                 CompositeKind::Attention(_) => vec![group(Kind::Attention { op }, writes)],
                 CompositeKind::Custom(_) => vec![group(Kind::Custom { op }, writes)],
@@ -582,7 +584,9 @@ impl Assign {
                 | CompositeKind::LayerNorm { .. }
                 | CompositeKind::Rope { .. }
                 | CompositeKind::CrossEntropy { .. }
-                | CompositeKind::LossHead(_) => return Err(self.refuse(op)),
+                | CompositeKind::LossHead(_)
+                | CompositeKind::GroupedDot { .. }
+                | CompositeKind::GroupedOuter { .. } => return Err(self.refuse(op)),
             },
             _ => return Err(self.refuse(op)),
         })

@@ -117,6 +117,7 @@ fn candidates(fused: &Fused, group: &Group, id: BufferId) -> Vec<Vec<Axis>> {
             | Kind::Fill
             | Kind::Gather { .. }
             | Kind::Scatter { .. }
+            | Kind::Scan { .. }
             | Kind::Attention { .. }
             | Kind::AttentionGrad { .. } => {
                 for other in views.iter().filter(|v| v.buffer != id) {
@@ -167,10 +168,10 @@ fn price(fused: &Fused, group: &Group) -> u64 {
         Kind::Loops { reduced, .. } => price_loops(fused, group, reduced),
         Kind::Copy { .. } => price_loops(fused, group, &[]),
         Kind::Fill => 0,
-        Kind::Gather { op } | Kind::Scatter { op } => {
-            // Rows are copied whole: the looked-up axis should not be innermost.
+        Kind::Gather { op } | Kind::Scatter { op } | Kind::Scan { op } => {
+            // Rows are copied or added whole: the axis walked along should not be innermost.
             let axis = match &fused.graph.op(*op).op {
-                Op::Gather { axis } | Op::ScatterAdd { axis } => axis.clone(),
+                Op::Gather { axis } | Op::ScatterAdd { axis } | Op::CumSum { axis, .. } => axis.clone(),
                 _ => return 0,
             };
             let innermost_is =

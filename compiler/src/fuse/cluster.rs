@@ -51,7 +51,7 @@ pub enum Plan {
         /// Values the tail loads besides the product.
         reads: Vec<ValueId>,
     },
-    /// A gather, scatter, attention or attention_grad.
+    /// A gather, scatter, cumulative sum, attention or attention_grad.
     Single(OpId),
     /// A loop.
     Loop(OpId),
@@ -184,6 +184,7 @@ impl<'g> Clusterer<'g> {
                 Op::Gather { .. }
                 | Op::ScatterAdd { .. }
                 | Op::Transfer { .. }
+                | Op::CumSum { .. }
                 | Op::Composite(_)
                 | Op::Update(_) => Class::Single,
                 Op::Loop(_) => Class::Loop,

@@ -251,6 +251,11 @@ pub enum Kind {
         /// The op.
         op: OpId,
     },
+    /// Running sum.
+    Scan {
+        /// The op.
+        op: OpId,
+    },
     /// Attention, forward.
     Attention {
         /// The op.
@@ -353,6 +358,7 @@ impl Fused {
             }
             Kind::Gather { op }
             | Kind::Scatter { op }
+            | Kind::Scan { op }
             | Kind::Attention { op }
             | Kind::AttentionGrad { op, .. } => operands(op),
             Kind::Custom { op } => custom_reads(&self.graph, *op).iter().map(of).collect(),

@@ -128,11 +128,14 @@ impl Prepare<'_> {
                 | CompositeKind::LayerNorm { .. }
                 | CompositeKind::Rope { .. }
                 | CompositeKind::CrossEntropy { .. }
-                | CompositeKind::LossHead(_) => {
+                | CompositeKind::LossHead(_)
+                | CompositeKind::GroupedDot { .. }
+                | CompositeKind::GroupedOuter { .. } => {
                     refuse("this composite must be expanded before kernels are made of it")
                 }
             },
             Op::Input { .. }
+            | Op::CumSum { .. }
             | Op::Param { .. }
             | Op::State { .. }
             | Op::Scalar { .. }

@@ -111,6 +111,7 @@ impl Fused {
             }
             Kind::Gather { op }
             | Kind::Scatter { op }
+            | Kind::Scan { op }
             | Kind::Attention { op }
             | Kind::AttentionGrad { op, .. } => self.graph.op(*op).operands.iter().map(named).collect(),
             Kind::Custom { op } => super::custom_reads(&self.graph, *op).iter().map(named).collect(),
@@ -143,6 +144,7 @@ pub fn kind_name(kind: &Kind) -> &'static str {
         Kind::Gemm { .. } => "gemm",
         Kind::Gather { .. } => "gather",
         Kind::Scatter { .. } => "scatter",
+        Kind::Scan { .. } => "scan",
         Kind::Attention { .. } => "attention",
         Kind::AttentionGrad { .. } => "attention_grad",
         Kind::Custom { .. } => "custom",

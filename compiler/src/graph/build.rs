@@ -247,6 +247,12 @@ impl Builder {
         self.reduce(ReduceOp::Sum, x, &axes)
     }
 
+    /// Running sum along an axis, see [`Op::CumSum`].
+    #[track_caller]
+    pub fn cumsum(&mut self, x: ValueId, axis: &Name, exclusive: bool, reverse: bool) -> ValueId {
+        self.one(Op::CumSum { axis: axis.clone(), exclusive, reverse }, &[x], None, "t")
+    }
+
     /// Contraction.
     #[track_caller]
     pub fn dot(&mut self, a: ValueId, b: ValueId, over: &[Name]) -> ValueId {

@@ -10,7 +10,7 @@ use super::{
 };
 use std::collections::BTreeMap;
 
-type Result<T> = std::result::Result<T, ShapeError>;
+pub(super) type Result<T> = std::result::Result<T, ShapeError>;
 
 /// Element type in which rotary angles, their sines and cosines are computed. An angle is a position times a frequency;
 /// in f32 a position of 10⁴ would leave an error of 10⁻³ radians.
@@ -91,13 +91,24 @@ impl Builder {
         self.div(sum, n)
     }
 
+    /// Mean over axes that may be cut later, as the batch is into microbatches: the count follows the graph's own axes.
+    pub fn counted_mean(&mut self, x: ValueId, axes: &[Name]) -> ValueId {
+        let dtype = self.ty(x).dtype;
+        let counted = self.ty(x).axes.iter().filter(|a| axes.contains(&a.name)).cloned().collect();
+        let one = self.constant(dtype, 1.0);
+        let ones = self.broadcast(one, &Type::new(dtype, counted));
+        let count = self.reduce(ReduceOp::Sum, ones, axes);
+        let sum = self.reduce(ReduceOp::Sum, x, axes);
+        self.div(sum, count)
+    }
+
     /// Exponentials shifted by their row's maximum.
     ///
     /// ```text
     /// x [.., axis] -> e [.., axis] exp(x − m);  sum [..];  m [..] the maximum, or 0 where it is −inf
     /// ```
     /// A row that is −inf throughout has e = 0 and sum = 0, never NaN.
-    fn shifted_exp(&mut self, x: ValueId, axis: &Name) -> (ValueId, ValueId, ValueId) {
+    pub(super) fn shifted_exp(&mut self, x: ValueId, axis: &Name) -> (ValueId, ValueId, ValueId) {
         let dtype = self.ty(x).dtype;
         let max = self.reduce(ReduceOp::Max, x, std::slice::from_ref(axis));
         let lowest = self.constant(dtype, f64::NEG_INFINITY);
@@ -539,7 +550,7 @@ impl Builder {
     }
 
     /// The size of an axis that must be there.
-    fn needs(&self, x: ValueId, axis: &Name, what: &str) -> Result<u64> {
+    pub(super) fn needs(&self, x: ValueId, axis: &Name, what: &str) -> Result<u64> {
         let ty = self.ty(x);
         match ty.size_of(axis) {
             Some(size) => Ok(size),
@@ -548,7 +559,7 @@ impl Builder {
     }
 
     /// Every axis of `part` is one of `whole`.
-    fn fits_inside(&self, part: ValueId, whole: ValueId, what: &str) -> Result<()> {
+    pub(super) fn fits_inside(&self, part: ValueId, whole: ValueId, what: &str) -> Result<()> {
         let (part, whole) = (self.ty(part), self.ty(whole));
         match part.axes.iter().find(|a| !whole.axes.contains(a)) {
             None => Ok(()),
@@ -563,6 +574,6 @@ impl Builder {
     }
 }
 
-fn fail<T>(message: String) -> Result<T> {
+pub(super) fn fail<T>(message: String) -> Result<T> {
     Err(ShapeError { message })
 }

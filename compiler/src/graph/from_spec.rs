@@ -5,6 +5,7 @@
 //! and reach the body as stacked operands; bodies are closed, so nothing else crosses.
 
 use super::recognise::{Formula, attention_of};
+use super::routing::{self, RouteParts, Routed};
 use super::shape::{self, ShapeError};
 use super::{
     Axis, BinaryOp, Builder, CompareOp, DType, Graph, Init, Loop, Name, Op, Origin, Output, Pairs, Phase,
@@ -18,9 +19,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Which graph is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// Reports `loss_sum` and `loss_weight`; to be differentiated.
+    /// Reports `loss_sum`, with `weight · aux` of every auxiliary loss in it, `loss_weight`, and each auxiliary loss times
+    /// the weight by its name; to be differentiated.
     Train,
-    /// Reports `loss_sum` and `loss_weight`.
+    /// Reports `loss_sum` and `loss_weight` without auxiliary losses, and each of these by its name.
     Eval,
     /// Reports `logits` of one sequence at the position given by the input `position`, `[vocab]`.
     Logits,
@@ -52,11 +54,13 @@ pub fn from_spec(
         sources,
         b: Builder::new(model.name.as_str()),
         values: BTreeMap::new(),
+        routings: BTreeMap::new(),
         params: BTreeMap::new(),
         path: "".into(),
         batch,
         random: None,
         sites: BTreeMap::new(),
+        aux: Vec::new(),
         errors: Vec::new(),
     };
     walk.sources_of_model();
@@ -66,7 +70,7 @@ pub fn from_spec(
         walk.random = Some(Random { key, iteration: None });
     }
     match entry {
-        Entry::Train | Entry::Eval => walk.loss(),
+        Entry::Train | Entry::Eval => walk.loss(entry),
         Entry::Logits => walk.logits(),
     }
     if walk.errors.is_empty() { Ok(walk.b.finish()) } else { Err(walk.errors) }
@@ -110,6 +114,8 @@ pub(super) struct Walk<'a> {
     pub(super) b: Builder,
     /// Spec values to graph values, of the region being built.
     pub(super) values: BTreeMap<checked::ValueId, ValueId>,
+    /// Routings made in the region being built.
+    routings: BTreeMap<checked::ValueId, Routed>,
     /// Parameters as seen from the region being built.
     pub(super) params: BTreeMap<ParamId, ValueId>,
     path: Name,
@@ -119,6 +125,8 @@ pub(super) struct Walk<'a> {
     pub(super) random: Option<Random>,
     /// How often each path has drawn random numbers.
     sites: BTreeMap<String, u32>,
+    /// Auxiliary losses of the region being built: name in the log, value.
+    aux: Vec<(Name, ValueId)>,
     pub(super) errors: Vec<Diagnostic>,
 }
 
@@ -182,7 +190,7 @@ impl Walk<'_> {
         }
     }
 
-    fn loss(&mut self) {
+    fn loss(&mut self, entry: Entry) {
         let model = self.model;
         self.statements(&model.body);
         let loss = &model.loss;
@@ -206,10 +214,40 @@ impl Walk<'_> {
                 (self.b.reduce(ReduceOp::Sum, weighted, &axes), self.b.reduce(ReduceOp::Sum, weight, &axes))
             }
         };
+        let aux = std::mem::take(&mut self.aux);
+        let (sum, aux) = match entry {
+            Entry::Train => self.with_aux(sum, weight, aux),
+            Entry::Eval | Entry::Logits => (sum, aux),
+        };
         self.b.set_name(sum, "loss_sum");
         self.b.set_name(weight, "loss_weight");
         self.b.output(Output::Report("loss_sum".into()), sum);
         self.b.output(Output::Report("loss_weight".into()), weight);
+        for (name, value) in aux {
+            self.b.output(Output::Report(name), value);
+        }
+    }
+
+    /// Adds `weight · aux` to the loss sum for every auxiliary loss: the sum stays what is differentiated and accumulated,
+    /// and dividing it by the whole weight gives the mean loss plus the mean of aux over microbatches, each counted with
+    /// its weight. Returns the sum and the weighted terms.
+    fn with_aux(
+        &mut self,
+        mut sum: ValueId,
+        weight: ValueId,
+        aux: Vec<(Name, ValueId)>,
+    ) -> (ValueId, Vec<(Name, ValueId)>) {
+        let weighted: Vec<(Name, ValueId)> = aux
+            .into_iter()
+            .map(|(name, value)| {
+                let term = self.b.mul(value, weight);
+                (name, term)
+            })
+            .collect();
+        for (_, term) in &weighted {
+            sum = self.b.add(sum, *term);
+        }
+        (sum, weighted)
     }
 
     /// The hidden state at one position, then the head: no logits of other positions are computed.
@@ -235,6 +273,11 @@ impl Walk<'_> {
         for statement in body {
             match statement {
                 Statement::Let(l) => {
+                    if let ExprKind::Route(route) = &l.expr.kind {
+                        let routed = self.route(&l.expr, route);
+                        self.routings.insert(l.value, routed);
+                        continue;
+                    }
                     let value = self.expr(&l.expr);
                     if !matches!(l.expr.kind, ExprKind::Value(_) | ExprKind::Param(_)) {
                         self.b.set_name(value, &l.name);
@@ -242,8 +285,10 @@ impl Walk<'_> {
                     self.values.insert(l.value, value);
                 }
                 Statement::Aux(aux) => {
-                    let title = format!("the auxiliary loss `{}` can't be built yet", aux.path);
-                    self.fail(aux.span, title, &Type::scalar(DType::F32));
+                    let value = self.expr(&aux.expr);
+                    let name = Name::from(aux.log_name());
+                    self.b.set_name(value, name.rsplit('.').next().unwrap_or("aux"));
+                    self.aux.push((name, value));
                 }
             }
         }
@@ -333,6 +378,28 @@ impl Walk<'_> {
                 self.checked(e, &[x], |b, v| Ok(b.layer_norm(v[0], w, bias, &axis, *eps)?.0))
             }
             ExprKind::Attend(attend) => self.attend(e, attend),
+            // A routing is no tensor; the checker lets it stand only where `statements` takes it.
+            ExprKind::Route(route) => self.expr(&route.gates),
+            ExprKind::Dispatch(r, x) => {
+                let r = self.routings[r].clone();
+                self.made(e, &[x], |b, v| b.dispatch(v[0], &r, &ty))
+            }
+            ExprKind::Combine(r, h) => {
+                let r = self.routings[r].clone();
+                self.made(e, &[h], |b, v| b.combine(v[0], &r, &ty))
+            }
+            ExprKind::GroupedDot { routing, over, x, w } => {
+                let (r, over) = (self.routings[routing].clone(), Self::names(over));
+                self.checked(e, &[x, w], |b, v| b.dot_by_owner(v[0], v[1], &r, &over))
+            }
+            ExprKind::LoadBalance { routing, over, first } => {
+                let (r, over) = (self.routings[routing].clone(), Self::names(over));
+                self.made(e, &[], |b, _| b.load_balance(&r, &over, *first))
+            }
+            ExprKind::ZLoss(axis, x) => {
+                let axis = axis.name.as_str().into();
+                self.made(e, &[x], |b, v| b.z_loss(v[0], &axis))
+            }
             ExprKind::Call(instance, args) => {
                 let args: Vec<ValueId> = args.iter().map(|a| self.expr(a)).collect();
                 self.instance(instance, &args)
@@ -376,6 +443,28 @@ impl Walk<'_> {
                 self.b.broadcast(c, &ty)
             }
         }
+    }
+
+    fn route(&mut self, e: &Expr, route: &checked::Route) -> Routed {
+        let gates = self.expr(&route.gates);
+        let select = route.select.as_ref().map_or(gates, |s| self.expr(s));
+        self.at(e.span);
+        let routing = &route.routing;
+        let packing = match &routing.packing {
+            checked::Packing::Slots(slot) => routing::Places::Slots(self.axis(slot)),
+            checked::Packing::Rows { row, tile } => {
+                routing::Places::Rows { row: self.axis(row), tile: *tile }
+            }
+        };
+        self.b.route(RouteParts {
+            gates,
+            select,
+            tokens: routing.tokens.name.as_str().into(),
+            expert: routing.expert.name.as_str().into(),
+            k: route.k,
+            normalise: route.normalise,
+            places: packing,
+        })
     }
 
     /// Written out, then made whole again: what the score is made of joins its region however it is called.
@@ -485,6 +574,8 @@ impl Walk<'_> {
         let (body, values) = self.b.open(&args);
         let outer_params = self.params.clone();
         let outer_values = std::mem::take(&mut self.values);
+        let outer_routings = std::mem::take(&mut self.routings);
+        let outer_aux = std::mem::take(&mut self.aux);
         for (n, p) in stacked.iter().enumerate() {
             self.params.insert(*p, values[2 + n]);
         }
@@ -508,11 +599,13 @@ impl Walk<'_> {
         let mut inner = vec![values[1]];
         inner.extend(&values[first_invariant..first_invariant + invariants.len()]);
         let result = self.instance(&r.body, &inner);
-        // The carry keeps the order of axes it came in with.
-        self.b.close(vec![result]);
+        // The carry keeps the order of axes it came in with; auxiliary losses are sums over the iterations.
+        let aux = std::mem::replace(&mut self.aux, outer_aux);
+        self.b.close([result].into_iter().chain(aux.iter().map(|(_, value)| *value)).collect());
         self.params = outer_params;
         self.values = outer_values;
         self.random = outer_random;
+        self.routings = outer_routings;
         self.at(e.span);
         let l = Loop {
             axis,
@@ -524,7 +617,12 @@ impl Walk<'_> {
             stacked_outs: 0,
             body,
         };
-        self.b.repeat(l, &operands, "x")[0]
+        let results = self.b.repeat(l, &operands, "x");
+        for ((name, _), sum) in aux.into_iter().zip(&results[1..]) {
+            self.b.set_name(*sum, &format!("{}.sum", name.rsplit('.').next().unwrap_or("aux")));
+            self.aux.push((name, *sum));
+        }
+        results[0]
     }
 
     /// Whether the loop is the parameter's own next repeat (and not a tensor axis of the same name).
@@ -580,7 +678,19 @@ fn params_in(e: &Expr, into: &mut BTreeSet<ParamId>) {
         | ExprKind::Unary(_, x)
         | ExprKind::Rename(x, _)
         | ExprKind::Reduce(_, _, x)
-        | ExprKind::Softmax(_, x) => params_in(x, into),
+        | ExprKind::Softmax(_, x)
+        | ExprKind::ZLoss(_, x)
+        | ExprKind::Dispatch(_, x)
+        | ExprKind::Combine(_, x) => params_in(x, into),
+        ExprKind::LoadBalance { .. } => {}
+        ExprKind::GroupedDot { x, w, .. } => {
+            params_in(x, into);
+            params_in(w, into);
+        }
+        ExprKind::Route(r) => {
+            params_in(&r.gates, into);
+            r.select.iter().for_each(|x| params_in(x, into));
+        }
         ExprKind::Binary(_, x, y) | ExprKind::Compare(_, x, y) | ExprKind::Dot(_, x, y) => {
             params_in(x, into);
             params_in(y, into);
@@ -645,6 +755,8 @@ fn reduce(b: &mut Builder, op: checked::ReduceOp, x: ValueId, axes: &[Name]) -> 
         checked::ReduceOp::Sum => b.reduce(ReduceOp::Sum, x, axes),
         checked::ReduceOp::Max => b.reduce(ReduceOp::Max, x, axes),
         checked::ReduceOp::Min => b.reduce(ReduceOp::Min, x, axes),
+        // The batch may be cut into microbatches.
+        checked::ReduceOp::Mean if axes.iter().any(|a| a.as_str() == "batch") => b.counted_mean(x, axes),
         checked::ReduceOp::Mean => b.mean(x, axes),
     }
 }

@@ -14,12 +14,14 @@ pub mod composites;
 pub mod custom;
 mod custom_from_spec;
 pub mod from_spec;
+pub mod grouped;
 pub mod parse;
 pub mod passes;
 pub mod print;
 pub mod recognise;
 mod random;
 pub mod rewrite;
+pub mod routing;
 pub mod shape;
 mod spaces;
 pub mod verify;
@@ -399,16 +401,27 @@ pub enum Op {
         /// Contracted axes, in both operands.
         over: Vec<Name>,
     },
-    /// `gather table, ids along axis`: the table's element at ids; axes of both (other than `axis`) are shared.
+    /// `gather table, ids along axis`: the table's element at ids; axes of both (other than `axis`) are shared. An id
+    /// outside the axis gives 0.
     Gather {
         /// Looked-up axis of the table.
         axis: Name,
     },
     /// `scatter updates, ids along axis`: the transpose of `Gather`; a sum over all places with the same id. The result
-    /// type is given: `axis` with its size, and the axes of the table.
+    /// type is given: `axis` with its size, and the axes of the table. An id outside the axis is left out.
     ScatterAdd {
         /// Scattered axis of the result.
         axis: Name,
+    },
+    /// `y[i] = Σ x[j]` over `j ≤ i` along an axis (`j < i` when exclusive; `≥`, `>` in reverse), added in that order.
+    /// Source: Blelloch 1990, Prefix Sums and Their Applications, §1.1.
+    CumSum {
+        /// The axis summed along.
+        axis: Name,
+        /// Leaves out the element itself.
+        exclusive: bool,
+        /// Sums from the other end.
+        reverse: bool,
     },
     /// Turns pairs along an axis by a quarter: (a, b) → (−b, a). Its transpose is its negative.
     RotatePairs {
@@ -519,6 +532,26 @@ pub enum CompositeKind {
     LossHead(LossHead),
     /// A kernel of the user's own in the place of a block, or the gradient of one.
     Custom(Custom),
+    /// `grouped_dot x, w, owner -> y`: every row times the matrix of its owner. See [`grouped`] for axes and packing.
+    GroupedDot {
+        /// Axis of w that owners count.
+        group: Name,
+        /// Contracted axes, in x and w.
+        over: Vec<Name>,
+        /// Packed axis, in x and owner.
+        row: Name,
+        /// Aligned rows that share an owner.
+        tile: u64,
+    },
+    /// `grouped_outer a, b, owner -> y`: products of rows summed by owner. See [`grouped`].
+    GroupedOuter {
+        /// Axis of y that owners count.
+        group: Axis,
+        /// Packed axis.
+        row: Name,
+        /// Aligned rows that share an owner.
+        tile: u64,
+    },
 }
 
 /// Attributes of attention.
@@ -636,6 +669,8 @@ impl Graph {
                 | CompositeKind::Rope { .. }
                 | CompositeKind::CrossEntropy { .. }
                 | CompositeKind::LossHead(_)
+                | CompositeKind::GroupedDot { .. }
+                | CompositeKind::GroupedOuter { .. }
                 | CompositeKind::Custom(_) => vec![c.meaning],
             },
             Op::Update(u) => vec![u.body],
@@ -656,6 +691,7 @@ impl Graph {
             | Op::Dot { .. }
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
+            | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. } => Vec::new(),
         }
@@ -679,6 +715,7 @@ impl Op {
             | Op::Dot { .. }
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
+            | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
             | Op::Loop(_)
@@ -721,6 +758,7 @@ impl Op {
             | Op::Dot { .. }
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
+            | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
             | Op::Loop(_)

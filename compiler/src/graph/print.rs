@@ -351,6 +351,11 @@ impl Printer<'_> {
             Op::Reduce { axes, .. } => format!("{plain} over {}", words(axes)),
             Op::Dot { over } if over.is_empty() => plain,
             Op::Dot { over } => format!("{plain} over {}", words(over)),
+            Op::CumSum { axis, exclusive, reverse } => {
+                let exclusive = if *exclusive { " exclusive" } else { "" };
+                let reverse = if *reverse { " reverse" } else { "" };
+                format!("{plain} along {}{exclusive}{reverse}", word(axis))
+            }
             Op::Gather { axis } | Op::ScatterAdd { axis } => format!("{plain} along {}", word(axis)),
             Op::RotatePairs { axis, pairs } => format!("{plain} along {} {}", word(axis), pairs_name(*pairs)),
             Op::Loop(l) => loop_text(l),
@@ -395,6 +400,12 @@ fn composite_text(c: &Composite) -> String {
             let arguments: Vec<String> = k.arguments.iter().map(argument).collect();
             let (file, function) = (quoted(&k.file), word(&k.function));
             format!("{name} {file} {function} {} source {}", arguments.join(", "), quoted(&k.source))
+        }
+        CompositeKind::GroupedDot { group, over, row, tile } => {
+            format!("{name} along {} rows {} tile={tile} over {}", word(group), word(row), words(over))
+        }
+        CompositeKind::GroupedOuter { group, row, tile } => {
+            format!("{name} along {}={} rows {} tile={tile}", word(&group.name), group.size, word(row))
         }
     }
 }

@@ -146,6 +146,13 @@ pub fn infer(graph: &Graph, op: &Op, operands: &[ValueId], given: Option<&Type>)
                 ))
             }
         }
+        Op::CumSum { axis, .. } => {
+            arity(1)?;
+            match types[0].has(axis) {
+                true => agree(given, types[0].clone(), op),
+                false => fail(format!("{} has no axis {axis} to sum along", show(types[0]))),
+            }
+        }
         Op::RotatePairs { axis, .. } => {
             arity(1)?;
             match types[0].size_of(axis) {
@@ -210,6 +217,7 @@ pub fn op_name(op: &Op) -> String {
         Op::Dot { .. } => "dot".into(),
         Op::Gather { .. } => "gather".into(),
         Op::ScatterAdd { .. } => "scatter_add".into(),
+        Op::CumSum { .. } => "cumsum".into(),
         Op::RotatePairs { .. } => "rotate_pairs".into(),
         Op::Transfer { to: Space::Device } => "to_device".into(),
         Op::Transfer { to: Space::Host } => "to_host".into(),
@@ -232,6 +240,8 @@ pub fn composite_name(kind: &super::CompositeKind) -> &'static str {
         K::AttentionGrad(_) => "attention_grad",
         K::LossHead(_) => "loss_head",
         K::Custom(_) => "custom",
+        K::GroupedDot { .. } => "grouped_dot",
+        K::GroupedOuter { .. } => "grouped_outer",
     }
 }
 

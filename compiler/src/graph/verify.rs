@@ -65,6 +65,7 @@ impl Stage {
                 CompositeKind::AttentionGrad(_) => self != Stage::Graph,
                 CompositeKind::LossHead(_) => graph,
                 CompositeKind::Custom(_) => true,
+                CompositeKind::GroupedDot { .. } | CompositeKind::GroupedOuter { .. } => true,
             },
             Op::Input { .. }
             | Op::Param { .. }
@@ -82,6 +83,7 @@ impl Stage {
             | Op::Dot { .. }
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
+            | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
             | Op::Loop(_) => true,
@@ -381,6 +383,7 @@ impl Verifier<'_> {
             | Op::Dot { .. }
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
+            | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. } => {}
         }
@@ -409,6 +412,7 @@ impl Verifier<'_> {
             | Op::Dot { .. }
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
+            | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
             | Op::Loop(_)
@@ -497,6 +501,7 @@ impl Verifier<'_> {
             | Op::Broadcast
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
+            | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. } => {}
         }
@@ -562,6 +567,9 @@ impl Verifier<'_> {
             CompositeKind::AttentionGrad(a) => (6..=usize::MAX, 3 + a.learned.len(), None),
             CompositeKind::LossHead(_) => (3..=4, 1, None),
             CompositeKind::Custom(k) => (1..=usize::MAX, k.arguments.len().saturating_sub(operands), None),
+            CompositeKind::GroupedDot { row, .. } | CompositeKind::GroupedOuter { row, .. } => {
+                (3..=3, 1, Some(row))
+            }
         };
         if !takes.contains(&operands) || results != gives {
             let name = op_name(&node.op);
@@ -585,6 +593,14 @@ impl Verifier<'_> {
                         let message = format!("chunks of {chunk} don't divide {axis} of {}", show(&first));
                         self.report(place, message);
                     }
+                }
+            }
+            CompositeKind::GroupedDot { row, tile, .. } | CompositeKind::GroupedOuter { row, tile, .. } => {
+                let owner = self.graph.ty(node.operands[2]).clone();
+                let divides = owner.size_of(row).is_some_and(|n| *tile > 0 && n.is_multiple_of(*tile));
+                if owner.dtype != DType::I32 || !divides {
+                    let message = format!("{} is no i32 in tiles of {tile} along {row}", show(&owner));
+                    self.report(place, message);
                 }
             }
             CompositeKind::Softmax { .. }
@@ -723,7 +739,7 @@ fn dtype_unfit(op: &Op, types: &[&Type]) -> Option<String> {
         },
         Op::Reduce { .. } => first != DType::Bool,
         // Partial sums are kept in the type of the result, so that type is wide.
-        Op::ScatterAdd { .. } => !matches!(first, DType::Bool | DType::Bf16),
+        Op::ScatterAdd { .. } | Op::CumSum { .. } => !matches!(first, DType::Bool | DType::Bf16),
         Op::Dot { .. } | Op::RotatePairs { .. } => is_float(first),
         Op::Compare(c) => matches!(c, CompareOp::Eq | CompareOp::Ne) || first != DType::Bool,
         Op::Select

@@ -285,7 +285,7 @@ pub(super) fn dot<N: Number>(ty: &Type, over: &[Name], a: &Array<N>, b: &Array<N
     Array::floats(Type::new(ty.dtype, order), out).viewed_as(ty)
 }
 
-/// An id outside the axis reads element 0, as the kernels do; data ids are checked when they are read.
+/// An id outside the axis gives 0.
 pub(super) fn gather<N: Number>(ty: &Type, axis: &Name, table: &Array<N>, ids: &Array<N>) -> Array<N> {
     let size = table.ty.size_of(axis).expect("checked by the shape rule") as i64;
     let along = table.stride(axis);
@@ -294,16 +294,59 @@ pub(super) fn gather<N: Number>(ty: &Type, axis: &Name, table: &Array<N>, ids: &
     let mut id = ids.into_iter();
     let mut place = |at: usize| {
         let id = id.next().expect("one id per element");
-        at + along * if (0..size).contains(&id) { id as usize } else { 0 }
+        (0..size).contains(&id).then(|| at + along * id as usize)
     };
     match &table.data {
         Data::Float(v) => {
-            let out = zip_offsets(ty, &strides, table.offset, |at| v[place(at)]);
+            let zero = N::given(ty.dtype, 0.0);
+            let out = zip_offsets(ty, &strides, table.offset, |at| place(at).map_or(zero, |at| v[at]));
             Array::floats(ty.clone(), out)
         }
         Data::Int(v) => {
-            let out = zip_offsets(ty, &strides, table.offset, |at| v[place(at)]);
+            let out = zip_offsets(ty, &strides, table.offset, |at| place(at).map_or(0, |at| v[at]));
             Array::ints(ty.clone(), out)
+        }
+    }
+}
+
+/// The sum of the elements before each along an axis, itself included or not.
+pub(super) fn cumsum<N: Number>(
+    ty: &Type,
+    axis: &Name,
+    exclusive: bool,
+    reverse: bool,
+    x: &Array<N>,
+) -> Array<N> {
+    let last = [ty.axes[ty.position(axis).expect("checked by the shape rule")].clone()];
+    let rest = ty.without(std::slice::from_ref(axis)).axes;
+    let order = Type::new(ty.dtype, [&rest[..], &last].concat());
+    let n = last[0].size as usize;
+    let places = |i: usize| if reverse { n - 1 - i } else { i };
+    match &x.data {
+        Data::Float(_) => {
+            let mut values = x.dense_floats(&order.axes);
+            for row in values.chunks_mut(n) {
+                let mut sum = N::empty();
+                for i in (0..n).map(places) {
+                    let x = row[i];
+                    let before = N::total(ty.dtype, sum);
+                    N::append(&mut sum, x);
+                    row[i] = if exclusive { before } else { N::total(ty.dtype, sum) };
+                }
+            }
+            Array::floats(order, values).viewed_as(ty)
+        }
+        Data::Int(_) => {
+            let mut values = x.dense_ints(&order.axes);
+            for row in values.chunks_mut(n) {
+                let mut sum = 0;
+                for i in (0..n).map(places) {
+                    let before = sum;
+                    sum = number::int_binary(ty.dtype, BinaryOp::Add, sum, row[i]);
+                    row[i] = if exclusive { before } else { sum };
+                }
+            }
+            Array::ints(order, values).viewed_as(ty)
         }
     }
 }

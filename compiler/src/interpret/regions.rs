@@ -79,6 +79,7 @@ impl<N: Number> Interpreter<'_, N> {
             Op::Reduce { op, .. } => ops::reduce(ty, *op, get(0)),
             Op::Dot { over } => ops::dot(ty, over, get(0), get(1)),
             Op::Gather { axis } => ops::gather(ty, axis, get(0), get(1)),
+            Op::CumSum { axis, exclusive, reverse } => ops::cumsum(ty, axis, *exclusive, *reverse, get(0)),
             Op::ScatterAdd { axis } => ops::scatter_add(ty, axis, get(0), get(1)),
             Op::RotatePairs { axis, pairs } => ops::rotate_pairs(ty, axis, *pairs, get(0)),
             Op::Transfer { .. } => get(0).clone(),

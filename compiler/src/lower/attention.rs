@@ -52,6 +52,7 @@ pub fn lower(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
         | Kind::Gemm { .. }
         | Kind::Gather { .. }
         | Kind::Scatter { .. }
+        | Kind::Scan { .. }
         | Kind::Attention { .. }
         | Kind::Custom { .. } => None,
     };

@@ -1,9 +1,9 @@
-//! Gathers and scatters.
+//! Gathers, scatters and running sums.
 
 use super::{Lowered, MadeKernel};
 use crate::fuse::{Fused, Group, Result, View};
 use crate::graph::{Axis, Name, Op, OpId};
-use mlc_codegen::program::{GatherSpec, KernelSpec, Operand, ScatterSpec};
+use mlc_codegen::program::{GatherSpec, KernelSpec, Operand, ScanSpec, ScatterSpec};
 
 fn looked_up(fused: &Fused, op: OpId) -> Name {
     match &fused.graph.op(op).op {
@@ -66,6 +66,31 @@ pub fn scatter(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
         ids: operand(fused, &mut made, &ids, &axes),
         out: operand(fused, &mut made, out, &axes),
         accumulate: write.accumulate,
+    });
+    Ok(Lowered { spec, views: made.views, indices: Vec::new(), flops: 0 })
+}
+
+/// Lowers a group of kind `Scan`: the summed axis comes last.
+///
+/// # Errors
+/// None at present; the signature is that of all kinds.
+pub fn scan(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
+    let node = fused.graph.op(op);
+    let (axis, exclusive, reverse) = match &node.op {
+        Op::CumSum { axis, exclusive, reverse } => (axis.clone(), *exclusive, *reverse),
+        _ => (Name::from(""), false, false),
+    };
+    let input = fused.views[&node.operands[0]].clone();
+    let out = &group.writes[0].view;
+    let mut axes = out.physical_order(fused.buffer(out.buffer));
+    axes.sort_by_key(|a| a.name == axis);
+    let mut made = MadeKernel::default();
+    let spec = KernelSpec::Scan(ScanSpec {
+        dims: axes.iter().map(|a| a.size).collect(),
+        exclusive,
+        reverse,
+        input: operand(fused, &mut made, &input, &axes),
+        out: operand(fused, &mut made, out, &axes),
     });
     Ok(Lowered { spec, views: made.views, indices: Vec::new(), flops: 0 })
 }

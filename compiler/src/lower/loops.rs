@@ -76,6 +76,7 @@ impl Space {
             | Kind::Gemm { .. }
             | Kind::Gather { .. }
             | Kind::Scatter { .. }
+            | Kind::Scan { .. }
             | Kind::Attention { .. }
             | Kind::AttentionGrad { .. }
             | Kind::Custom { .. } => {

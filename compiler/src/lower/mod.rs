@@ -99,6 +99,7 @@ pub fn lower_group(fused: &Fused, group: &Group) -> Result<Lowered> {
         Kind::Gemm { .. } => gemm::lower(fused, group),
         Kind::Gather { op } => lookup::gather(fused, group, *op),
         Kind::Scatter { op } => lookup::scatter(fused, group, *op),
+        Kind::Scan { op } => lookup::scan(fused, group, *op),
         Kind::Attention { op } | Kind::AttentionGrad { op, .. } => attention::lower(fused, group, *op),
         Kind::Custom { op } => custom::lower(fused, group, *op),
     }
@@ -266,6 +267,7 @@ fn operands_mut(spec: &mut KernelSpec) -> Vec<&mut mlc_codegen::program::Operand
         KernelSpec::Gather(s) => vec![&mut s.table, &mut s.ids, &mut s.out],
         KernelSpec::Scatter(s) => vec![&mut s.updates, &mut s.ids, &mut s.out],
         KernelSpec::Custom(s) => s.arguments.iter_mut().map(|a| &mut a.operand).collect(),
+        KernelSpec::Scan(s) => vec![&mut s.input, &mut s.out],
     }
 }
 

@@ -45,6 +45,7 @@ pub fn kernel_name(spec: &KernelSpec) -> String {
             format!("custom_{word}_{}", s.function)
         }
         KernelSpec::Scatter(s) => format!("scatter_{}_{}", sizes(&s.dims), dtype_name(s.out.dtype)),
+        KernelSpec::Scan(s) => format!("scan_{}_{}", sizes(&s.dims), dtype_name(s.out.dtype)),
     }
 }
 

@@ -319,6 +319,7 @@ impl<'f> Builder<'f> {
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
             | Op::Transfer { .. }
+            | Op::CumSum { .. }
             | Op::Loop(_)
             | Op::Composite(_)
             | Op::Update(_) => return refuse("this op is no scalar function"),

@@ -5,6 +5,7 @@ mod gather;
 mod gemm;
 mod map;
 mod rows;
+mod scan;
 mod scatter;
 
 use super::expand;

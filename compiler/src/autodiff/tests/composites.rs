@@ -2,6 +2,7 @@
 
 use super::{check, check_graph, param, param_in};
 use crate::graph::composites::AttentionParts;
+use crate::graph::grouped::Packing;
 use crate::graph::{
     Axis, BinaryOp, Bound, Builder, CompareOp, DType, LossHead, Name, Op, Output, Pairs, ReduceOp, RegionId,
     Type, UnaryOp, ValueId,
@@ -66,6 +67,40 @@ fn rope_goes_through_its_meaning() {
             b.rope(x, at, &"d".into(), 100.0, pairs).unwrap()
         });
     }
+}
+
+/// Owners of eight rows of two batches in tiles of two; the last rows of the second batch belong to no group of three.
+fn owners(b: &mut Builder) -> ValueId {
+    let (batch, row) = (b.index(&"batch".into(), 2), b.index(&"row".into(), 8));
+    let two = b.constant(DType::I32, 2.0);
+    let tile = b.div(row, two);
+    b.binary_union(BinaryOp::Add, batch, tile)
+}
+
+#[test]
+fn grouped_dot_has_its_derivative_in_grouped_products() {
+    let graph = check(|b| {
+        let x = param(b, "x", &[("batch", 2), ("row", 8), ("d", 3)]);
+        let w = param(b, "w", &[("expert", 3), ("d", 3), ("ff", 2)]);
+        let owner = owners(b);
+        let packing = Packing { row: "row".into(), tile: 2 };
+        b.grouped_dot(x, w, owner, &"expert".into(), &["d".into()], &packing).unwrap()
+    });
+    let text = crate::graph::print::print(&graph);
+    let count = |what: &str| text.matches(&format!("= {what} along expert")).count();
+    assert_eq!((count("grouped_dot"), count("grouped_outer")), (2, 1), "{text}");
+    assert_eq!(crate::graph::print::print(&crate::graph::parse::parse(&text).unwrap()), text);
+}
+
+#[test]
+fn grouped_outer_goes_through_its_meaning() {
+    check(|b| {
+        let x = param(b, "a", &[("batch", 2), ("row", 8), ("d", 3)]);
+        let y = param(b, "b", &[("batch", 2), ("row", 8), ("ff", 2)]);
+        let owner = owners(b);
+        let packing = Packing { row: "row".into(), tile: 2 };
+        b.grouped_outer(x, y, owner, &Axis::new("expert", 3), &packing).unwrap()
+    });
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Gradients against central differences and by the dot-product test, in f64.
 
+mod aux;
 mod composites;
 mod dropout;
 mod gradient;
 mod llama;
 mod loops;
+mod moe;
 mod ops;
 mod packed;
 mod precision;

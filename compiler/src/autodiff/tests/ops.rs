@@ -189,6 +189,30 @@ fn gather_scatters_and_scatter_gathers() {
 }
 
 #[test]
+fn ids_outside_the_axis_get_no_gradient() {
+    check(|b| {
+        let table = param(b, "table", &[("v", 4), ("d", 2)]);
+        let ids = ids(b, &[("s", 12)], 9);
+        let y = b.one(Op::Gather { axis: "v".into() }, &[table, ids], None, "y");
+        let y = b.mul(y, y);
+        let ty = Type::new(DType::F32, vec![Axis::new("v", 3), Axis::new("d", 2)]);
+        let z = b.one(Op::ScatterAdd { axis: "v".into() }, &[y, ids], Some(ty), "z");
+        b.mul(z, z)
+    });
+}
+
+#[test]
+fn cumsum_sums_back_from_the_other_end() {
+    for (exclusive, reverse) in [(false, false), (false, true), (true, false), (true, true)] {
+        check(|b| {
+            let x = param(b, "x", &[("s", 5), ("d", 3)]);
+            let y = b.cumsum(x, &"s".into(), exclusive, reverse);
+            b.mul(y, x)
+        });
+    }
+}
+
+#[test]
 fn rotate_pairs_turns_back() {
     for pairs in [Pairs::Half, Pairs::Interleaved] {
         check(|b| {

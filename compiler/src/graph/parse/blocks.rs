@@ -4,8 +4,8 @@ use super::{NESTING_MAX, Parser, Result, Token};
 use crate::graph::custom::{Argument, Custom};
 use crate::graph::shape::composite_name;
 use crate::graph::{
-    Attention, Bound, Composite, CompositeKind, Loop, LossHead, Name, Op, Origin, Region, RegionId, Type,
-    Update, ValueId,
+    Attention, Axis, Bound, Composite, CompositeKind, Loop, LossHead, Name, Op, Origin, Region, RegionId,
+    Type, Update, ValueId,
 };
 use std::collections::BTreeMap;
 
@@ -114,6 +114,19 @@ impl Parser {
             "attention" => CompositeKind::Attention(self.attention()?),
             "attention_grad" => CompositeKind::AttentionGrad(self.attention()?),
             "custom" => CompositeKind::Custom(self.custom()?),
+            "grouped_dot" => {
+                let group = self.along()?;
+                let (row, tile) = self.packing()?;
+                self.expect_word("over")?;
+                CompositeKind::GroupedDot { group, over: self.names("an axis")?, row, tile }
+            }
+            "grouped_outer" => {
+                let group = self.along()?;
+                self.expect("=")?;
+                let group = Axis::new(group, self.size("the number of groups")?);
+                let (row, tile) = self.packing()?;
+                CompositeKind::GroupedOuter { group, row, tile }
+            }
             _ => {
                 let vocab = self.along()?;
                 self.expect_word("over")?;
@@ -145,6 +158,14 @@ impl Parser {
         self.expect_word("source")?;
         let source = self.quoted("the kernel's text")?;
         Ok(Custom { file, source, function, arguments })
+    }
+
+    fn packing(&mut self) -> Result<(Name, u64)> {
+        self.expect_word("rows")?;
+        let row = self.name("the packed axis")?;
+        self.expect_word("tile")?;
+        self.expect("=")?;
+        Ok((row, self.size("the tile's rows")?))
     }
 
     fn chunks(&mut self) -> Result<Vec<(Name, u64)>> {

@@ -388,6 +388,11 @@ impl Parser {
             "dot" => Op::Dot { over: Vec::new() },
             "gather" => Op::Gather { axis: self.along()? },
             "scatter_add" => Op::ScatterAdd { axis: self.along()? },
+            "cumsum" => Op::CumSum {
+                axis: self.along()?,
+                exclusive: self.accept_word("exclusive"),
+                reverse: self.accept_word("reverse"),
+            },
             "rotate_pairs" => Op::RotatePairs { axis: self.along()?, pairs: self.pairs()? },
             _ => match element_op(mnemonic) {
                 Some(Op::Reduce { op, .. }) => {

@@ -7,7 +7,7 @@ pub(super) const DTYPES: [DType; 6] =
     [DType::F32, DType::F64, DType::Bf16, DType::I32, DType::I64, DType::Bool];
 
 /// Mnemonics of ops that open a block.
-pub(super) const BLOCKS: [&str; 11] = [
+pub(super) const BLOCKS: [&str; 13] = [
     "loop",
     "update",
     "softmax",
@@ -19,6 +19,8 @@ pub(super) const BLOCKS: [&str; 11] = [
     "attention_grad",
     "loss_head",
     "custom",
+    "grouped_dot",
+    "grouped_outer",
 ];
 
 /// Unary functions.

@@ -21,7 +21,9 @@ pub fn expand_composites(graph: Graph) -> Graph {
         | CompositeKind::LayerNorm { .. }
         | CompositeKind::Rope { .. }
         | CompositeKind::CrossEntropy { .. }
-        | CompositeKind::LossHead(_) => true,
+        | CompositeKind::LossHead(_)
+        | CompositeKind::GroupedDot { .. }
+        | CompositeKind::GroupedOuter { .. } => true,
     })
 }
 

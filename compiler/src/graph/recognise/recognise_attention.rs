@@ -347,6 +347,7 @@ fn is_elementwise(op: &Op) -> bool {
         | Op::Dot { .. }
         | Op::Gather { .. }
         | Op::ScatterAdd { .. }
+        | Op::CumSum { .. }
         | Op::RotatePairs { .. }
         | Op::Transfer { .. }
         | Op::Loop(_)
