@@ -42,6 +42,35 @@ fn llama70b_has_the_published_number_of_parameters() {
 }
 
 #[test]
+fn mixtures_of_experts_have_the_published_numbers_of_parameters() {
+    let count = |path: &str, sets: &[&str]| spec(path, sets).0.model.parameter_count();
+    assert_eq!(count("specs/mixtral.spec", &[]), 46_702_792_704);
+    // 1,142,890,168,320 without 129 norms of 8192 and 64 tables of 32 buckets for 64 heads.
+    assert_eq!(count("specs/glam.spec", &[]), 1_142_890_168_320 + 129 * 8192 + 64 * 32 * 64);
+    let small = ["Glam.d=768", "Glam.ff=3072", "Glam.pairs=6", "Glam.head=12", "Glam.hd=64"];
+    assert_eq!(count("specs/glam.spec", &small), 1_921_646_592 + 25 * 768 + 12 * 32 * 12);
+}
+
+#[test]
+fn mixtures_of_experts_compile() {
+    for (model, grouped) in [("mixtral", true), ("glam", false)] {
+        let (spec, sources) = spec(&format!("tests/models/{model}/{model}.spec"), &[]);
+        let mut graph = String::new();
+        let mut runner = Runner::viewing(Box::new(|at, entry, text| {
+            if at == "training" && entry == "train" {
+                graph = text;
+            }
+        }));
+        let compiled = compile(&spec, &sources, &Identity::default(), &mut runner).unwrap();
+        drop(runner);
+        let outputs = &compiled.program.info.entries[0].outputs;
+        assert!(outputs.iter().any(|o| o.name.ends_with("moe.balance")), "{model}: {outputs:?}");
+        assert_eq!(graph.contains("= grouped_dot along expert rows row tile=16"), grouped, "{model}");
+        assert_eq!(graph.contains("= grouped_outer along expert=4"), grouped, "{model}");
+    }
+}
+
+#[test]
 fn llama70b_graph_reads_as_recorded() {
     golden("llama70b", "graph", &text("graph", "specs/llama70b.spec", &[]));
 }

@@ -241,6 +241,14 @@ pub struct Aux {
     pub span: Span,
 }
 
+impl Aux {
+    /// The name in the log: the path without the iterations of repeats, whose sum is logged.
+    pub fn log_name(&self) -> String {
+        let segments: Vec<&str> = self.path.split('.').filter(|segment| !segment.starts_with('{')).collect();
+        segments.join(".")
+    }
+}
+
 /// The loss: Σ over `axes` of `value·weight`, divided by Σ over `axes` of `weight` (or by the number of elements).
 #[derive(Clone, Debug)]
 pub struct Loss {
@@ -411,6 +419,34 @@ pub enum ExprKind {
     },
     /// `std.Attend[query, key, head](q, k, v, …)`
     Attend(Box<Attend>),
+    /// `route[tokens, expert](gates, …)`; stands only as the whole of a `let`, whose value names the routing.
+    Route(Box<Route>),
+    /// `dispatch(x, r)`: to every place of the routing its token's slice of x, 0 to an empty one.
+    Dispatch(ValueId, Box<Expr>),
+    /// `combine(h, r)`: to every token the sum over its places of h times the place's weight.
+    Combine(ValueId, Box<Expr>),
+    /// `dot[axes](x, w, by = r)` of packed rows: each with the matrix of its expert.
+    GroupedDot {
+        /// The routing that packed the rows.
+        routing: ValueId,
+        /// Axes summed over.
+        over: Vec<Axis>,
+        /// Has the packed axis.
+        x: Box<Expr>,
+        /// Has the expert axis.
+        w: Box<Expr>,
+    },
+    /// `load_balance[axes](r, choices = all)`
+    LoadBalance {
+        /// The routing.
+        routing: ValueId,
+        /// Axes of the tokens it is taken over.
+        over: Vec<Axis>,
+        /// Counts the first choice of each token alone.
+        first: bool,
+    },
+    /// `z_loss[axis](x)`: (log Σ exp x)².
+    ZLoss(Axis, Box<Expr>),
     /// A block called; arguments in the order of `instance.args`.
     Call(Box<Instance>, Vec<Expr>),
     /// A block repeated.
@@ -463,6 +499,69 @@ pub struct Attend {
     pub mask: Option<Expr>,
     /// Real, added to the scores.
     pub bias: Option<Expr>,
+}
+
+/// Operands and options of `route`.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// What it makes.
+    pub routing: Routing,
+    /// Experts per token.
+    pub k: u64,
+    /// Weights are divided by their sum over the chosen experts.
+    pub normalise: bool,
+    /// Real, `[groups.., tokens, expert]`: the weight of an expert if it is chosen.
+    pub gates: Expr,
+    /// Experts with the largest of these are chosen; the gates if absent. The axes of the gates.
+    pub select: Option<Expr>,
+}
+
+/// Who goes where, as far as types are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Routing {
+    /// The axis tokens lie along.
+    pub tokens: Axis,
+    /// The axis of experts.
+    pub expert: Axis,
+    /// Other axes of the gates: tokens of one group compete for its places alone.
+    pub groups: Vec<Axis>,
+    /// The places.
+    pub packing: Packing,
+}
+
+/// The places tokens are put into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// As many slots for every expert; tokens beyond are dropped.
+    Slots(Axis),
+    /// Rows sorted by expert, each expert's part padded to whole tiles; nothing is dropped.
+    Rows {
+        /// The packed axis, long enough for every distribution of tokens.
+        row: Axis,
+        /// Rows of a tile, which one expert has to itself.
+        tile: u64,
+    },
+}
+
+impl Packing {
+    /// The axes it adds.
+    pub fn axes(&self) -> [&Axis; 1] {
+        match self {
+            Packing::Slots(axis) | Packing::Rows { row: axis, .. } => [axis],
+        }
+    }
+}
+
+impl Routing {
+    /// The axes that stand for the token's in a dispatched tensor, after the groups.
+    pub fn packed(&self) -> Vec<Axis> {
+        let mut axes = self.groups.clone();
+        if let Packing::Slots(_) = self.packing {
+            axes.push(self.expert.clone());
+        }
+        axes.extend(self.packing.axes().into_iter().cloned());
+        axes
+    }
 }
 
 /// Element-wise functions of one operand.

@@ -45,11 +45,11 @@ pub const FUNCTIONS: &[&str] = &[
     "dispatch",
     "combine",
     "load_balance",
+    "z_loss",
 ];
 
 /// Functions of the language that can't be built yet.
-const NOT_AVAILABLE: &[&str] =
-    &["route", "dispatch", "combine", "load_balance", "all_gather", "all_reduce"];
+const NOT_AVAILABLE: &[&str] = &["all_gather", "all_reduce"];
 
 impl Checker<'_> {
     /// A call of anything that is not a block.
@@ -101,6 +101,15 @@ impl Checker<'_> {
             "rms_norm" => self.rms_norm(scope, r, args, span),
             "layer_norm" => self.layer_norm(scope, r, args, span),
             "std.Attend" => self.attend(scope, r, args, span),
+            "route" => {
+                let title = "`route` stands alone in a statement";
+                self.error(codes::PLACE, title, r.path.span, "name it: `r = route[…](…)`");
+                None
+            }
+            "dispatch" => self.dispatch(scope, r, args, span),
+            "combine" => self.combine(scope, r, args, span),
+            "load_balance" => self.load_balance(scope, r, args, span),
+            "z_loss" => self.z_loss(scope, r, args, span),
             "weighted_mean" => {
                 let title = "`weighted_mean` stands only behind `loss`";
                 self.error(codes::PLACE, title, r.path.span, "not here");
@@ -347,12 +356,15 @@ impl Checker<'_> {
 
     pub(super) fn dot(&mut self, scope: &mut Scope, r: &Reference, args: &[Arg], span: Span) -> Option<Expr> {
         let axes = self.bracket_axes(scope, r, span);
-        let slots = self.bind(r, args, span, &["x", "y"], 2)?;
+        let slots = self.bind(r, args, span, &["x", "y", "by"], 2)?;
         let (x, y) = (self.expr(scope, slots[0]?, None), self.expr(scope, slots[1]?, None));
         let (axes, x, y) = (axes?, x?, y?);
         let (x, y) = (self.real_of(x)?, self.real_of(y)?);
         for axis in &axes {
             self.contracted(axis, r, &x, &y)?;
+        }
+        if let Some(by) = slots[2] {
+            return self.dot_by(scope, by, &axes, (x, y), span);
         }
         let axes_of = |e: &Expr| -> Vec<Axis> {
             e.ty.axes.iter().filter(|a| !axes.iter().any(|b| b.name == a.name)).cloned().collect()

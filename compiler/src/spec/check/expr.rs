@@ -135,6 +135,12 @@ impl Checker<'_> {
                 Binding::Value(id, ty) => Some(Expr { kind: ExprKind::Value(*id), ty: ty.clone(), span }),
                 Binding::Param(id, ty) => Some(Expr { kind: ExprKind::Param(*id), ty: ty.clone(), span }),
                 Binding::Const(value) => Some(constant(*value, span)),
+                Binding::Routing(..) => {
+                    let title = format!("`{name}` is a routing, not a tensor");
+                    let uses = "`dispatch`, `combine`, `load_balance` and `dot[…](…, by = …)` take one";
+                    self.error(codes::KIND, title, span, uses);
+                    None
+                }
                 Binding::Poison => None,
             };
         }

@@ -388,7 +388,14 @@ pub fn operands(e: &Expr) -> Vec<&Expr> {
         ExprKind::ToReal(x) | ExprKind::Unary(_, x) | ExprKind::Rename(x, _) | ExprKind::Reduce(_, _, x) => {
             vec![x]
         }
-        ExprKind::Softmax(_, x) | ExprKind::Dropout { x, .. } => vec![x],
+        ExprKind::Softmax(_, x)
+        | ExprKind::Dropout { x, .. }
+        | ExprKind::ZLoss(_, x)
+        | ExprKind::Dispatch(_, x)
+        | ExprKind::Combine(_, x) => vec![x],
+        ExprKind::GroupedDot { x, w, .. } => vec![x, w],
+        ExprKind::Route(r) => std::iter::once(&r.gates).chain(&r.select).collect(),
+        ExprKind::LoadBalance { .. } => vec![],
         ExprKind::Binary(_, a, b) | ExprKind::Compare(_, a, b) | ExprKind::Dot(_, a, b) => vec![a, b],
         ExprKind::Where(a, b, c) => vec![a, b, c],
         ExprKind::Gather { table, ids, .. } => vec![table, ids],

@@ -22,6 +22,7 @@ mod names;
 mod recursion;
 mod remat;
 mod repeat;
+mod routing;
 mod run;
 mod scope;
 mod sizes;

@@ -21,6 +21,23 @@ pub const MAX_TOTAL_DEPTH: usize = 192;
 /// Most expression nodes a model may expand to.
 pub const MAX_NODES: u64 = 200_000;
 
+/// What every step logs besides auxiliary losses.
+const LOGGED: [&str; 13] = [
+    "kind",
+    "step",
+    "loss",
+    "loss_bits",
+    "loss_sum",
+    "loss_weight",
+    "grad_norm",
+    "lr",
+    "seconds",
+    "tokens",
+    "tokens_per_s",
+    "gflops",
+    "bits_per_byte",
+];
+
 /// Sizes that the run gives.
 #[derive(Clone, Copy, Debug)]
 pub struct RunSizes {
@@ -45,6 +62,8 @@ pub struct Checker<'a> {
     pub(super) params: Vec<Param>,
     /// Repeats around the body being checked, outermost first.
     pub(super) repeats: Vec<RepeatDim>,
+    /// Names of auxiliary losses in the log, and where they stand.
+    aux_logged: BTreeMap<String, Span>,
     /// Names of values at the top of the model, for messages about closed blocks.
     pub(super) model_values: BTreeSet<String>,
     /// Nesting of instances.
@@ -76,6 +95,7 @@ impl<'a> Checker<'a> {
             consts: vec![],
             params: vec![],
             repeats: vec![],
+            aux_logged: BTreeMap::new(),
             model_values: BTreeSet::new(),
             depth: 0,
             expr_depth: 0,
@@ -229,6 +249,9 @@ impl<'a> Checker<'a> {
             },
             None => None,
         };
+        if let Some((r, args)) = Self::as_route(l) {
+            return self.route_statement(scope, l, r, args);
+        }
         let expr = self.expr(scope, &l.value, wanted.as_deref());
         let expr = match (expr, &wanted, &l.dims) {
             (Some(e), Some(axes), Some(dims)) => self.fit(e, axes, dims.span),
@@ -300,8 +323,32 @@ impl<'a> Checker<'a> {
             );
             return None;
         }
-        let e = self.real_of(e)?;
-        Some(Aux { path: scope.path_of(&b.name.name), expr: e, span: b.name.span })
+        let expr = self.real_of(e)?;
+        let aux = Aux { path: scope.path_of(&b.name.name), expr, span: b.name.span };
+        self.is_new_in_the_log(&aux).then_some(aux)
+    }
+
+    /// Every auxiliary loss is logged under a name of its own.
+    fn is_new_in_the_log(&mut self, aux: &Aux) -> bool {
+        let name = aux.log_name();
+        if LOGGED.contains(&name.as_str()) {
+            let title = format!("every step logs `{name}` already");
+            self.error(codes::DUPLICATE, title, aux.span, "give the auxiliary loss another name");
+            return false;
+        }
+        match self.aux_logged.insert(name.clone(), aux.span) {
+            None => true,
+            Some(first) => {
+                let title = format!("two auxiliary losses are logged as `{name}`");
+                self.report(
+                    Diagnostic::error(codes::DUPLICATE, title)
+                        .at(aux.span, "again here")
+                        .and(first, "first here")
+                        .help("give one another name, or the blocks they stand in different `@names`"),
+                );
+                false
+            }
+        }
     }
 
     fn loss(&mut self, scope: &mut Scope, e: &AstExpr, span: Span) -> Option<Loss> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::spec::checked::{Axis, ParamId, Type, ValueId};
+use crate::spec::checked::{Axis, ParamId, Routing, Type, ValueId};
 use crate::spec::source::Span;
 
 /// What a name stands for.
@@ -12,6 +12,8 @@ pub enum Binding {
     Value(ValueId, Type),
     /// A parameter.
     Param(ParamId, Type),
+    /// What `route` made.
+    Routing(ValueId, Routing),
     /// A constant argument.
     Const(f64),
     /// A name whose definition has an error; uses of it stay silent.

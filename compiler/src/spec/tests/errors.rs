@@ -78,6 +78,13 @@ macro_rules! golden {
 
 const LOSS: &str = "loss mean[b](sum[n](x))";
 
+/// Statements that make `z` from tokens x and gates g.
+fn routed(statements: &str) -> String {
+    format!(
+        "spec 1\nmodel M {{\nsize batch = 2, s = 6, e = 4, n = 3, m = 5\ninput x[batch, s, n]\ninput g[batch, s, e]\ninput y[m]\n{statements}\nloss mean[batch, s](sum[n](z) + sum[m](y))\n}}\n"
+    )
+}
+
 golden! {
     // ---- syntax and limits
     syntax_error: "E0101", "spec 1\nmodel M {\n    size d = = 4\n}\n";
@@ -110,6 +117,8 @@ golden! {
     unknown_function: "E0201", model("loss mean[b](sum[n](sigmiod(x)))");
     blocks_are_closed: "E0201", model("block F(x[b, n]) -> [b, n] {\n    x * y\n}\nloss mean[b, n](F(x))");
     duplicate_definition: "E0202", model(&format!("z = x\nz = x * 2\n{LOSS}"));
+    aux_twice: "E0202", model(&format!("block F(x[b, n]) -> [b, n] {{\n    aux extent = mean[b, n](x)\n    aux extent = mean[b, n](x * x)\n    x\n}}\nz = F(x)\n{LOSS}"));
+    aux_logged_already: "E0202", model(&format!("aux lr = mean[b, n](x)\n{LOSS}"));
     duplicate_instance: "E0202", model("block F(x[b, n]) -> [b, n] {\n    param w[n] = ones\n    x * w\n}\nloss mean[b, n](F(F(x)))");
     unused_size: "E0203", "spec 1\nmodel M {\n    size b = 4, bb = 8\n    input x[b]\n    loss mean[b](x)\n}\n";
     block_recursion: "E0204", model("block F(x[b, n]) -> [b, n] {\n    G(x)\n}\nblock G(x[b, n]) -> [b, n] {\n    F(x) + 1\n}\nloss mean[b, n](F(x))");
@@ -163,7 +172,6 @@ golden! {
     precision_word: "E0402", train("    precision = bf61");
     pack_without_use: "E0205", train("    pack = documents(end = 0)");
     pack_without_end: "E0403", train("    pack = documents");
-    aux_not_available: "E0207", with_run("aux small = mean[batch, seq](x)\nloss mean[batch, seq](x)", "");
     missing_key: "E0403", run("train { steps = 1, batch = 1, seq = 16, data = synthetic() }\n");
     dropout_rate: "E0404", model("loss mean[b, n](dropout(x, 1.5))");
     value_range: "E0404", train("    eval = { data = synthetic(), batches = 0 }");
@@ -176,6 +184,19 @@ golden! {
     axis_indivisible: "E0409", run("mesh { tensor = 3 }\nshard {\n    ff -> tensor\n    d -> none\n}\n");
     mesh_axis_twice: "E0411", run("mesh { tensor = 2 }\nshard {\n    ff, d -> tensor\n    vocab -> none\n}\n");
     mesh_axis_unknown: "E0201", run("mesh { tensor = 2 }\nshard {\n    ff -> tenser\n}\n");
+    // ---- mixture of experts
+    route_axis_missing: "E0301", routed("r = route[s, n](g, k = 2)\nz = combine(dispatch(x, r), r)");
+    route_one_axis: "E0205", routed("r = route[e](g)\nz = combine(dispatch(x, r), r)");
+    route_too_many_choices: "E0404", routed("r = route[s, e](g, k = 5)\nz = combine(dispatch(x, r), r)");
+    route_capacity: "E0404", routed("r = route[s, e](g, k = 2, capacity = 0)\nz = combine(dispatch(x, r), r)");
+    route_as_value: "E0206", routed("r = route[s, e](g)\nz = x * r");
+    route_inside_expression: "E0108", routed("z = x * sum[e](route[s, e](g))");
+    route_expected: "E0206", routed("r = route[s, e](g)\nz = combine(dispatch(x, g), r)");
+    route_of_the_batch: "E0205", routed("r = route[batch, e](g)\nz = combine(dispatch(x, r), r)");
+    route_row_is_a_size: "E0302", routed("r = route[s, e](g)\nh = dispatch(x, r)\nt[row] = index[row]\nr2 = route[s, e](g, k = 2, tile = 4)\nz = combine(h, r)");
+    combine_before_dispatch: "E0301", routed("r = route[s, e](g, k = 2, capacity = 1)\nz = combine(x, r)");
+    dot_by_without_experts: "E0301", routed("param w[n -> m] = ones\nr = route[s, e](g)\nz = combine(dot[n](dispatch(x, r), w, by = r), r)");
+    load_balance_axis: "E0301", routed("r = route[s, e](g)\naux even = load_balance[n](r)\nz = combine(dispatch(x, r), r)");
     names_incomplete: "E0412", model("param w[n] = ones\nparam v[n] = ones\nloss mean[b, n](x * w * v)\nnames hf {\n    \"w\" <-> \"model.w\"\n}");
     names_twice: "E0413", model("param w[n] = ones\nloss mean[b, n](x * w)\nnames hf {\n    \"w\" <-> \"a\"\n    \"w\" <-> \"b\"\n}");
     names_layout: "E0413", model("param w[n -> m] = ones\nloss mean[b, m](dot[n](x, w))\nnames hf {\n    \"w\" <-> \"a\" as [m]\n}");
