@@ -1,7 +1,7 @@
 """The weights and tokens that mlc and PyTorch both start from, made without PyTorch.
 
-usage: inputs.py DIR [t2] [gqa]           writes DIR/MODEL.safetensors (f32) and DIR/MODEL.bin (u16 tokens)
-       inputs.py --checksum [t2] [gqa]    prints blake3 over names, values and tokens (needs the package blake3)
+usage: inputs.py DIR [MODEL..]            writes DIR/MODEL.safetensors (f32) and DIR/MODEL.bin (u16 tokens)
+       inputs.py --checksum [MODEL..]     prints blake3 over names, values and tokens (needs the package blake3)
 
 Weights carry mlc's logical names and lie in declared axis order: `wq[d -> kv, group, hd]` is stored [d, kv, group, hd], the
 transpose of a PyTorch Linear. Tokens are fixed records of seq + 1 ids, little-endian u16, no header; a step of `batch` sequences
@@ -25,6 +25,18 @@ MODELS = {
         pairs="half", tied=False, theta=1e4, eps=1e-5, steps=100,
         lr=3e-3, betas=(0.9, 0.95), adam_eps=1e-8, decay=0.1, decay_norms=False, clip=1.0, warmup=10, lr_end=3e-4,
     ),
+    # Mixture of experts without dropping, every layer: two of four experts, gates normalised over the chosen two.
+    "mixtral": dict(
+        layers=2, d=32, kv=2, group=2, hd=8, ff=48, vocab=256, seq=32, batch=4, records=200, expert=4, k=2,
+        pairs="half", tied=False, theta=1e4, eps=1e-5, steps=50, balance=0.02,
+        lr=3e-3, betas=(0.9, 0.95), adam_eps=1e-8, decay=0.1, decay_norms=False, clip=1.0, warmup=10, lr_end=3e-4,
+    ),
+    # Mixture of experts with capacity in every other layer (`layers` counts pairs), relative positions in buckets.
+    "glam": dict(
+        layers=2, d=32, kv=4, group=1, hd=8, ff=48, vocab=256, seq=32, batch=4, records=200, expert=8, k=2,
+        bucket=8, reach=24, capacity=2.0, tied=True, theta=1e4, eps=1e-6, steps=50, balance=0.01,
+        lr=3e-3, betas=(0.9, 0.95), adam_eps=1e-8, decay=0.1, decay_norms=False, clip=1.0, warmup=10, lr_end=3e-4,
+    ),
 }
 
 
@@ -34,18 +46,44 @@ def parameters(c):
     if c["group"] == 1:
         heads = [c["kv"], c["hd"]]
     kv_heads = [c["kv"], c["hd"]]
+    if "bucket" in c:
+        return glam_parameters(c, heads)
+    experts = [c["expert"]] if "expert" in c else []
     table = [("embed", [c["vocab"], d])]
     for i in range(c["layers"]):
         p = f"layer.{i}."
         table += [
             (p + "norm1.w", [d]), (p + "attn.wq", [d, *heads]), (p + "attn.wk", [d, *kv_heads]),
             (p + "attn.wv", [d, *kv_heads]), (p + "attn.wo", [*heads, d]), (p + "norm2.w", [d]),
-            (p + "mlp.gate", [d, ff]), (p + "mlp.down", [ff, d]), (p + "mlp.up", [d, ff]),
+        ]
+        mlp = p + ("moe." if experts else "mlp.")
+        if experts:
+            table += [(mlp + "router", [d, *experts])]
+        table += [
+            (mlp + "gate", [*experts, d, ff]), (mlp + "down", [*experts, ff, d]), (mlp + "up", [*experts, d, ff]),
         ]
     table += [("norm.w", [d])]
     if not c["tied"]:
         table += [("head", [d, c["vocab"]])]
     return table
+
+
+def glam_parameters(c, heads):
+    """As `parameters`, of pairs of a dense layer and one of experts."""
+    d, ff, experts = c["d"], c["ff"], c["expert"]
+    table = [("embed", [c["vocab"], d])]
+    for i in range(c["layers"]):
+        p = f"pair.{i}."
+        for attn, norm in (("attn1.", "norm1.w"), ("attn2.", "norm3.w")):
+            table += [(p + norm, [d])]
+            table += [(p + attn + w, [d, *heads]) for w in ("wq", "wk", "wv")]
+            table += [(p + attn + "wo", [*heads, d]), (p + attn + "rel", [c["bucket"], c["kv"]])]
+        table += [
+            (p + "norm2.w", [d]), (p + "mlp.gate", [d, ff]), (p + "mlp.down", [ff, d]), (p + "mlp.up", [d, ff]),
+            (p + "norm4.w", [d]), (p + "moe.router", [d, experts]),
+            (p + "moe.down", [experts, ff, d]), (p + "moe.up", [experts, d, ff]),
+        ]
+    return table + [("norm.w", [d])]
 
 
 def t2(c):
@@ -84,7 +122,8 @@ def gqa(c):
     """Uniform weights on a dyadic grid, so that any language makes the same f32 bits, and tokens with two bits of surprise each.
 
     A weight is (u - 2^23) * 2^-23 * 2^-5 with u the top 24 bits of its own SplitMix64 output (standard deviation 0.018); output
-    projections are halved, norm gains are 1 plus that, rounded once. A token is 5 * previous + 17 + (0..3) modulo 256.
+    projections are halved, routers and tables of relative positions are 16 times that, so that they matter; norm gains are 1 plus
+    that, rounded once. A token is 5 * previous + 17 + (0..3) modulo 256.
     """
     table = parameters(c)
     total = sum(math.prod(shape) for _, shape in table)
@@ -99,6 +138,8 @@ def gqa(c):
             w = np.float32(1) + w
         elif name.endswith((".wo", ".down")):
             w = w * np.float32(0.5)
+        elif name.endswith((".router", ".rel")):
+            w = w * np.float32(16)
         weights[name] = np.ascontiguousarray(w)
     draws = splitmix64(21, c["records"] * (c["seq"] + 1)).reshape(c["records"], c["seq"] + 1)
     tokens = np.zeros(draws.shape, np.int64)
@@ -108,7 +149,7 @@ def gqa(c):
     return weights, tokens
 
 
-MAKERS = {"t2": t2, "gqa": gqa}
+MAKERS = {"t2": t2, "gqa": gqa, "mixtral": gqa, "glam": gqa}
 
 
 def write(name, directory):

@@ -1,6 +1,6 @@
 """Records what PyTorch computes, and JAX in bf16, with the versions that computed it.
 
-usage: record.py [t2] [gqa]      writes recorded/MODEL.json beside this file
+usage: record.py [MODEL..]      writes recorded/MODEL.json beside this file
 
 Losses are means in nats before each update, gradient norms are before clipping; both to full precision. Each run is a process of
 its own, because the number of threads is fixed when the libraries load.
@@ -26,6 +26,7 @@ RUNS = {
         ("bf16", 2, "fused", "native"), ("bf16", 2, "math", "native"), ("bf16", 2, "jax", "native"),
     ],
 }
+RUNS["mixtral"] = RUNS["glam"] = [run for run in RUNS["gqa"] if run[0] != "bf16"]
 
 
 def train(name, dtype, threads, attention, isa):
@@ -46,13 +47,15 @@ def train_torch(name, dtype, threads, attention):
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     import torch_llama
+    import torch_moe
 
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     backends = [SDPBackend.MATH] if attention == "math" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(backends):
         held_in = torch.float64 if dtype == "f64" else torch.float32
-        model = torch_llama.Llama(name, held_in, autocast=dtype == "bf16")
+        kind = dict(mixtral=torch_moe.Mixtral, glam=torch_moe.Glam).get(name, torch_llama.Llama)
+        model = kind(name, held_in, autocast=dtype == "bf16")
         return [model.step() for _ in range(model.c["steps"])]
 
 

@@ -35,6 +35,12 @@ pub struct Settings {
     pub records: usize,
     pub tied: bool,
     pub steps: usize,
+    /// Experts; 0 is none.
+    #[serde(default)]
+    pub expert: usize,
+    /// Buckets of relative positions; 0 is none.
+    #[serde(default)]
+    pub bucket: usize,
 }
 
 /// One recorded training.
@@ -79,11 +85,11 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// The inputs of `t2` or `gqa`.
+    /// The inputs of a model of `tests/parity/inputs.py`.
     pub fn new(model: &str, settings: &Settings) -> Inputs {
         match model {
             "t2" => t2(settings),
-            "gqa" => gqa(settings),
+            "gqa" | "mixtral" | "glam" => gqa(settings),
             other => panic!("no parity model is called {other}"),
         }
     }
@@ -127,24 +133,61 @@ fn parameters(c: &Settings) -> Vec<(String, Vec<usize>)> {
     let around = |before: &[usize], inner: &[usize], after: &[usize]| [before, inner, after].concat();
     let mut table = vec![("embed".to_string(), vec![c.vocab, c.d])];
     for i in 0..c.layers {
-        let rows: [(&str, Vec<usize>); 9] = [
+        if c.bucket > 0 {
+            table.extend(glam_pair(c, &format!("pair.{i}")));
+            continue;
+        }
+        let mut rows: Vec<(&str, Vec<usize>)> = vec![
             ("norm1.w", vec![c.d]),
             ("attn.wq", around(&[c.d], &heads, &[])),
             ("attn.wk", vec![c.d, c.kv, c.hd]),
             ("attn.wv", vec![c.d, c.kv, c.hd]),
             ("attn.wo", around(&[], &heads, &[c.d])),
             ("norm2.w", vec![c.d]),
-            ("mlp.gate", vec![c.d, c.ff]),
-            ("mlp.down", vec![c.ff, c.d]),
-            ("mlp.up", vec![c.d, c.ff]),
         ];
-        table.extend(rows.map(|(name, shape)| (format!("layer.{i}.{name}"), shape)));
+        rows.extend(match c.expert {
+            0 => vec![
+                ("mlp.gate", vec![c.d, c.ff]),
+                ("mlp.down", vec![c.ff, c.d]),
+                ("mlp.up", vec![c.d, c.ff]),
+            ],
+            n => vec![
+                ("moe.router", vec![c.d, n]),
+                ("moe.gate", vec![n, c.d, c.ff]),
+                ("moe.down", vec![n, c.ff, c.d]),
+                ("moe.up", vec![n, c.d, c.ff]),
+            ],
+        });
+        table.extend(rows.into_iter().map(|(name, shape)| (format!("layer.{i}.{name}"), shape)));
     }
     table.push(("norm.w".to_string(), vec![c.d]));
     if !c.tied {
         table.push(("head".to_string(), vec![c.d, c.vocab]));
     }
     table
+}
+
+/// A dense layer and one of experts.
+fn glam_pair(c: &Settings, path: &str) -> Vec<(String, Vec<usize>)> {
+    let mut rows = Vec::new();
+    for (attn, norm) in [("attn1", "norm1.w"), ("attn2", "norm3.w")] {
+        rows.push((norm.to_string(), vec![c.d]));
+        rows.extend(["wq", "wk", "wv"].map(|w| (format!("{attn}.{w}"), vec![c.d, c.kv, c.hd])));
+        rows.push((format!("{attn}.wo"), vec![c.kv, c.hd, c.d]));
+        rows.push((format!("{attn}.rel"), vec![c.bucket, c.kv]));
+    }
+    let rest = [
+        ("norm2.w", vec![c.d]),
+        ("mlp.gate", vec![c.d, c.ff]),
+        ("mlp.down", vec![c.ff, c.d]),
+        ("mlp.up", vec![c.d, c.ff]),
+        ("norm4.w", vec![c.d]),
+        ("moe.router", vec![c.d, c.expert]),
+        ("moe.down", vec![c.expert, c.ff, c.d]),
+        ("moe.up", vec![c.expert, c.d, c.ff]),
+    ];
+    rows.extend(rest.map(|(name, shape)| (name.to_string(), shape)));
+    rows.into_iter().map(|(name, shape)| (format!("{path}.{name}"), shape)).collect()
 }
 
 fn is_output_projection(name: &str) -> bool {
@@ -185,7 +228,7 @@ fn splitmix64(seed: u64, n: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Uniform weights on a dyadic grid, exact in f32, and tokens with two bits of surprise each.
+/// Uniform weights on a dyadic grid, exact in f32 (routers and tables of relative positions larger, to matter), and tokens with two bits of surprise each.
 fn gqa(c: &Settings) -> Inputs {
     let mut weights = BTreeMap::new();
     let mut drawn = 0;
@@ -195,9 +238,11 @@ fn gqa(c: &Settings) -> Inputs {
             drawn += 1;
             let centred = (splitmix64(20, drawn) >> 40) as i64 - (1 << 23);
             let w = (centred as f64 * (2.0f64).powi(-28)) as f32;
+            let is_amplified = name.ends_with(".router") || name.ends_with(".rel");
             match (name.ends_with(".w"), is_output_projection(&name)) {
                 (true, _) => 1.0 + w,
                 (_, true) => 0.5 * w,
+                (false, false) if is_amplified => 16.0 * w,
                 (false, false) => w,
             }
         });

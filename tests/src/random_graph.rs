@@ -205,7 +205,7 @@ impl Generator {
     /// One op, or `None` if the drawn one does not fit the drawn operands.
     fn one_op(&mut self, scope: &mut Vec<Float>) -> Option<Float> {
         let x = self.any(scope);
-        match self.random.below(27) {
+        match self.random.below(28) {
             0..=3 => Some(self.unary(x)),
             4..=8 => self.binary(x, scope),
             9 => self.select(x, scope),
@@ -215,11 +215,11 @@ impl Generator {
             16 => self.gather(x),
             17 => self.scatter(x),
             18 => self.rotate(x),
-            24 => self.cumsum(x),
             19..=21 => self.composite(x, scope),
             22 => Some(self.dropout(x)),
             23 => self.integers(x),
             24 => self.in_bf16(x, scope),
+            25 => self.cumsum(x),
             _ => self.repeat(x, scope),
         }
     }

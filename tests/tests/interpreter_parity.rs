@@ -6,11 +6,11 @@ use mlc_tests::training::Training;
 
 /// Both sides round at 1e-16 and follow the same equations; 1e-9 leaves room for a hundred steps to amplify that and none for
 /// another epsilon, schedule or clipping rule.
-#[test]
-fn gqa_in_f64_is_pytorchs_within_1e_9_for_100_steps() {
-    let record = Record::read("gqa");
+fn is_pytorchs_within_1e_9(model: &str) {
+    let record = Record::read(model);
     let exact = record.exact();
-    let mut training = Training::new("tests/models/gqa/gqa.spec", &Inputs::new("gqa", &record.settings));
+    let spec = format!("tests/models/{model}/{model}.spec");
+    let mut training = Training::new(&spec, &Inputs::new(model, &record.settings));
     let (mut worst_loss, mut worst_norm) = (0.0, 0.0);
     for (step, (loss, norm)) in exact.loss.iter().zip(&exact.grad_norm).enumerate() {
         let (our_loss, our_norm) = training.step(Mode::F64);
@@ -20,7 +20,22 @@ fn gqa_in_f64_is_pytorchs_within_1e_9_for_100_steps() {
         assert!(worst_norm <= 1e-9, "step {step}: gradient norm {our_norm}, PyTorch {norm}");
     }
     println!(
-        "{} steps: losses within {worst_loss:.1e}, gradient norms within {worst_norm:.1e}",
+        "{model}, {} steps: losses within {worst_loss:.1e}, gradient norms within {worst_norm:.1e}",
         exact.loss.len()
     );
+}
+
+#[test]
+fn gqa_in_f64_is_pytorchs_within_1e_9_for_100_steps() {
+    is_pytorchs_within_1e_9("gqa");
+}
+
+#[test]
+fn mixtral_in_f64_is_pytorchs_within_1e_9_for_50_steps() {
+    is_pytorchs_within_1e_9("mixtral");
+}
+
+#[test]
+fn glam_in_f64_is_pytorchs_within_1e_9_for_50_steps() {
+    is_pytorchs_within_1e_9("glam");
 }

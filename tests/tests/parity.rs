@@ -34,12 +34,27 @@ fn t2_losses_are_pytorchs_within_2e_5() {
     }
 }
 
-#[test]
-fn gqa_losses_are_as_near_to_exact_as_twice_pytorchs() {
-    let record = Record::read("gqa");
+/// The losses of a compiled training are no farther from PyTorch's f64 than twice what PyTorch's own f32 is.
+fn are_as_near_to_exact_as_twice_pytorchs(model: &str) {
+    let record = Record::read(model);
     let exact = &record.exact().loss;
     let allowed = 2.0 * record.f32_runs().map(|run| distance(&run.loss, exact)).fold(0.0, f64::max);
-    let off = distance(&losses("gqa", &record), exact);
-    println!("gqa f32: {off:.2e} from f64, {allowed:.2e} allowed");
+    let off = distance(&losses(model, &record), exact);
+    println!("{model} f32: {off:.2e} from f64, {allowed:.2e} allowed");
     assert!(off <= allowed, "{off:.2e} from PyTorch's f64, {allowed:.2e} allowed");
+}
+
+#[test]
+fn gqa_losses_are_as_near_to_exact_as_twice_pytorchs() {
+    are_as_near_to_exact_as_twice_pytorchs("gqa");
+}
+
+#[test]
+fn mixtral_losses_are_as_near_to_exact_as_twice_pytorchs() {
+    are_as_near_to_exact_as_twice_pytorchs("mixtral");
+}
+
+#[test]
+fn glam_losses_are_as_near_to_exact_as_twice_pytorchs() {
+    are_as_near_to_exact_as_twice_pytorchs("glam");
 }
