@@ -642,6 +642,7 @@ impl Assign {
                 | Kind::Fill
                 | Kind::Gather { .. }
                 | Kind::Scatter { .. }
+                | Kind::Scan { .. }
                 | Kind::Attention { .. }
                 | Kind::AttentionGrad { .. }
                 | Kind::Custom { .. } => {}

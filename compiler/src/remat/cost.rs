@@ -22,6 +22,16 @@ pub fn product_flops(graph: &Graph, op: OpId) -> u64 {
                 // Every product of the meaning runs over all pairs of positions.
                 region_flops(graph, c.meaning) / (n_q * n_k) * pairs(a, n_q, n_k)
             }
+            // Every row meets one group's matrix, whatever the meaning computes.
+            CompositeKind::GroupedDot { over, .. } => {
+                let left = graph.ty(node.operands[0]);
+                let summed: u64 = over.iter().filter_map(|axis| left.size_of(axis)).product();
+                2 * summed * graph.ty(node.results[0]).numel()
+            }
+            CompositeKind::GroupedOuter { .. } => {
+                let [a, b, owner] = [0, 1, 2].map(|i| graph.ty(node.operands[i]).numel());
+                2 * a * (b / owner)
+            }
             CompositeKind::Softmax { .. }
             | CompositeKind::RmsNorm { .. }
             | CompositeKind::LayerNorm { .. }
@@ -46,6 +56,7 @@ pub fn product_flops(graph: &Graph, op: OpId) -> u64 {
         | Op::Reduce { .. }
         | Op::Gather { .. }
         | Op::ScatterAdd { .. }
+        | Op::CumSum { .. }
         | Op::RotatePairs { .. }
         | Op::Transfer { .. }
         | Op::Update(_) => 0,
