@@ -189,6 +189,7 @@ impl Apply<'_> {
             | Op::Rename { .. }
             | Op::Reduce { .. }
             | Op::ScatterAdd { .. }
+            | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
             | Op::Update(_) => {
@@ -263,7 +264,7 @@ impl Apply<'_> {
                 dtype == DType::F32 && self.precision.matmul != DType::F32
             }
             Op::Loop(l) => node.results[..l.carries].contains(&result),
-            Op::Gather { .. } | Op::ScatterAdd { .. } | Op::Transfer { .. } => false,
+            Op::Gather { .. } | Op::ScatterAdd { .. } | Op::CumSum { .. } | Op::Transfer { .. } => false,
             Op::Input { .. }
             | Op::Param { .. }
             | Op::State { .. }

@@ -80,6 +80,7 @@ impl Walk<'_> {
             Op::Dot { .. } if self.products => each_others(),
             Op::Composite(c) => match &c.kind {
                 CompositeKind::RmsNorm { .. } | CompositeKind::LayerNorm { .. } => some(&[0]),
+                CompositeKind::GroupedDot { .. } | CompositeKind::GroupedOuter { .. } => some(&[0, 1]),
                 CompositeKind::Custom(_) => node.operands.clone(),
                 CompositeKind::Attention(_) if self.products => some(&[0, 1, 2]),
                 CompositeKind::LossHead(_) if self.products => some(&[0, 1]),
@@ -108,6 +109,7 @@ impl Walk<'_> {
             | Op::Dot { .. }
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
+            | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
             | Op::Update(_) => Vec::new(),
