@@ -5,7 +5,7 @@ use crate::spec::checked::{
     self, Data, IterationRange, LayoutDim, Model, NamePart, NameRule, Param, Spec, Train,
 };
 use crate::spec::{Diagnostic, codes};
-use mlc_codegen::abi::{DataInfo, InputSource, NameRow, NameTable, RunInfo, ScalarInfo};
+use mlc_codegen::abi::{DataInfo, InputSource, NameRow, NameTable, RunInfo, ScalarInfo, SkipInfo};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -14,6 +14,8 @@ pub struct Metadata {
     pub run: RunInfo,
     /// External weight names.
     pub names: Vec<NameTable>,
+    /// Skipped steps.
+    pub skip: Option<SkipInfo>,
 }
 
 /// Gathers it, with a note for everything the runtime can't do yet.
@@ -21,7 +23,16 @@ pub fn metadata(spec: &Spec, train: &Train) -> (Metadata, Vec<Diagnostic>) {
     let mut notes = Vec::new();
     let names =
         spec.model.names.iter().filter_map(|table| name_table(&spec.model, table, &mut notes)).collect();
-    (Metadata { run: run_info(train, &mut notes), names }, notes)
+    let skip = train
+        .skip
+        .map(|skip| SkipInfo { stop_after: skip.stop_after, gradients: gradients(&spec.model, train) });
+    (Metadata { run: run_info(train, &mut notes), names, skip }, notes)
+}
+
+/// Paths of the parameters that are not frozen.
+fn gradients(model: &Model, train: &Train) -> Vec<String> {
+    let params = model.params.iter().zip(&train.frozen);
+    params.filter(|(_, frozen)| !**frozen).map(|(param, _)| param.path.clone()).collect()
 }
 
 /// Keys fixed at build time with their values: the model's sizes, and of the run all that are neither a run-time scalar of

@@ -7,6 +7,7 @@ use crate::autodiff::loss_head::chunk_loss_heads;
 use crate::graph::Graph;
 use crate::graph::passes::{
     eliminate_dead, expand_all_composites, expand_composites, fold_constants, share_common,
+    sink_updates,
 };
 use crate::graph::recognise::{
     recognise_attention, recognise_cross_entropy, recognise_loss_head, recognise_norms, recognise_softmax,
@@ -36,5 +37,6 @@ pub fn passes() -> &'static [(&'static str, Pass)] {
         ("recognise-softmax", |g| Ok(recognise_softmax(g.clone()))),
         ("recompute-residuals", |g| Ok(recompute_residuals(g.clone()))),
         ("share-common", |g| Ok(share_common(g.clone()))),
+        ("sink-updates", |g| Ok(sink_updates(g.clone()))),
     ]
 }

@@ -10,6 +10,7 @@ use crate::autodiff::{inference_step, training_step};
 use crate::check_kernels::{KernelCheck, checks_of};
 use crate::fuse;
 use crate::graph::from_spec::{Entry, from_spec, has_logits};
+use crate::graph::passes::sink_updates;
 use crate::graph::recognise::{near_misses, recognise};
 use crate::graph::verify::{Stage as Level, verify};
 use crate::graph::{Graph, print};
@@ -186,8 +187,11 @@ fn forward(
 }
 
 fn training(graph: Graph, config: &TrainConfig, runner: &mut Runner) -> Result<Graph> {
-    let graph =
-        runner.run("training", || training_step(graph, config).map_err(|e| unsupported(e.to_string())))?;
+    let step = || {
+        let step = training_step(graph, config).map_err(|e| unsupported(e.to_string()))?;
+        Ok(sink_updates(step))
+    };
+    let graph = runner.run("training", step)?;
     runner.graph("training", "train", &graph, Level::Training)?;
     Ok(graph)
 }
@@ -256,6 +260,7 @@ fn program_info(spec: &Spec, train: &Train, identity: &Identity) -> (ProgramInfo
         run: about.run,
         baked: Vec::new(),
         rebuild: identity.rebuild.clone(),
+        skip: about.skip,
     };
     (info, notes)
 }

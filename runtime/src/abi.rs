@@ -199,7 +199,7 @@ pub const SEED_KEYS: [&str; 2] = ["seed.low", "seed.high"];
 /// seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScalarInfo {
-    /// The spec key (`train.optimizer.lr`, `train.schedule.warmup`, …), or one of [`STEP_KEY`] and [`SEED_KEYS`], which the
+    /// The spec key (`train.optimizer.lr`, `train.schedule.warmup.steps`, …), or one of [`STEP_KEY`] and [`SEED_KEYS`], which the
     /// runtime writes.
     pub key: String,
     /// Always [`DType::F64`].
@@ -223,7 +223,7 @@ impl ScalarInfo {
 /// tensor. The buffer is row-major in `[layers] + shape`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TensorInfo {
-    /// Logical path: `embed`, or `layer.{i}.attn.wq` where `{i}` runs over `layers`. Optimizer states append `.m`, `.v`.
+    /// Logical path: `embed`, or `layer.{i}.attn.wq` where `{i}` runs over `layers`. Optimizer states append `.m`, `.v`, `.row`.
     pub path: String,
     /// What it is.
     pub role: TensorRole,
@@ -249,7 +249,7 @@ pub struct TensorInfo {
 pub enum TensorRole {
     /// A model parameter.
     Param,
-    /// Optimizer state of the named kind (`m`, `v`, `momentum`).
+    /// Optimizer state of the named kind (`m`, `v`, `momentum`, `row`, `column`).
     State(String),
 }
 
@@ -398,4 +398,17 @@ pub struct ProgramInfo {
     pub baked: Vec<(String, String)>,
     /// Command that builds this binary, to which `--set key=value` is appended in such an answer.
     pub rebuild: String,
+    /// What to do about skipped steps; `None` if none ever is.
+    pub skip: Option<SkipInfo>,
+}
+
+/// Steps that leave parameters and states as they are. The entry `train` then reports `skipped` (0 or 1) and `nonfinite`:
+/// the number of the first gradient that is not finite among those of [`SkipInfo::gradients`], where one that is stacked
+/// over layers counts once per layer; −1 if all are finite.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkipInfo {
+    /// So many in a row end the run.
+    pub stop_after: u64,
+    /// Paths of the parameters that have a gradient, in the order of the spec.
+    pub gradients: Vec<String>,
 }

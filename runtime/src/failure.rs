@@ -16,6 +16,8 @@ pub enum Exit {
     NotFinite = 3,
     /// This machine cannot run the binary, for want of CPU features or of memory: 4.
     Machine = 4,
+    /// Too many steps in a row were skipped: 5.
+    Skipped = 5,
     /// SIGTERM or SIGINT came; the step was finished and saved, and the same command line continues from there: 75
     /// (`EX_TEMPFAIL` of sysexits.h).
     Preempted = 75,

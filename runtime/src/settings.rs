@@ -88,6 +88,14 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// The value of a run-time scalar of the program, if it has it.
+    pub fn scalar(&self, info: &ProgramInfo, key: &str) -> Option<f64> {
+        let at = info.scalars.iter().position(|s| s.key == key)?;
+        self.scalars.get(at).copied()
+    }
+}
+
 /// A run-time key of the runtime itself.
 enum Key {
     Count(fn(&mut RunInfo) -> &mut u64),

@@ -37,6 +37,12 @@ MODELS = {
         bucket=8, reach=24, capacity=2.0, tied=True, theta=1e4, eps=1e-6, steps=50, balance=0.01,
         lr=3e-3, betas=(0.9, 0.95), adam_eps=1e-8, decay=0.1, decay_norms=False, clip=1.0, warmup=10, lr_end=3e-4,
     ),
+    # As gqa and smaller: what the optimizers are tried on. The optimizer's own settings are in record_optimizers.py.
+    "optimizers": dict(
+        layers=2, d=16, kv=2, group=2, hd=4, ff=24, vocab=256, seq=16, batch=2, records=40,
+        pairs="half", tied=False, theta=1e4, eps=1e-5, steps=20,
+        lr=6e-3, betas=(0.9, 0.95), adam_eps=1e-8, decay=0.0, decay_norms=True, clip=None, warmup=5, lr_end=6e-4,
+    ),
 }
 
 
@@ -149,7 +155,7 @@ def gqa(c):
     return weights, tokens
 
 
-MAKERS = {"t2": t2, "gqa": gqa, "mixtral": gqa, "glam": gqa}
+MAKERS = {"t2": t2, "gqa": gqa, "mixtral": gqa, "glam": gqa, "optimizers": gqa}
 
 
 def write(name, directory):

@@ -48,6 +48,8 @@ pub struct Settings {
 pub struct Run {
     /// `f32` or `f64`.
     pub dtype: String,
+    /// The optimizer, where the record has several.
+    pub optimizer: Option<String>,
     /// Threads of the process.
     pub threads: usize,
     /// Mean loss in nats before each update.
@@ -70,6 +72,12 @@ impl Record {
         self.runs.iter().find(|run| run.dtype == "f64").expect("every record holds an f64 run")
     }
 
+    /// The training by one of several optimizers.
+    pub fn by(&self, optimizer: &str, dtype: &str) -> &Run {
+        let found = self.runs.iter().find(|r| r.optimizer.as_deref() == Some(optimizer) && r.dtype == dtype);
+        found.unwrap_or_else(|| panic!("no {dtype} run by {optimizer} was recorded"))
+    }
+
     /// The f32 trainings, which differ in the order of their roundings alone.
     pub fn f32_runs(&self) -> impl Iterator<Item = &Run> {
         self.runs.iter().filter(|run| run.dtype == "f32")
@@ -89,7 +97,7 @@ impl Inputs {
     pub fn new(model: &str, settings: &Settings) -> Inputs {
         match model {
             "t2" => t2(settings),
-            "gqa" | "mixtral" | "glam" => gqa(settings),
+            "gqa" | "mixtral" | "glam" | "optimizers" => gqa(settings),
             other => panic!("no parity model is called {other}"),
         }
     }

@@ -28,9 +28,18 @@ impl Training {
     /// # Panics
     /// The spec has errors, or the weights are not those of its parameters.
     pub fn new(spec: &str, inputs: &Inputs) -> Training {
+        Training::with(spec, inputs, &[])
+    }
+
+    /// As [`Training::new`], with the overrides of `--set`.
+    ///
+    /// # Panics
+    /// As [`Training::new`].
+    pub fn with(spec: &str, inputs: &Inputs, sets: &[&str]) -> Training {
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
         let mut sources = SourceMap::new();
         let path = root().join(spec);
-        let (spec, _) = check(&mut sources, &FileLoader, &path.to_string_lossy(), &[])
+        let (spec, _) = check(&mut sources, &FileLoader, &path.to_string_lossy(), &sets)
             .unwrap_or_else(|errors| panic!("{}", diagnostic::render_all(&errors, &sources, false)));
         let train = spec.train.as_ref().expect("the spec trains");
         let forward = from_spec(&spec.model, Entry::Train, train.batch, &sources)

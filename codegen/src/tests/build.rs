@@ -95,6 +95,7 @@ fn program() -> Program {
         run,
         baked: vec![],
         rebuild: "mlc build six_rows.spec".into(),
+        skip: None,
     };
     let entries = vec![Entry { name: "train".to_string(), body: vec![outer] }];
     Program { info, kernels: vec![kernel()], entries, streams: 1 }

@@ -1,7 +1,8 @@
 //! What the training step needs to know besides the forward graph. Filled from the checked spec.
 
 use crate::graph::Name;
-use std::collections::BTreeMap;
+pub use crate::spec::checked::{Adafactor, DecayBy, Muon, MuonScale, Rule};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A number of the step: fixed at build time, or a run-time scalar with its value in the spec.
 #[derive(Clone, PartialEq, Debug)]
@@ -27,16 +28,27 @@ impl Number {
 /// Everything about training that shapes the graph of one step.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TrainConfig {
-    /// Update rule and its hyper-parameters.
+    /// Update rules and their hyper-parameters.
     pub optimizer: OptimizerConfig,
     /// Learning rate over time.
     pub schedule: Schedule,
     /// Largest global norm of the gradient; `None` never clips.
     pub clip: Option<Number>,
+    /// Steps that leave everything as it is; `None` skips none.
+    pub skip: Option<Skip>,
     /// Cut the batch into microbatches and accumulate; `None` takes it whole.
     pub microbatch: Option<Microbatch>,
     /// Element types by role.
     pub precision: super::precision::Precision,
+}
+
+/// Which steps leave parameters and states as they are.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Skip {
+    /// Those whose loss or gradient norm is infinite or not a number.
+    pub nonfinite: bool,
+    /// Those whose gradient norm, before clipping, is above this; one that is not a number is.
+    pub norm: Option<Number>,
 }
 
 /// Gradient accumulation.
@@ -48,76 +60,96 @@ pub struct Microbatch {
     pub size: u64,
 }
 
-/// An optimizer.
-#[derive(Clone, PartialEq, Debug)]
+/// How each parameter is updated.
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct OptimizerConfig {
-    /// Update rule.
-    pub rule: Rule,
-    /// Rates of every parameter by logical path (`layer.{i}.attn.wq`).
+    /// By logical path (`layer.{i}.attn.wq`): every parameter that is not frozen.
     pub rates: BTreeMap<Name, Rate>,
+    /// Parameters that stay as they are: no gradient, no state.
+    pub frozen: BTreeSet<Name>,
 }
 
-/// An update rule. Weight decay is decoupled in both: `p ← p·(1 − lr·decay)` before the step.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Rule {
-    /// Adam with decoupled weight decay and bias correction. Source: Loshchilov, Hutter 2019 (arXiv:1711.05101), alg. 2.
-    AdamW {
-        /// Decay of the first moment.
-        beta1: f64,
-        /// Decay of the second moment.
-        beta2: f64,
-        /// Added outside the root.
-        eps: f64,
-    },
-    /// `v ← momentum·v + g`, then a step by v, or by `g + momentum·v` in Nesterov's form.
-    Sgd {
-        /// 0 keeps no state.
-        momentum: f64,
-        /// Nesterov's form. Source: Sutskever et al. 2013, §2.
-        nesterov: bool,
-    },
-}
-
-/// Rates of one parameter.
+/// How one parameter is updated.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Rate {
+    /// Its rule.
+    pub rule: Rule,
     /// Multiplies the scheduled learning rate.
     pub lr_factor: f64,
-    /// Weight decay.
+    /// Weight decay λ.
     pub decay: Number,
+    /// What λ means.
+    pub decay_by: DecayBy,
+    /// The parameter as a matrix.
+    pub axes: MatrixAxes,
+}
+
+/// Axes of a parameter taken as a matrix: `[rows.. -> columns..]`. Axes in neither, those it is stacked over by a repeat,
+/// count matrices.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct MatrixAxes {
+    /// Before the arrow; without an arrow all but the last.
+    pub rows: Vec<Name>,
+    /// Behind the arrow; without an arrow the last, if there are two or more.
+    pub columns: Vec<Name>,
+}
+
+impl MatrixAxes {
+    /// Whether there are both rows and columns.
+    pub fn is_matrix(&self) -> bool {
+        !self.rows.is_empty() && !self.columns.is_empty()
+    }
+
+    /// Rows and columns.
+    pub fn all(&self) -> Vec<Name> {
+        [&self.rows[..], &self.columns[..]].concat()
+    }
 }
 
 /// The learning rate over time: pieces that follow each other from step 0; after the last its end value holds.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Schedule {
+    /// The rate the first piece starts from, or rises to.
+    pub peak: Number,
+    /// Where a piece without a length ends.
+    pub horizon: Number,
     /// At least one piece.
     pub pieces: Vec<Piece>,
 }
 
-/// A piece of a schedule. [`Shape`] gives the rate, with s the step from 0 and p = (s − begin)/(end − begin).
+/// A piece of a schedule. [`Shape`] gives the rate.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Piece {
     /// Its shape.
     pub shape: Shape,
-    /// First step.
-    pub begin: Number,
-    /// One past the last step.
-    pub end: Number,
-    /// Rate at `begin`.
-    pub from: Number,
-    /// Rate at `end`.
-    pub to: Number,
+    /// Steps; `None` lasts to the horizon.
+    pub length: Option<Number>,
 }
 
-/// Shapes of a schedule's piece.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Shapes of a schedule's piece, with s the step from 0, p = (s − begin)/(end − begin) and `from` the rate at which the
+/// piece before it ends.
+#[derive(Clone, PartialEq, Debug)]
 pub enum Shape {
     /// `from`.
     Constant,
-    /// `to · (s + 1 − begin)/(end − begin)`: the first step already moves.
+    /// `peak · (s + 1 − begin)/(end − begin)`: the first step already moves.
     Warmup,
     /// `from + (to − from)·p`.
-    Linear,
+    Linear {
+        /// The rate at the end.
+        to: Number,
+    },
     /// `to + (from − to)·(1 + cos πp)/2`. Source: Loshchilov, Hutter 2016 (arXiv:1608.03983), eq. 5, without restarts.
-    Cosine,
+    Cosine {
+        /// The rate at the end.
+        to: Number,
+    },
+    /// `to + (from − to)·(1 − √p)`. Source: Hägele et al. 2024 (arXiv:2405.18392), eq. 2.
+    Sqrt {
+        /// The rate at the end.
+        to: Number,
+    },
+    /// `from · √(n/(s + 1))` with n = max(begin, 1): after a warm-up of n steps it goes on from the peak. Source: Vaswani
+    /// et al. 2017 (arXiv:1706.03762), eq. 3.
+    InverseSqrt,
 }

@@ -16,14 +16,15 @@ use super::tape::{Tape, cotangent_type};
 use super::{AutodiffError, composites};
 use crate::graph::passes::share_common;
 use crate::graph::{Builder, Graph, Name, Op, OpId, Origin, Phase, ValueId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A graph with gradients in it.
 #[derive(Debug)]
 pub struct Differentiated {
     /// The forward graph with the backward ops behind it.
     pub graph: Graph,
-    /// One per parameter in graph order: its logical path, its value, its gradient: of the same type, f32 for bf16.
+    /// One per parameter that is not frozen, in graph order: its logical path, its value, its gradient: of the same type, f32
+    /// for bf16.
     pub gradients: Vec<Gradient>,
 }
 
@@ -43,6 +44,19 @@ pub struct Gradient {
 /// # Errors
 /// The result does not exist or is no scalar of a float type, or an op has no derivative.
 pub fn differentiate(graph: Graph, result: usize) -> Result<Differentiated, AutodiffError> {
+    differentiate_except(graph, result, &BTreeSet::new())
+}
+
+/// As [`differentiate`], with respect to the parameters that are not frozen. What only a frozen parameter's gradient
+/// would need is never made.
+///
+/// # Errors
+/// As for [`differentiate`].
+pub fn differentiate_except(
+    graph: Graph,
+    result: usize,
+    frozen: &BTreeSet<Name>,
+) -> Result<Differentiated, AutodiffError> {
     let loss =
         *graph.region(graph.body).results.get(result).ok_or_else(|| {
             AutodiffError::new(format!("the graph has no result {result} to differentiate"))
@@ -51,7 +65,8 @@ pub fn differentiate(graph: Graph, result: usize) -> Result<Differentiated, Auto
         let (name, ty) = (graph.value_name(loss), crate::graph::shape::show(graph.ty(loss)));
         return Err(AutodiffError::new(format!("the loss %{name} must be a scalar, it is {ty}")));
     }
-    let params = parameters(&graph);
+    let params: Vec<(Name, ValueId)> =
+        parameters(&graph).into_iter().filter(|(path, _)| !frozen.contains(path)).collect();
     let wanted: Vec<ValueId> = params.iter().map(|(_, v)| *v).collect();
     let (graph, gradients) = pullback(graph, &wanted, |b| {
         let loss = b.graph.region(b.graph.body).results[result];

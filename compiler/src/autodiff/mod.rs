@@ -20,8 +20,10 @@ mod optimizer;
 pub mod precision;
 mod rules;
 mod schedule;
+mod skip;
 mod tape;
 mod training_step;
+mod update_rules;
 
 pub use config::TrainConfig;
 pub use inference_step::inference_step;

@@ -6,13 +6,15 @@
 //! Scalars are computed in f64 and rounded once to the parameter's type, as `torch.optim` does with Python floats.
 
 use super::AutodiffError;
-use super::config::{Number, Rate, Rule, TrainConfig};
+use super::config::{Adafactor, DecayBy, MatrixAxes, Muon, MuonScale, Number, Rate, Rule, TrainConfig};
 use super::differentiate::Gradient;
 use super::schedule::{Scalars, learning_rate};
+use super::skip::{applies, first_nonfinite};
 use super::tape::cotangent_type;
+use super::update_rules::{Scalar, States, apply};
 use crate::graph::{
-    BinaryOp, Builder, CompareOp, DType, Graph, Name, Op, Origin, Output, Phase, Type, UnaryOp, Update,
-    ValueId,
+    BinaryOp, Builder, CompareOp, DType, Graph, Name, Op, Origin, Output, Phase, ReduceOp, Type, UnaryOp,
+    Update, ValueId,
 };
 
 /// Added to the norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does.
@@ -26,12 +28,13 @@ pub(super) struct LossAndGradients {
     pub loss_weight: ValueId,
     /// Auxiliary losses, summed over the batch as the loss is.
     pub auxiliary: Vec<(Output, ValueId)>,
-    /// Of the loss sum, one per parameter.
+    /// Of the loss sum, one per parameter that is updated.
     pub gradients: Vec<Gradient>,
 }
 
 /// Appends the update of every parameter and the step's reports: `loss`, `loss_sum`, `loss_weight`, `grad_norm`, `lr`, and
-/// the mean of each auxiliary loss.
+/// the mean of each auxiliary loss; where steps may be skipped also `skipped` (0 or 1) and `nonfinite` (see
+/// [`first_nonfinite`]).
 ///
 /// # Errors
 /// The schedule is empty or a parameter has no rate.
@@ -52,7 +55,8 @@ pub(super) fn append_update(
     let empty = b.one(Op::Compare(CompareOp::Eq), &[weight, none], None, "is_empty");
     let weight = b.one(Op::Select, &[empty, one, weight], None, "divisor");
     let per_weight = b.div(one, weight);
-    let norm = global_norm(&mut b, &loss.gradients, per_weight);
+    let squares = squares(&mut b, &loss.gradients, config)?;
+    let norm = global_norm(&mut b, &squares, per_weight);
     let scale = match &config.clip {
         None => per_weight,
         Some(clip) => {
@@ -79,22 +83,50 @@ pub(super) fn append_update(
         let mean = b.div(sum, weight);
         b.output(output.clone(), mean);
     }
-    let mut step = Step::new(&mut b, scalars, config.optimizer.rule, lr, scale);
+    let applies = config.skip.as_ref().map(|skip| {
+        let applies = applies(&mut b, &mut scalars, skip, mean, norm);
+        let one = b.constant(DType::F64, 1.0);
+        let skipped = b.sub(one, applies);
+        let nonfinite = first_nonfinite(&mut b, &loss.gradients, &squares);
+        b.output(Output::Report("skipped".into()), skipped);
+        b.output(Output::Report("nonfinite".into()), nonfinite);
+        applies
+    });
+    let peak = scalars.number(&mut b, &config.schedule.peak);
+    let mut step = Step { scalars, lr, peak, scale, applies, time: None, made: Vec::new() };
     for gradient in &loss.gradients {
-        let rate = config.optimizer.rates.get(&gradient.param).ok_or_else(|| {
-            AutodiffError::new(format!("the optimizer has no rate for parameter {}", gradient.param))
-        })?;
-        step.update(&mut b, gradient, rate);
+        step.update(&mut b, gradient, rate(config, gradient)?);
     }
     Ok(b.finish())
 }
 
-/// Euclidean norm over all gradients, of the mean loss.
-fn global_norm(b: &mut Builder, gradients: &[Gradient], per_weight: ValueId) -> ValueId {
-    let mut total: Option<ValueId> = None;
+fn rate<'a>(config: &'a TrainConfig, gradient: &Gradient) -> Result<&'a Rate, AutodiffError> {
+    config.optimizer.rates.get(&gradient.param).ok_or_else(|| {
+        AutodiffError::new(format!("the optimizer has no rate for parameter {}", gradient.param))
+    })
+}
+
+/// The sum of squares of every gradient, one scalar for each of the tensors it is stacked of, so that each sum can be made
+/// as soon as its layer's gradient is there.
+fn squares(
+    b: &mut Builder,
+    gradients: &[Gradient],
+    config: &TrainConfig,
+) -> Result<Vec<ValueId>, AutodiffError> {
+    let mut squares = Vec::new();
     for gradient in gradients {
+        let own = rate(config, gradient)?.axes.all();
         let square = b.mul(gradient.gradient, gradient.gradient);
-        let sum = b.sum_to(square, &Type::scalar(DType::F32));
+        squares.push(b.reduce(ReduceOp::Sum, square, &own));
+    }
+    Ok(squares)
+}
+
+/// Euclidean norm over all gradients, of the mean loss.
+fn global_norm(b: &mut Builder, squares: &[ValueId], per_weight: ValueId) -> ValueId {
+    let mut total: Option<ValueId> = None;
+    for square in squares {
+        let sum = b.sum_to(*square, &Type::scalar(DType::F32));
         let sum = b.cast(sum, DType::F64);
         total = Some(match total {
             None => sum,
@@ -121,35 +153,28 @@ fn clip_factor(b: &mut Builder, scalars: &mut Scalars, clip: &Number, norm: Valu
 /// What the updates of one step share.
 struct Step {
     scalars: Scalars,
-    rule: Rule,
     lr: ValueId,
+    /// The rate the schedule rises to, f64[].
+    peak: ValueId,
     /// Multiplies every gradient, f64[].
     scale: ValueId,
-    /// `(1 − β₁ᵗ, √(1 − β₂ᵗ))` of AdamW, f64[].
-    corrections: Option<(ValueId, ValueId)>,
-    /// Scalar operands by rate: parameters with equal rates share them.
-    made: Vec<(Rate, DType, Vec<ValueId>)>,
+    /// 1, or 0 for a step that is skipped, f64[]; `None` if none ever is.
+    applies: Option<ValueId>,
+    /// The number of the step from 1, f64[].
+    time: Option<ValueId>,
+    /// Scalar operands by what they depend on: parameters that agree share them.
+    made: Vec<Made>,
+}
+
+/// Scalar operands made for one kind of parameter.
+struct Made {
+    rate: Rate,
+    matrix: (u64, u64),
+    dtype: DType,
+    scalars: Vec<(Scalar, ValueId)>,
 }
 
 impl Step {
-    fn new(b: &mut Builder, mut scalars: Scalars, rule: Rule, lr: ValueId, scale: ValueId) -> Step {
-        let corrections = match rule {
-            Rule::Sgd { .. } => None,
-            Rule::AdamW { beta1, beta2, .. } => {
-                let step = scalars.step(b);
-                let one = b.constant(DType::F64, 1.0);
-                let t = b.add(step, one);
-                let [first, second] = [beta1, beta2].map(|beta| {
-                    let beta = b.constant(DType::F64, beta);
-                    let power = b.binary(BinaryOp::Pow, beta, t);
-                    b.sub(one, power)
-                });
-                Some((first, b.unary(UnaryOp::Sqrt, second)))
-            }
-        };
-        Step { scalars, rule, lr, scale, corrections, made: Vec::new() }
-    }
-
     /// One update op with its states, and the stores of its results.
     fn update(&mut self, b: &mut Builder, gradient: &Gradient, rate: &Rate) {
         let at_rest = b.ty(gradient.value).dtype;
@@ -161,27 +186,25 @@ impl Step {
         if let Some(line) = line {
             b.origin.line = line;
         }
-        let kinds: Vec<Name> = match self.rule {
-            Rule::AdamW { .. } => vec!["m".into(), "v".into()],
-            Rule::Sgd { momentum, .. } if momentum != 0.0 => vec!["momentum".into()],
-            Rule::Sgd { .. } => Vec::new(),
-        };
+        let states = States::of(rate, &ty);
         let mut operands = vec![gradient.value, gradient.gradient];
-        for kind in &kinds {
+        for (kind, ty) in &states.0 {
             let op = Op::State { param: gradient.param.clone(), kind: kind.clone() };
             operands.push(b.one(op, &[], Some(ty.clone()), &format!("{short}.{kind}")));
         }
-        operands.extend(self.scalar_operands(b, rate, ty.dtype));
+        let scalars = self.scalar_operands(b, rate, &ty);
+        operands.extend(scalars.iter().map(|(_, value)| *value));
         let args: Vec<(Name, Type)> =
             operands.iter().map(|v| (b.graph.value_name(*v).clone(), b.ty(*v).clone())).collect();
         let (_, mut args) = b.open(&args);
         args[0] = b.cast(args[0], ty.dtype);
-        let mut results = match self.rule {
-            Rule::AdamW { beta1, beta2, eps } => adamw(b, &args, beta1, beta2, eps),
-            Rule::Sgd { momentum, nesterov } => sgd(b, &args, momentum, nesterov),
-        };
+        let (tensors, scalar_args) = args.split_at(2 + states.0.len());
+        let scalars: Vec<(Scalar, ValueId)> =
+            scalars.iter().zip(scalar_args).map(|((name, _), arg)| (*name, *arg)).collect();
+        let mut results = apply(b, rate, tensors, &scalars);
         results[0] = b.cast(results[0], at_rest);
         let body = b.close(results);
+        let kinds: Vec<Name> = states.0.iter().map(|(kind, _)| kind.clone()).collect();
         let op = Op::Update(Update { param: gradient.param.clone(), states: kinds.clone(), body });
         let results = b.op(op, &operands, None, &format!("{short}.new"));
         b.output(Output::Store(gradient.param.clone()), results[0]);
@@ -191,97 +214,109 @@ impl Step {
         b.origin.line = Origin::default().line;
     }
 
-    /// `[scale, 1 − lr·decay, step size, √(1 − β₂ᵗ) of AdamW]`, in the parameter's type.
-    fn scalar_operands(&mut self, b: &mut Builder, rate: &Rate, dtype: DType) -> Vec<ValueId> {
-        if let Some((_, _, made)) = self.made.iter().find(|(r, d, _)| r == rate && *d == dtype) {
-            return made.clone();
+    /// What the rule needs besides tensors, in the parameter's type.
+    fn scalar_operands(&mut self, b: &mut Builder, rate: &Rate, ty: &Type) -> Vec<(Scalar, ValueId)> {
+        let size = |axes: &[Name]| axes.iter().filter_map(|a| ty.size_of(a)).product::<u64>();
+        let matrix = match &rate.rule {
+            Rule::Muon(_) => (size(&rate.axes.rows), size(&rate.axes.columns)),
+            Rule::AdamW { .. } | Rule::Sgd { .. } | Rule::Lion { .. } | Rule::Adafactor(_) => (1, 1),
+        };
+        let alike = |m: &&Made| {
+            let key = Rate { axes: MatrixAxes::default(), ..rate.clone() };
+            m.rate == key && m.matrix == matrix && m.dtype == ty.dtype
+        };
+        if let Some(made) = self.made.iter().find(alike) {
+            return made.scalars.clone();
         }
         let lr = if rate.lr_factor == 1.0 { self.lr } else { b.scale(self.lr, rate.lr_factor) };
-        let decay = self.scalars.number(b, &rate.decay);
-        let one = b.constant(DType::F64, 1.0);
-        let shrink = b.mul(lr, decay);
-        let keep = b.sub(one, shrink);
-        let mut made = vec![self.scale, keep];
-        match self.corrections {
-            None => made.push(lr),
-            Some((first, root)) => {
-                made.push(b.div(lr, first));
-                made.push(root);
+        let mut made = vec![(Scalar::GradScale, self.scale), self.decay(b, rate, lr)];
+        match rate.rule {
+            Rule::AdamW { beta1, beta2, .. } => {
+                let [first, second] = [beta1, beta2].map(|beta| self.bias(b, beta));
+                made.push((Scalar::StepSize, b.div(lr, first)));
+                made.push((Scalar::Root, b.unary(UnaryOp::Sqrt, second)));
             }
+            Rule::Sgd { .. } | Rule::Lion { .. } => made.push((Scalar::StepSize, lr)),
+            Rule::Adafactor(a) => made.extend(self.adafactor(b, &a, lr)),
+            Rule::Muon(muon) => made.push((Scalar::StepSize, b.scale(lr, muon_scale(&muon, matrix)))),
         }
-        let names = ["grad_scale", "keep", "step_size", "root"];
-        let made: Vec<ValueId> = made
+        made.extend(self.applies.map(|applies| (Scalar::Applies, applies)));
+        let made: Vec<(Scalar, ValueId)> = made
             .into_iter()
-            .zip(names)
-            .map(|(v, name)| {
-                let ty = b.ty(v).with_dtype(dtype);
-                b.one(Op::Cast, &[v], Some(ty), name)
+            .map(|(scalar, v)| {
+                let cast = b.ty(v).with_dtype(ty.dtype);
+                (scalar, b.one(Op::Cast, &[v], Some(cast), scalar.name()))
             })
             .collect();
-        self.made.push((rate.clone(), dtype, made.clone()));
+        let rate = Rate { axes: MatrixAxes::default(), ..rate.clone() };
+        self.made.push(Made { rate, matrix, dtype: ty.dtype, scalars: made.clone() });
         made
     }
-}
 
-/// ```text
-/// p, g, m, v [..]; scale, keep, step, root [] -> p', m', v'
-/// ```
-/// In the order of operations of `torch.optim.AdamW`, single-tensor form:
-/// p ← p·(1 − lr·decay); m ← lerp(m, g, 1 − β₁); v ← β₂·v + ((1 − β₂)·g)·g; p ← p − (step·m) / (√v / root + eps).
-fn adamw(b: &mut Builder, args: &[ValueId], beta1: f64, beta2: f64, eps: f64) -> Vec<ValueId> {
-    let [p, g, m, v] = [args[0], args[1], args[2], args[3]];
-    let [scale, keep, step, root] = [args[4], args[5], args[6], args[7]];
-    let g = b.mul(g, scale);
-    let p = b.mul(p, keep);
-    let m = lerp(b, m, g, 1.0 - beta1);
-    let kept = b.scale(v, beta2);
-    let part = b.scale(g, 1.0 - beta2);
-    let fresh = b.mul(part, g);
-    let v = b.add(kept, fresh);
-    let deviation = b.unary(UnaryOp::Sqrt, v);
-    let deviation = b.div(deviation, root);
-    let eps = b.constant(b.ty(p).dtype, eps);
-    let denominator = b.add(deviation, eps);
-    let move_by = b.mul(m, step);
-    let move_by = b.div(move_by, denominator);
-    vec![b.sub(p, move_by), m, v]
-}
+    /// The number of the step, from 1.
+    fn time(&mut self, b: &mut Builder) -> ValueId {
+        if let Some(time) = self.time {
+            return time;
+        }
+        let step = self.scalars.step(b);
+        let one = b.constant(DType::F64, 1.0);
+        let time = b.add(step, one);
+        self.time = Some(time);
+        time
+    }
 
-/// `a + weight·(b − a)`, from the nearer end as `torch.lerp` does, so that a weight of 1 gives b exactly.
-fn lerp(builder: &mut Builder, a: ValueId, b: ValueId, weight: f64) -> ValueId {
-    let way = builder.sub(b, a);
-    if weight < 0.5 {
-        let part = builder.scale(way, weight);
-        builder.add(a, part)
-    } else {
-        let part = builder.scale(way, 1.0 - weight);
-        builder.sub(b, part)
+    /// `1 − βᵗ`.
+    fn bias(&mut self, b: &mut Builder, beta: f64) -> ValueId {
+        let t = self.time(b);
+        let one = b.constant(DType::F64, 1.0);
+        let beta = b.constant(DType::F64, beta);
+        let power = b.binary(BinaryOp::Pow, beta, t);
+        b.sub(one, power)
+    }
+
+    /// What the parameter is multiplied by, or the share of it added to the gradient.
+    fn decay(&mut self, b: &mut Builder, rate: &Rate, lr: ValueId) -> (Scalar, ValueId) {
+        let decay = self.scalars.number(b, &rate.decay);
+        let shrink = match rate.decay_by {
+            DecayBy::Gradient => return (Scalar::Pull, decay),
+            DecayBy::Rate => b.mul(lr, decay),
+            DecayBy::Schedule => {
+                let share = self.share_of_peak(b);
+                b.mul(share, decay)
+            }
+        };
+        let one = b.constant(DType::F64, 1.0);
+        (Scalar::Keep, b.sub(one, shrink))
+    }
+
+    /// `lr/peak`; 1 for a peak of 0, which has no shape.
+    fn share_of_peak(&self, b: &mut Builder) -> ValueId {
+        let one = b.constant(DType::F64, 1.0);
+        let zero = b.constant(DType::F64, 0.0);
+        let share = b.div(self.lr, self.peak);
+        let rises = b.compare(CompareOp::Gt, self.peak, zero);
+        b.select(rises, share, one)
+    }
+
+    /// ρ of the step and `1 − β̂₂`, which is `t^(−exponent)`.
+    fn adafactor(&mut self, b: &mut Builder, a: &Adafactor, lr: ValueId) -> [(Scalar, ValueId); 2] {
+        let t = self.time(b);
+        let rho = if a.relative_step {
+            let most = b.unary(UnaryOp::Rsqrt, t);
+            b.binary(BinaryOp::Min, lr, most)
+        } else {
+            lr
+        };
+        let exponent = b.constant(DType::F64, -a.exponent);
+        let fresh = b.binary(BinaryOp::Pow, t, exponent);
+        [(Scalar::StepSize, rho), (Scalar::Fresh, fresh)]
     }
 }
 
-/// ```text
-/// p, g, momentum? [..]; scale, keep, step [] -> p', momentum'?
-/// ```
-/// p ← p·(1 − lr·decay); buffer ← momentum·buffer + g; p ← p − lr·buffer, or − lr·(g + momentum·buffer) with Nesterov.
-/// Decay is decoupled as in AdamW, unlike `torch.optim.SGD`, which adds it to the gradient.
-fn sgd(b: &mut Builder, args: &[ValueId], momentum: f64, nesterov: bool) -> Vec<ValueId> {
-    let (p, g) = (args[0], args[1]);
-    let (buffer, scalars) = if momentum == 0.0 { (None, &args[2..]) } else { (Some(args[2]), &args[3..]) };
-    let [scale, keep, lr] = [scalars[0], scalars[1], scalars[2]];
-    let g = b.mul(g, scale);
-    let p = b.mul(p, keep);
-    let Some(buffer) = buffer else {
-        let move_by = b.mul(g, lr);
-        return vec![b.sub(p, move_by)];
-    };
-    let kept = b.scale(buffer, momentum);
-    let buffer = b.add(kept, g);
-    let direction = if nesterov {
-        let ahead = b.scale(buffer, momentum);
-        b.add(g, ahead)
-    } else {
-        buffer
-    };
-    let move_by = b.mul(direction, lr);
-    vec![b.sub(p, move_by), buffer]
+/// What the rate of Muon is multiplied by, for a matrix of (rows, columns) = (inputs, outputs).
+fn muon_scale(muon: &Muon, (rows, columns): (u64, u64)) -> f64 {
+    match muon.scale {
+        MuonScale::Rms => 0.2 * (rows.max(columns) as f64).sqrt(),
+        MuonScale::Shape => (columns as f64 / rows as f64).max(1.0).sqrt(),
+    }
 }

@@ -36,55 +36,115 @@ impl Scalars {
 /// The scheduled rate, f64[]. Pieces follow each other, so the first one that has not ended is the one in force.
 pub(super) fn learning_rate(b: &mut Builder, scalars: &mut Scalars, schedule: &Schedule) -> Option<ValueId> {
     let step = scalars.step(b);
-    let last = schedule.pieces.last()?;
-    let after = match last.shape {
-        Shape::Constant => &last.from,
-        Shape::Warmup | Shape::Linear | Shape::Cosine => &last.to,
-    };
-    let mut rate = scalars.number(b, after);
-    for piece in schedule.pieces.iter().rev() {
-        let end = scalars.number(b, &piece.end);
-        let here = piece_rate(b, scalars, piece, step, end);
-        let running = b.compare(CompareOp::Lt, step, end);
-        rate = b.select(running, here, rate);
+    let mut at = At { step, begin: None, end: step, from: scalars.number(b, &schedule.peak) };
+    let mut running = Vec::new();
+    for Piece { shape, length } in &schedule.pieces {
+        at.end = match (length, at.begin) {
+            (None, _) => scalars.number(b, &schedule.horizon),
+            (Some(length), None) => scalars.number(b, length),
+            (Some(length), Some(begin)) => {
+                let length = scalars.number(b, length);
+                b.add(begin, length)
+            }
+        };
+        let (during, after) = at.rates(b, scalars, shape);
+        running.push((at.end, during));
+        at = At { begin: Some(at.end), from: after, ..at };
+    }
+    let mut rate = at.from;
+    for (end, during) in running.iter().rev() {
+        let runs = b.compare(CompareOp::Lt, step, *end);
+        rate = b.select(runs, *during, rate);
     }
     b.set_name(rate, "lr");
-    Some(rate)
+    running.first().map(|_| rate)
 }
 
-fn piece_rate(b: &mut Builder, scalars: &mut Scalars, piece: &Piece, step: ValueId, end: ValueId) -> ValueId {
-    let from = scalars.number(b, &piece.from);
-    if piece.shape == Shape::Constant {
-        return from;
+/// One piece on the axis of time, all f64[].
+struct At {
+    step: ValueId,
+    /// `None` is 0.
+    begin: Option<ValueId>,
+    end: ValueId,
+    /// The rate at `begin`.
+    from: ValueId,
+}
+
+impl At {
+    /// The rate during the piece, and at its end.
+    fn rates(&self, b: &mut Builder, scalars: &mut Scalars, shape: &Shape) -> (ValueId, ValueId) {
+        let one = b.constant(DType::F64, 1.0);
+        match shape {
+            Shape::Constant => (self.from, self.from),
+            Shape::Warmup => {
+                let done = self.since_begin(b, self.step);
+                let done = b.add(done, one);
+                let length = self.since_begin(b, self.end);
+                let part = b.div(done, length);
+                (b.mul(self.from, part), self.from)
+            }
+            Shape::Linear { to } => {
+                let to = scalars.number(b, to);
+                let part = self.part(b);
+                let way = b.sub(to, self.from);
+                let gone = b.mul(way, part);
+                (b.add(self.from, gone), to)
+            }
+            Shape::Cosine { to } => {
+                let part = self.part(b);
+                let angle = b.scale(part, std::f64::consts::PI);
+                let cos = b.unary(UnaryOp::Cos, angle);
+                let wave = b.binary(BinaryOp::Add, one, cos);
+                let half = b.scale(wave, 0.5);
+                self.left(b, scalars, to, half)
+            }
+            Shape::Sqrt { to } => {
+                let part = self.part(b);
+                let root = b.unary(UnaryOp::Sqrt, part);
+                let left = b.sub(one, root);
+                self.left(b, scalars, to, left)
+            }
+            Shape::InverseSqrt => {
+                let start = match self.begin {
+                    None => one,
+                    Some(begin) => b.binary(BinaryOp::Max, begin, one),
+                };
+                let next = b.add(self.step, one);
+                let mut at = |time: ValueId| {
+                    let share = b.div(start, time);
+                    let root = b.unary(UnaryOp::Sqrt, share);
+                    b.mul(self.from, root)
+                };
+                (at(next), at(self.end))
+            }
+        }
     }
-    let to = scalars.number(b, &piece.to);
-    let begin = scalars.number(b, &piece.begin);
-    let done = b.sub(step, begin);
-    let length = b.sub(end, begin);
-    match piece.shape {
-        Shape::Constant => from,
-        Shape::Warmup => {
-            let one = b.constant(DType::F64, 1.0);
-            let done = b.add(done, one);
-            let part = b.div(done, length);
-            b.mul(to, part)
-        }
-        Shape::Linear => {
-            let part = b.div(done, length);
-            let way = b.sub(to, from);
-            let gone = b.mul(way, part);
-            b.add(from, gone)
-        }
-        Shape::Cosine => {
-            let part = b.div(done, length);
-            let angle = b.scale(part, std::f64::consts::PI);
-            let cos = b.unary(UnaryOp::Cos, angle);
-            let one = b.constant(DType::F64, 1.0);
-            let wave = b.binary(BinaryOp::Add, one, cos);
-            let half = b.scale(wave, 0.5);
-            let way = b.sub(from, to);
-            let left = b.mul(way, half);
-            b.add(to, left)
+
+    /// `to + (from − to)·share`, and `to`.
+    fn left(
+        &self,
+        b: &mut Builder,
+        scalars: &mut Scalars,
+        to: &Number,
+        share: ValueId,
+    ) -> (ValueId, ValueId) {
+        let to = scalars.number(b, to);
+        let way = b.sub(self.from, to);
+        let left = b.mul(way, share);
+        (b.add(to, left), to)
+    }
+
+    /// (step − begin)/(end − begin).
+    fn part(&self, b: &mut Builder) -> ValueId {
+        let done = self.since_begin(b, self.step);
+        let length = self.since_begin(b, self.end);
+        b.div(done, length)
+    }
+
+    fn since_begin(&self, b: &mut Builder, time: ValueId) -> ValueId {
+        match self.begin {
+            None => time,
+            Some(begin) => b.sub(time, begin),
         }
     }
 }

@@ -9,7 +9,7 @@
 use super::AutodiffError;
 use super::accumulate::{accumulate, is_report, microbatches, narrow_to_microbatch};
 use super::config::TrainConfig;
-use super::differentiate::{Gradient, differentiate, parameters};
+use super::differentiate::{Gradient, differentiate_except, parameters};
 use super::hoist_invariants::hoist_invariants;
 use super::optimizer::{LossAndGradients, append_update};
 use super::precision::apply_precision;
@@ -40,7 +40,7 @@ pub fn training_step(forward: Graph, config: &TrainConfig) -> Result<Graph, Auto
     let forward = apply_precision(forward, &config.precision)?;
     let loss_at = find_report(&forward, "loss_sum")?;
     let weight_at = find_report(&forward, "loss_weight")?;
-    let done = differentiate(forward, loss_at)?;
+    let done = differentiate_except(forward, loss_at, &config.optimizer.frozen)?;
 
     let gradients: Vec<_> = done.gradients.iter().map(|g| g.gradient).collect();
     let (mut graph, sums) = match &config.microbatch {

@@ -8,7 +8,8 @@
 //! * the producer can write through the view (and add, where sums over iterations are wanted and nobody else reads the
 //!   value), and
 //! * where the place holds an old value (the carried one, the old parameter): everyone who reads the old value comes
-//!   earlier, or is the producer itself, reading the very element it writes.
+//!   earlier, or is the producer itself, reading the very element it writes. A loop may write the slices of an old value it
+//!   takes in slices: in its body the same rule holds for one slice.
 //!
 //! A carry that is also stacked out lives in the stack itself: slot `i` is what iteration `i` takes in and slot `i + 1`
 //! what it gives (mirrored when the loop runs backwards), so nothing is copied.
@@ -56,6 +57,16 @@ struct Want {
     over: Option<ValueId>,
     /// The loop (position in the plan) this is an initial carry of.
     initial_of: Option<usize>,
+}
+
+/// Whether a producer that reads the old value itself may write over it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Over {
+    Never,
+    /// A kernel that reads the element it writes.
+    Elements,
+    /// A loop whose iterations read the slice they write.
+    Slices,
 }
 
 struct Assign {
@@ -349,14 +360,7 @@ impl Assign {
     }
 
     /// Takes the first want of a value its producer, at position `i`, can satisfy.
-    fn take_want(
-        &self,
-        scene: &mut Scene,
-        v: ValueId,
-        i: usize,
-        can_add: bool,
-        in_place: bool,
-    ) -> Option<Want> {
+    fn take_want(&self, scene: &mut Scene, v: ValueId, i: usize, can_add: bool, over: Over) -> Option<Want> {
         let wants = scene.wants.get(&v)?;
         let dtype = self.f.graph.ty(v).dtype;
         let fits = |w: &Want| {
@@ -365,7 +369,7 @@ impl Assign {
                 Some(old) => scene
                     .readers_of(old)
                     .iter()
-                    .all(|&r| r < i || (r == i && in_place && self.reads_itself(scene, i, old))),
+                    .all(|&r| r < i || (r == i && self.may_write_over(scene, i, old, over))),
             };
             let only_initial = w.initial_of.is_none_or(|l| {
                 let Plan::Loop(op) = scene.plans[l] else { return false };
@@ -379,6 +383,26 @@ impl Assign {
         let found = wants.iter().position(fits)?;
         let wants = scene.wants.get_mut(&v).expect("looked up above");
         Some(wants.remove(found))
+    }
+
+    fn may_write_over(&self, scene: &Scene, i: usize, old: ValueId, over: Over) -> bool {
+        match over {
+            Over::Never => false,
+            Over::Elements => self.reads_itself(scene, i, old),
+            Over::Slices => self.slice_of(scene, i, old).is_some(),
+        }
+    }
+
+    /// The argument that is a slice of `old` in the body of the loop at position `i`, if the loop takes it in no other way.
+    fn slice_of(&self, scene: &Scene, i: usize, old: ValueId) -> Option<ValueId> {
+        let Plan::Loop(op) = &scene.plans[i] else { return None };
+        let node = self.f.graph.op(*op);
+        let Op::Loop(l) = &node.op else { return None };
+        let same = |v: &ValueId| scene.base(*v) == scene.base(old);
+        let at = node.operands.iter().position(|v| *v == old)?;
+        let sliced = l.block.is_none() && (l.carries..l.carries + l.stacked).contains(&at);
+        let once = node.operands.iter().filter(|v| same(v)).count() == 1;
+        (sliced && once).then(|| self.f.graph.region(l.body).args[1 + at])
     }
 
     /// Whether the plan reads `old` under its own name, so that every element is read where it is written.
@@ -411,8 +435,13 @@ impl Assign {
             let origin = self.origin_of(body.results[j]);
             let origin = if origin.line.line > 0 { origin } else { node.origin.clone() };
             let carried = (0..l.carries).find(|c| body.results[j] == body.args[c + 1]);
-            let (view, adds) = match self.take_want(scene, v, i, true, false) {
-                Some(want) => (want.view, want.accumulate),
+            let writes = if is_sum { Over::Never } else { Over::Slices };
+            let mut over = None;
+            let (view, adds) = match self.take_want(scene, v, i, true, writes) {
+                Some(want) => {
+                    over = want.over.and_then(|old| self.slice_of(scene, i, old));
+                    (want.view, want.accumulate)
+                }
                 None if is_sum => (self.value_buffer(v, Class::Sum, &origin), false),
                 None => match (carried, l.block) {
                     (Some(c), None) if places.carries.iter().all(|(k, _)| *k != c) => {
@@ -436,8 +465,7 @@ impl Assign {
                 places.fills.push(view.clone());
             }
             let inner = if is_sum { view } else { view.slice(&l.axis, l.block, id) };
-            places.outs[j] =
-                Some(Want { view: inner, accumulate: adds || zeroed, over: None, initial_of: None });
+            places.outs[j] = Some(Want { view: inner, accumulate: adds || zeroed, over, initial_of: None });
         }
         for c in 0..l.carries {
             let v = node.results[c];
@@ -446,7 +474,7 @@ impl Assign {
                 None => {
                     // A place with an old value in it would have to outlive the loop's own readers.
                     let free = scene.wants.get(&v).is_some_and(|w| w.iter().all(|w| w.over.is_none()));
-                    let want = if free { self.take_want(scene, v, i, false, false) } else { None };
+                    let want = if free { self.take_want(scene, v, i, false, Over::Never) } else { None };
                     let view = match want {
                         Some(want) => want.view,
                         None => self.value_buffer(v, Class::Carry, &node.origin),
@@ -522,8 +550,10 @@ impl Assign {
             Plan::Loop(_) => Vec::new(),
             Plan::Loops { ops, outputs, reads, kept, reduced, paired } => {
                 let origin = self.origin_of(*outputs.last().expect("a group has an output"));
-                let writes =
-                    outputs.iter().map(|v| self.place_result(scene, *v, i, true, true, &origin)).collect();
+                let writes = outputs
+                    .iter()
+                    .map(|v| self.place_result(scene, *v, i, true, Over::Elements, &origin))
+                    .collect();
                 let kind = Kind::Loops {
                     kept: kept.clone(),
                     reduced: reduced.clone(),
@@ -534,7 +564,7 @@ impl Assign {
             }
             Plan::Gemm { dot, ops, output, reads } => {
                 let origin = self.f.graph.op(*dot).origin.clone();
-                let write = self.place_result(scene, *output, i, ops.is_empty(), false, &origin);
+                let write = self.place_result(scene, *output, i, ops.is_empty(), Over::Never, &origin);
                 // Operand views are known once all results of the region have places; see `late_operands`.
                 let unknown = write.view.clone();
                 let kind = Kind::Gemm { dot: *dot, a: unknown.clone(), b: unknown, extras: reads.clone() };
@@ -550,7 +580,7 @@ impl Assign {
         let writes: Vec<Write> = node
             .results
             .iter()
-            .map(|v| self.place_result(scene, *v, i, can_add, false, &node.origin))
+            .map(|v| self.place_result(scene, *v, i, can_add, Over::Never, &node.origin))
             .collect();
         let group = |kind: Kind, writes: Vec<Write>| Group {
             kind,
@@ -607,10 +637,10 @@ impl Assign {
         v: ValueId,
         i: usize,
         can_add: bool,
-        in_place: bool,
+        over: Over,
         origin: &Origin,
     ) -> Write {
-        let (view, accumulate) = match self.take_want(scene, v, i, can_add, in_place) {
+        let (view, accumulate) = match self.take_want(scene, v, i, can_add, over) {
             Some(want) => (want.view, want.accumulate),
             None => (self.value_buffer(v, Class::Temporary, origin), false),
         };

@@ -350,11 +350,11 @@ pub enum Op {
         /// First value.
         init: Init,
     },
-    /// Optimizer state of a parameter, same axes.
+    /// Optimizer state of a parameter, with all of its axes or some.
     State {
         /// The parameter's logical path.
         param: Name,
-        /// `m`, `v`, `momentum`.
+        /// `m`, `v`, `momentum`, `row`, `column`.
         kind: Name,
     },
     /// A run-time scalar, f64[]: a spec key, or `step`.
@@ -585,7 +585,8 @@ pub struct LossHead {
     pub chunks: Vec<(Name, u64)>,
 }
 
-/// `update`: operands [param, grad, states.., scalars..], results [new param, new states..]; the region is element-wise.
+/// `update`: operands [param, grad, states.., scalars..], results [new param, new states..]. The region treats what a
+/// parameter is stacked over element by element, so that it can be applied to one layer at a time.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Update {
     /// The parameter's logical path.

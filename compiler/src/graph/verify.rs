@@ -8,7 +8,8 @@
 //! * Attributes are sound: axes named once each and present, no empty list of axes, a loop's region starts with its
 //!   index, ids have an i32 input.
 //! * Sources (`input`, `param`, `state`, `scalar`) stand in the body only, each name once; a state's parameter exists and
-//!   has its axes. Regions of updates and of attention scores are element-wise; score regions are scalar throughout.
+//!   has axes of its. Regions of attention scores are element-wise and scalar throughout; a meaning or an update contains no
+//!   update.
 //! * An update's results have the types of its parameter and states.
 //! * The body has no arguments and one output per result, each once; what is stored has the type of its source.
 //! * What lies in the host's memory is stacked, taken in by loops and brought back, and nothing else.
@@ -421,13 +422,16 @@ impl Verifier<'_> {
         };
         match inside {
             Inside::Body => {}
-            Inside::Loop | Inside::Meaning if is_source => {
+            Inside::Loop | Inside::Meaning | Inside::Update if is_source => {
                 self.report(place, format!("{name} stands in the body only"));
             }
             Inside::Meaning if matches!(node.op, Op::Update(_)) => {
                 self.report(place, "a meaning has no updates");
             }
-            Inside::Update | Inside::Score if !is_elementwise => {
+            Inside::Update if matches!(node.op, Op::Update(_)) => {
+                self.report(place, "an update has no updates");
+            }
+            Inside::Score if !is_elementwise => {
                 self.report(place, format!("{name} is not element-wise"));
             }
             Inside::Loop | Inside::Meaning | Inside::Update | Inside::Score => {}
@@ -510,7 +514,7 @@ impl Verifier<'_> {
     fn state_of(&mut self, place: Place, param: &Name, ty: &Type) {
         match self.params.get(param) {
             None => self.report(place, format!("the parameter {param} is not defined before its state")),
-            Some(of) if !of.same_axes(ty) => {
+            Some(of) if ty.axes.iter().any(|a| !of.axes.contains(a)) => {
                 let message = format!("the parameter {param} is {}", show(of));
                 self.report(place, message);
             }

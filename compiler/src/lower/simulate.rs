@@ -155,5 +155,6 @@ pub fn empty_info() -> ProgramInfo {
         },
         baked: Vec::new(),
         rebuild: String::new(),
+        skip: None,
     }
 }

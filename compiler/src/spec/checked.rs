@@ -7,7 +7,10 @@
 //! one instance for all iterations. Value ids are unique in the model, across all instances, so one table suffices.
 //! Bodies are closed: inside an instance only its own arguments, its own parameters and constants occur.
 
+mod optimizer;
+
 use super::source::Span;
+pub use optimizer::{Adafactor, Decay, DecayBy, Group, Muon, MuonScale, Optimizer, ParamRate, Rule};
 use std::collections::BTreeMap;
 
 /// Everything known about a run.
@@ -739,8 +742,12 @@ pub struct Train {
     pub document_end: Option<u32>,
     /// The optimizer.
     pub optimizer: Optimizer,
+    /// One per parameter: it stays as it is.
+    pub frozen: Vec<bool>,
     /// The learning rate over time.
     pub schedule: Schedule,
+    /// Which steps leave everything as it is; `None` skips none.
+    pub skip: Option<Skip>,
     /// Element types.
     pub precision: Precision,
     /// What the forward pass keeps for the backward pass.
@@ -870,73 +877,8 @@ pub enum Data {
     Mix(Vec<(f64, Data)>),
 }
 
-/// An optimizer with its hyper-parameters per parameter.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Optimizer {
-    /// The update rule.
-    pub rule: Rule,
-    /// Peak learning rate; a schedule scales it.
-    pub lr: f64,
-    /// Decoupled weight decay.
-    pub decay: f64,
-    /// Clips the global norm of the gradient.
-    pub clip: Option<f64>,
-    /// Parameter groups in order; a later one wins.
-    pub groups: Vec<Group>,
-    /// One per parameter: `lr` and `decay` with all groups applied.
-    pub per_param: Vec<ParamRate>,
-}
-
-/// An update rule.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
-    /// Loshchilov, Hutter 2017 (arXiv:1711.05101), algorithm 2, with bias correction.
-    AdamW {
-        /// Decay of the first moment.
-        beta1: f64,
-        /// Decay of the second moment.
-        beta2: f64,
-        /// Added outside the root.
-        eps: f64,
-    },
-    /// Gradient descent; v ← momentum·v + g, step by v, or by g + momentum·v with Nesterov's form.
-    Sgd {
-        /// 0 keeps no state.
-        momentum: f64,
-        /// Nesterov's form.
-        nesterov: bool,
-    },
-}
-
-/// `params "**.norm*.w" { decay = 0 }`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Group {
-    /// The glob.
-    pub glob: String,
-    /// What it hit.
-    pub params: Vec<ParamId>,
-    /// Its learning rate, if given.
-    pub lr: Option<f64>,
-    /// Its decay, if given.
-    pub decay: Option<f64>,
-    /// The group.
-    pub span: Span,
-}
-
-/// Learning rate and decay of one parameter.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ParamRate {
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Weight decay.
-    pub decay: f64,
-}
-
 /// The learning rate over time, as pieces that follow each other without gaps from step 0 to `steps`; after the last
-/// piece its end value holds. With s the step (from 0) and p = (s − begin) / (end − begin), the rate is
-/// `Constant`: from; `Linear`: from + (to − from)·p; `Cosine`: to + (from − to)·(1 + cos πp)/2.
-///
-/// A warm-up of n steps is a `Linear` piece evaluated at s + 1, so that the first step is not wasted at rate 0.
+/// piece its end value holds. With s the step (from 0) and p = (s − begin) / (end − begin), [`Shape`] gives the rate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     /// The pieces.
@@ -952,6 +894,8 @@ pub struct Piece {
     pub begin: u64,
     /// One past the last step.
     pub end: u64,
+    /// Its length as written; `None` lasts to the end of the run.
+    pub steps: Option<u64>,
     /// Rate at `begin`.
     pub from: f64,
     /// Rate at `end`.
@@ -965,10 +909,39 @@ pub enum Shape {
     Constant,
     /// The rate rises from 0: (s + 1 − begin) / (end − begin) of `to`.
     Warmup,
-    /// The rate changes in a straight line.
+    /// from + (to − from)·p.
     Linear,
-    /// The rate falls along half a cosine. Source: Loshchilov, Hutter 2016 (arXiv:1608.03983), eq. 5, without restarts.
+    /// to + (from − to)·(1 + cos πp)/2. Source: Loshchilov, Hutter 2016 (arXiv:1608.03983), eq. 5, without restarts.
     Cosine,
+    /// to + (from − to)·(1 − √p). Source: Hägele et al. 2024 (arXiv:2405.18392), eq. 2.
+    Sqrt,
+    /// from·√(n/(s + 1)) with n = max(begin, 1). Source: Vaswani et al. 2017 (arXiv:1706.03762), eq. 3.
+    InverseSqrt,
+}
+
+impl Shape {
+    /// Its word in the language.
+    pub fn word(self) -> &'static str {
+        match self {
+            Shape::Constant => "constant",
+            Shape::Warmup => "warmup",
+            Shape::Linear => "linear",
+            Shape::Cosine => "cosine",
+            Shape::Sqrt => "sqrt",
+            Shape::InverseSqrt => "inverse_sqrt",
+        }
+    }
+}
+
+/// Which steps leave parameters and states as they are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Skip {
+    /// Those whose loss or gradient is infinite or not a number.
+    pub nonfinite: bool,
+    /// Those whose gradient has a larger global norm, before clipping.
+    pub norm: Option<f64>,
+    /// So many in a row end the run.
+    pub stop_after: u64,
 }
 
 /// Floating-point widths.

@@ -3,6 +3,10 @@
 //! These tables are the only place that knows keys. Files, `with`, `--set`, `--expand`, the binary's run-time keys and the
 //! documentation all read them.
 
+mod optimizers;
+
+pub use optimizers::{OPTIMIZERS, SCHEDULES};
+
 /// What kind of value a key takes.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
@@ -167,6 +171,13 @@ pub static TRAIN: Section = Section {
         ),
         key("schedule", Kind::Chain(SCHEDULES), Is("constant"), RUN_TIME, "The learning rate over time."),
         key(
+            "skip",
+            Kind::Section(&SKIP),
+            Absent,
+            BAKED,
+            "Which steps leave everything as it is; without it a loss that is not finite ends the run.",
+        ),
+        key(
             "precision",
             Kind::SectionOr(WIDTHS, &PRECISION),
             Is("{}"),
@@ -202,147 +213,6 @@ pub static PACKING: &[Variant] = &[
         section: NO_KEYS,
         available: true,
         doc: "Sequences are cut from the stream of documents; `segments`, `positions` and `weight` tell them apart.",
-    },
-];
-
-/// The optimizers.
-pub static OPTIMIZERS: &[Variant] = &[
-    Variant {
-        tag: "adamw",
-        args: &[],
-        section: Section {
-            keys: &[
-                key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
-                key("betas", Kind::Betas, Is("(0.9, 0.95)"), BAKED, "Decay of the first and second moment."),
-                key("eps", Kind::Positive, Is("1e-8"), BAKED, "Added to the root of the second moment."),
-                key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
-                key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
-            ],
-            globs: GROUPS,
-        },
-        available: true,
-        doc: "Adam with decoupled weight decay (Loshchilov, Hutter 2017, arXiv:1711.05101).",
-    },
-    Variant {
-        tag: "sgd",
-        args: &[],
-        section: Section {
-            keys: &[
-                key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
-                key(
-                    "momentum",
-                    Kind::Fraction,
-                    Is("0"),
-                    BAKED,
-                    "Share of the last step kept; 0 keeps no state.",
-                ),
-                key("nesterov", Kind::Switch, Is("false"), BAKED, "Nesterov's form of momentum."),
-                key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
-                key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
-            ],
-            globs: GROUPS,
-        },
-        available: true,
-        doc: "Stochastic gradient descent, with momentum if it is above 0.",
-    },
-    Variant {
-        tag: "adafactor",
-        args: &[],
-        section: Section {
-            keys: &[
-                key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
-                key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
-                key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
-            ],
-            globs: GROUPS,
-        },
-        available: false,
-        doc: "Factored second moments (Shazeer, Stern 2018, arXiv:1804.04235).",
-    },
-    Variant {
-        tag: "lion",
-        args: &[],
-        section: Section {
-            keys: &[
-                key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
-                key(
-                    "betas",
-                    Kind::Betas,
-                    Is("(0.9, 0.99)"),
-                    BAKED,
-                    "Shares of the step and of the momentum.",
-                ),
-                key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
-                key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
-            ],
-            globs: GROUPS,
-        },
-        available: false,
-        doc: "Sign of an interpolated momentum (Chen et al. 2023, arXiv:2302.06675).",
-    },
-    Variant {
-        tag: "muon",
-        args: &[],
-        section: Section {
-            keys: &[
-                key("lr", Kind::Positive, Required, RUN_TIME, "Peak learning rate."),
-                key("momentum", Kind::Fraction, Is("0.95"), BAKED, "Share of the last step kept."),
-                key("decay", Kind::NonNegative, Is("0"), RUN_TIME, "Decoupled weight decay."),
-                key("clip", MAYBE_POSITIVE, Is("none"), RUN_TIME, "Largest global norm of the gradient."),
-            ],
-            globs: GROUPS,
-        },
-        available: false,
-        doc: "Orthogonalised momentum for matrices (Liu et al. 2025, arXiv:2502.16982).",
-    },
-];
-
-const GROUPS: &[Glob] = &[Glob { verb: "params", value: Some(Kind::Section(&GROUP)) }];
-
-/// `params "**.norm*.w" { … }` of an optimizer.
-pub static GROUP: Section = Section {
-    keys: &[
-        key("lr", Kind::NonNegative, Absent, BAKED, "Peak learning rate of the group."),
-        key("decay", Kind::NonNegative, Absent, BAKED, "Weight decay of the group."),
-    ],
-    globs: &[],
-};
-
-/// Pieces of a schedule.
-pub static SCHEDULES: &[Variant] = &[
-    Variant {
-        tag: "constant",
-        args: &[key("steps", Kind::Count, Absent, RUN_TIME, "How long; to the end if absent.")],
-        section: NO_KEYS,
-        available: true,
-        doc: "The rate stays.",
-    },
-    Variant {
-        tag: "warmup",
-        args: &[key("steps", Kind::Count, Required, RUN_TIME, "How long.")],
-        section: NO_KEYS,
-        available: true,
-        doc: "The rate rises in a straight line to the optimizer's `lr`.",
-    },
-    Variant {
-        tag: "cosine",
-        args: &[
-            key("to", Kind::NonNegative, Is("0"), RUN_TIME, "Rate at the end."),
-            key("steps", Kind::Count, Absent, RUN_TIME, "How long; to the end if absent."),
-        ],
-        section: NO_KEYS,
-        available: true,
-        doc: "The rate falls along half a cosine (Loshchilov, Hutter 2016, arXiv:1608.03983).",
-    },
-    Variant {
-        tag: "linear",
-        args: &[
-            key("to", Kind::NonNegative, Is("0"), RUN_TIME, "Rate at the end."),
-            key("steps", Kind::Count, Absent, RUN_TIME, "How long; to the end if absent."),
-        ],
-        section: NO_KEYS,
-        available: true,
-        doc: "The rate changes in a straight line.",
     },
 ];
 
@@ -434,6 +304,28 @@ pub static REMAT: Section = Section {
         Glob { verb: "keep", value: None },
         Glob { verb: "offload", value: None },
     ],
+};
+
+/// `skip = { … }`
+pub static SKIP: Section = Section {
+    keys: &[
+        key(
+            "nonfinite",
+            Kind::Switch,
+            Is("true"),
+            BAKED,
+            "Steps whose loss or gradient is infinite or not a number.",
+        ),
+        key(
+            "norm",
+            MAYBE_POSITIVE,
+            Is("none"),
+            RUN_TIME,
+            "Steps whose gradient, before clipping, has a global norm above this.",
+        ),
+        key("stop_after", Kind::Count, Is("10"), BAKED, "So many skipped in a row end the run."),
+    ],
+    globs: &[],
 };
 
 /// `checkpoint = { … }`
@@ -587,14 +479,27 @@ pub fn reference() -> String {
         for variant in variants {
             let note = if variant.available { "" } else { " Not available yet." };
             out += &format!("| `{}` | | | | {}{note} |\n", variant.tag, variant.doc);
-            for key in variant.args.iter().chain(variant.section.keys) {
-                row(&format!("{}.", variant.tag), key, &mut out);
-            }
+            variant_rows(variant.tag, variant, &mut out);
         }
     }
     out += "\n### Target\n| key | takes | default | | meaning |\n|---|---|---|---|---|\n";
     rows("", &TARGET, &mut out);
     out
+}
+
+/// Keys of a form, of forms inside it, and of its entries with globs.
+fn variant_rows(prefix: &str, variant: &Variant, out: &mut String) {
+    for key in variant.args.iter().chain(variant.section.keys) {
+        row(&format!("{prefix}."), key, out);
+        if let Kind::Variant(inner) = key.kind {
+            inner.iter().for_each(|v| variant_rows(&format!("{prefix}.{}", key.name), v, out));
+        }
+    }
+    for glob in variant.section.globs {
+        if let Some(Kind::Section(section)) = glob.value {
+            rows(&format!("{prefix} {} \"…\".", glob.verb), section, out);
+        }
+    }
 }
 
 fn rows(prefix: &str, section: &Section, out: &mut String) {

@@ -78,7 +78,7 @@ fn schedule_key(path: &Ident, inner: &Ident) -> Diagnostic {
     Diagnostic::error(codes::OVERRIDE, title)
         .at(inner.span, "a schedule is a chain of pieces, without keys")
         .help("write `schedule = …` whole: `--set \"train.schedule=warmup(100) then cosine(to = 3e-5)\"`")
-        .help("the binary takes `train.schedule.warmup.end` and `train.schedule.cosine.to` when it starts")
+        .help("the binary takes `train.schedule.warmup.steps` and `train.schedule.cosine.to` when it starts")
 }
 
 /// Puts a key into every target of the file; a file without one gets `target cpu`, which is what no target means.

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod eval;
 pub mod generate;
 pub mod info;
+mod skips;
 pub mod train;
 pub mod verify;
 

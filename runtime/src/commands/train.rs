@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::eval::{Evaluation, evaluate};
+use super::skips::Skips;
 use super::{first_values, open_training_data, start_rank};
 use crate::abi::EntryInfo;
 use crate::args::Args;
@@ -38,6 +39,7 @@ struct Run<'p> {
     meter: Meter,
     /// Step of the newest checkpoint known to be on disk.
     saved: Option<u64>,
+    skips: Skips,
     started: Instant,
     first_step: Option<Duration>,
 }
@@ -68,6 +70,7 @@ pub fn train(
         meter: Meter::new(settings.run.log_every, Some(file)),
         saved: (begin > 0 && store.is_some()).then_some(begin),
         first_step: None,
+        skips: Skips::default(),
         program,
         entry,
         entry_index,
@@ -130,6 +133,11 @@ impl Run<'_> {
             memory_bytes: self.program.memory_bytes(self.settings.threads),
         };
         self.meter.step(console, &record, step == begin);
+        let bound = self.settings.scalar(&self.program.info, "train.skip.norm");
+        if let Some(line) = self.skips.after(self.program, bound, step + 1, &outcome)? {
+            console.note(&line);
+            return Ok(());
+        }
         if outcome.loss.is_finite() { Ok(()) } else { Err(self.not_finite(step + 1, &outcome)) }
     }
 
@@ -205,8 +213,12 @@ impl Run<'_> {
             (Some(store), Some(step)) => format!(", saved as {}", store.path(step).display()),
             _ => String::new(),
         };
+        let skipped = match self.skips.total {
+            0 => String::new(),
+            n => format!(" ({n} skipped)"),
+        };
         format!(
-            "trained {} steps in {}, the first done {first:.2} s after the start{saved}",
+            "trained {} steps{skipped} in {}, the first done {first:.2} s after the start{saved}",
             end - begin,
             duration(total)
         )

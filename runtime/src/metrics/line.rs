@@ -11,7 +11,9 @@ pub fn step_line(record: &StepRecord, per_step: Duration) -> String {
     let mut text = format!("step {:>width$}/{}  loss {:.4}", record.step, record.steps, record.outcome.loss);
     for (name, value) in &record.outcome.outputs {
         match name.as_str() {
-            "loss" | "loss_sum" | "loss_weight" => {}
+            "loss" | "loss_sum" | "loss_weight" | "nonfinite" => {}
+            "skipped" if *value == 0.0 => {}
+            "skipped" => text.push_str("  skipped"),
             "grad_norm" => text.push_str(&format!("  grad {value:.3}")),
             "lr" => text.push_str(&format!("  lr {value:.2e}")),
             other => text.push_str(&format!("  {other} {value:.4}")),

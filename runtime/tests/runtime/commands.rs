@@ -163,19 +163,19 @@ fn values_out_of_range_exit_2() {
     for key in ["train.optimizer.decay", "train.optimizer.clip", "train.schedule.cosine.to"] {
         folder.info.scalars.push(ScalarInfo { key: key.to_owned(), ..lr.clone() });
     }
-    folder.info.scalars.push(ScalarInfo { key: "train.schedule.warmup.end".to_owned(), ..lr });
+    folder.info.scalars.push(ScalarInfo { key: "train.schedule.warmup.steps".to_owned(), ..lr });
     for (set, answer) in [
         ("train.optimizer.decay=-0.1", "takes a number that is 0 or more, not -0.1"),
         ("train.optimizer.clip=0", "takes a number above 0, not 0"),
         ("train.schedule.cosine.to=-1e-5", "takes a number that is 0 or more, not -1e-5"),
-        ("train.schedule.warmup.end=2.5", "takes a whole number that is 0 or more, not 2.5"),
-        ("train.schedule.warmup.end=-3", "takes a whole number that is 0 or more, not -3"),
+        ("train.schedule.warmup.steps=2.5", "takes a whole number that is 0 or more, not 2.5"),
+        ("train.schedule.warmup.steps=-3", "takes a whole number that is 0 or more, not -3"),
     ] {
         let output = folder.run(&format!("train --data @/text.txt --out @/run --set {set}"));
         assert_eq!((output.exit, output.err.contains(answer)), (Exit::Usage, true), "{set}: {}", output.err);
     }
     let line =
-        "info --set train.schedule.warmup.end=1k --set train.optimizer.decay=0 --set train.optimizer.clip=2";
+        "info --set train.schedule.warmup.steps=1k --set train.optimizer.decay=0 --set train.optimizer.clip=2";
     assert_eq!(folder.run(line).exit, Exit::Done);
 }
 

@@ -297,6 +297,7 @@ pub fn info() -> ProgramInfo {
         },
         baked: vec![("train.batch".to_owned(), BATCH.to_string())],
         rebuild: "mlc build bigram.spec -o bigram".to_owned(),
+        skip: None,
     }
 }
 

@@ -2,28 +2,44 @@
 
 use super::llama::llama;
 use super::{check_graph, environment, param};
-use crate::autodiff::config::{Microbatch, Number, OptimizerConfig, Piece, Rate, Rule, Schedule, Shape};
+use crate::autodiff::config::{
+    DecayBy, MatrixAxes, Microbatch, Number, OptimizerConfig, Piece, Rate, Rule, Schedule, Shape, Skip,
+};
 use crate::autodiff::differentiate::parameters;
 use crate::autodiff::precision::Precision;
 use crate::autodiff::{TrainConfig, training_step};
 use crate::graph::verify::{Stage, verify};
 use crate::graph::{Axis, Builder, DType, Graph, Name, Op, Output, Phase, Type};
-use crate::interpret::{Mode, Outputs, Tensor, run};
+use crate::interpret::{Environment, Mode, Outputs, Tensor, run};
 
-fn constant_rate(lr: f64) -> Schedule {
-    let [zero, lr] = [0.0, lr].map(Number::Fixed);
-    let piece =
-        Piece { shape: Shape::Constant, begin: zero, end: Number::Fixed(1e9), from: lr.clone(), to: lr };
-    Schedule { pieces: vec![piece] }
+fn schedule(peak: f64, pieces: &[(Shape, Option<f64>)]) -> Schedule {
+    let pieces = pieces.iter();
+    let pieces = pieces.map(|(shape, n)| Piece { shape: shape.clone(), length: n.map(Number::Fixed) });
+    Schedule {
+        peak: Number::scalar("train.optimizer.lr", peak),
+        horizon: Number::scalar("train.steps", 10.0),
+        pieces: pieces.collect(),
+    }
 }
 
+/// One rule and one rate for every parameter; every parameter counts as a vector.
 pub(super) fn config(forward: &Graph, rule: Rule, lr: f64, decay: f64) -> TrainConfig {
-    let rate = Rate { lr_factor: 1.0, decay: Number::Fixed(decay) };
-    let rates = parameters(forward).into_iter().map(|(path, _)| (path, rate.clone())).collect();
+    let rate = |value| Rate {
+        rule,
+        lr_factor: 1.0,
+        decay: Number::Fixed(decay),
+        decay_by: DecayBy::Rate,
+        axes: MatrixAxes {
+            rows: forward.ty(value).names().into_iter().filter(|a| a.as_str() != "layer").collect(),
+            columns: Vec::new(),
+        },
+    };
+    let rates = parameters(forward).into_iter().map(|(path, value)| (path, rate(value))).collect();
     TrainConfig {
-        optimizer: OptimizerConfig { rule, rates },
-        schedule: constant_rate(lr),
+        optimizer: OptimizerConfig { rates, ..OptimizerConfig::default() },
+        schedule: schedule(lr, &[(Shape::Constant, None)]),
         clip: None,
+        skip: None,
         microbatch: None,
         precision: Precision::F32,
     }
@@ -190,9 +206,9 @@ fn side_by_side(
         .iter()
         .map(|path| {
             let rates = &config.optimizer.rates[&Name::from(*path)];
-            let decay = match rates.decay {
-                Number::Fixed(c) => c,
-                Number::Scalar { default, .. } => default,
+            let decay = match &rates.decay {
+                Number::Fixed(c) => *c,
+                Number::Scalar { default, .. } => *default,
             };
             Plain {
                 p: environment.tensors[*path].as_floats().to_vec(),
@@ -243,12 +259,6 @@ fn side_by_side(
 
 /// Warm-up over 3 steps to 0.1, half a cosine down to 0.01 at step 8, then constant.
 fn warmup_cosine() -> (Schedule, impl Fn(f64) -> f64) {
-    let fixed = Number::Fixed;
-    let lr = || Number::scalar("train.optimizer.lr", 0.1);
-    let warmup =
-        Piece { shape: Shape::Warmup, begin: fixed(0.0), end: fixed(3.0), from: fixed(0.0), to: lr() };
-    let cosine =
-        Piece { shape: Shape::Cosine, begin: fixed(3.0), end: fixed(8.0), from: lr(), to: fixed(0.01) };
     let rate = |s: f64| {
         if s < 3.0 {
             0.1 * (s + 1.0) / 3.0
@@ -258,14 +268,15 @@ fn warmup_cosine() -> (Schedule, impl Fn(f64) -> f64) {
             0.01
         }
     };
-    (Schedule { pieces: vec![warmup, cosine] }, rate)
+    let cosine = Shape::Cosine { to: Number::Fixed(0.01) };
+    (schedule(0.1, &[(Shape::Warmup, Some(3.0)), (cosine, Some(5.0))]), rate)
 }
 
 #[test]
 fn adamw_with_groups_clip_and_cosine_follows_the_plain_reference() {
     let mut config = config(&quadratic(), ADAMW, 0.1, 0.1);
-    let group = Rate { lr_factor: 0.5, decay: Number::Fixed(0.0) };
-    config.optimizer.rates.insert("q".into(), group);
+    let group = config.optimizer.rates.get_mut("q").unwrap();
+    (group.lr_factor, group.decay) = (0.5, Number::Fixed(0.0));
     config.clip = Some(Number::scalar("train.optimizer.clip", 0.3));
     let (schedule, rate) = warmup_cosine();
     config.schedule = schedule;
@@ -281,17 +292,10 @@ fn adamw_with_groups_clip_and_cosine_follows_the_plain_reference() {
 
 #[test]
 fn sgd_follows_the_plain_reference() {
-    let linear = Piece {
-        shape: Shape::Linear,
-        begin: Number::Fixed(0.0),
-        end: Number::Fixed(10.0),
-        from: Number::Fixed(0.2),
-        to: Number::Fixed(0.0),
-    };
     let rate = |s: f64| if s < 10.0 { 0.2 - 0.2 * s / 10.0 } else { 0.0 };
     for (momentum, nesterov) in [(0.0, false), (0.9, false), (0.9, true)] {
         let mut config = config(&quadratic(), Rule::Sgd { momentum, nesterov }, 0.1, 0.05);
-        config.schedule = Schedule { pieces: vec![linear.clone()] };
+        config.schedule = schedule(0.2, &[(Shape::Linear { to: Number::Fixed(0.0) }, Some(10.0))]);
         side_by_side(&config, None, rate, |p, g, m, _, lr, decay, _| {
             *p *= 1.0 - lr * decay;
             *m = momentum * *m + g;
@@ -303,6 +307,200 @@ fn sgd_follows_the_plain_reference() {
             *p -= lr * direction;
         });
     }
+}
+
+#[test]
+fn weight_decay_has_three_meanings() {
+    let meanings: [(DecayBy, fn(f64) -> f64); 2] =
+        [(DecayBy::Rate, |lr| lr), (DecayBy::Schedule, |lr| lr / 0.1)];
+    for (decay_by, times) in meanings {
+        let mut config = config(&quadratic(), ADAMW, 0.1, 0.05);
+        config.optimizer.rates.values_mut().for_each(|rate| rate.decay_by = decay_by);
+        let (schedule, rate) = warmup_cosine();
+        config.schedule = schedule;
+        side_by_side(&config, None, rate, |p, g, m, v, lr, decay, t| {
+            *p *= 1.0 - times(lr) * decay;
+            adam(p, g, m, v, lr, t);
+        });
+    }
+    let mut config = config(&quadratic(), ADAMW, 0.1, 0.05);
+    config.optimizer.rates.values_mut().for_each(|rate| rate.decay_by = DecayBy::Gradient);
+    side_by_side(
+        &config,
+        None,
+        |_| 0.1,
+        |p, g, m, v, lr, decay, t| {
+            let g = g + decay * *p;
+            adam(p, g, m, v, lr, t);
+        },
+    );
+}
+
+fn adam(p: &mut f64, g: f64, m: &mut f64, v: &mut f64, lr: f64, t: i32) {
+    *m = 0.9 * *m + 0.1 * g;
+    *v = 0.95 * *v + 0.05 * g * g;
+    let m_hat = *m / (1.0 - 0.9f64.powi(t));
+    let v_hat = *v / (1.0 - 0.95f64.powi(t));
+    *p -= lr * m_hat / (v_hat.sqrt() + 1e-8);
+}
+
+#[test]
+fn lion_follows_the_plain_reference() {
+    let rule = Rule::Lion { beta1: 0.9, beta2: 0.99 };
+    side_by_side(
+        &config(&quadratic(), rule, 0.1, 0.05),
+        None,
+        |_| 0.1,
+        |p, g, m, _, lr, decay, _| {
+            *p *= 1.0 - lr * decay;
+            *p -= lr * (0.9 * *m + 0.1 * g).signum();
+            *m = 0.99 * *m + 0.01 * g;
+        },
+    );
+}
+
+#[test]
+fn schedule_pieces_join_without_a_jump() {
+    let to = |rate| Number::Fixed(rate);
+    let chain = schedule(
+        0.1,
+        &[
+            (Shape::Warmup, Some(2.0)),
+            (Shape::InverseSqrt, Some(3.0)),
+            (Shape::Constant, Some(1.0)),
+            (Shape::Sqrt { to: to(0.02) }, Some(2.0)),
+            (Shape::Linear { to: to(0.0) }, None),
+        ],
+    );
+    let mut config = config(&quadratic(), Rule::Sgd { momentum: 0.0, nesterov: false }, 0.1, 0.0);
+    config.schedule = chain;
+    let after = 0.1 * (2.0f64 / 5.0).sqrt();
+    let rate = |s: f64| match s as u32 {
+        0 | 1 => 0.1 * (s + 1.0) / 2.0,
+        2..5 => 0.1 * (2.0 / (s + 1.0)).sqrt(),
+        5 => after,
+        6 | 7 => 0.02 + (after - 0.02) * (1.0 - ((s - 6.0) / 2.0).sqrt()),
+        8 | 9 => 0.02 - 0.02 * (s - 8.0) / 2.0,
+        _ => 0.0,
+    };
+    side_by_side(&config, None, rate, |p, g, _, _, lr, _, _| *p -= lr * g);
+}
+
+/// A step of the small Llama with one weight of layer 1 made infinite or huge.
+fn skipping(skip: Skip, weight: f64) -> (Environment, Outputs) {
+    let forward = llama(false);
+    let mut config = config(&forward, ADAMW, 1e-2, 0.1);
+    config.skip = Some(skip);
+    let step = training_step(forward, &config).unwrap();
+    verify(&step, Stage::Training).unwrap_or_else(|e| panic!("{e}"));
+    let mut environment = environment(&step, 5);
+    let up = environment.tensors.iter().find(|(path, _)| path.ends_with("up")).unwrap();
+    let (path, mut tensor) = (up.0.clone(), up.1.clone());
+    let mut values = tensor.as_floats().to_vec();
+    *values.last_mut().unwrap() = weight;
+    tensor = Tensor::floats(tensor.ty, values);
+    environment.tensors.insert(path, tensor);
+    let outputs = run(&step, &environment, Mode::F64).unwrap();
+    (environment, outputs)
+}
+
+fn kept_everything(environment: &Environment, outputs: &Outputs) -> bool {
+    environment.tensors.iter().all(|(path, old)| {
+        let bits = |t: &Tensor| t.as_floats().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        bits(outputs.stored(path).unwrap()) == bits(old)
+    })
+}
+
+#[test]
+fn skip_keeps_every_bit_of_a_step_that_is_not_finite_and_names_the_first_gradient() {
+    let skip = Skip { nonfinite: true, norm: None };
+    let (environment, outputs) = skipping(skip.clone(), f64::INFINITY);
+    let report = |name: &str| outputs.report(name).unwrap().item();
+    assert_eq!(report("skipped"), 1.0);
+    // The infinity of the last layer reaches every gradient: the first parameter is named.
+    assert_eq!(report("nonfinite"), 0.0);
+    assert!(kept_everything(&environment, &outputs));
+    let (environment, outputs) = skipping(skip, 0.5);
+    assert_eq!(outputs.report("skipped").unwrap().item(), 0.0);
+    assert_eq!(outputs.report("nonfinite").unwrap().item(), -1.0);
+    assert!(!kept_everything(&environment, &outputs));
+}
+
+#[test]
+fn skip_by_norm_leaves_out_steps_above_the_bound() {
+    let norm = skipping(Skip { nonfinite: true, norm: None }, 0.5).1.report("grad_norm").unwrap().item();
+    for (bound, skipped) in [(norm * 0.99, 1.0), (norm, 0.0)] {
+        let skip = Skip { nonfinite: false, norm: Some(Number::scalar("train.skip.norm", bound)) };
+        let (environment, outputs) = skipping(skip, 0.5);
+        assert_eq!(outputs.report("skipped").unwrap().item(), skipped);
+        assert_eq!(kept_everything(&environment, &outputs), skipped == 1.0);
+    }
+}
+
+/// p [2 layers, d] and q [d]; the gradient of p in one layer is not finite where its input is not.
+#[test]
+fn skip_counts_layers_of_stacked_parameters() {
+    for (bad, expected) in
+        [([0.0, 1.0, 1.0], 2.0), ([1.0, 0.0, 1.0], 0.0), ([1.0, 1.0, 0.0], 1.0), ([1.0; 3], -1.0)]
+    {
+        let mut b = Builder::new("layers");
+        let d = Type::new(DType::F32, vec![Axis::new("d", 2)]);
+        let q = param(&mut b, "q", &[("d", 2)]);
+        let p = param(&mut b, "layer.{i}.p", &[("layer", 2), ("d", 2)]);
+        let x = b.input("x", d.clone(), 0);
+        let y = b.input("y", Type::new(DType::F32, vec![Axis::new("layer", 2)]), 0);
+        let whole = b.ty(p).clone();
+        let y = b.broadcast(y, &whole);
+        let part = b.mul(p, y);
+        let part = b.sum_to(part, &d);
+        let other = b.mul(q, x);
+        let loss = b.add(part, other);
+        let loss = b.sum_to(loss, &Type::scalar(DType::F32));
+        let weight = b.constant(DType::F32, 1.0);
+        b.output(Output::Report("loss_sum".into()), loss);
+        b.output(Output::Report("loss_weight".into()), weight);
+        let forward = b.finish();
+        let mut config = config(&forward, ADAMW, 1e-2, 0.0);
+        config.skip = Some(Skip { nonfinite: true, norm: None });
+        let step = training_step(forward, &config).unwrap();
+        let mut environment = environment(&step, 5);
+        let number = |good: f64| if good == 1.0 { 1.0 } else { f64::NAN };
+        let x = Tensor::floats(d, vec![number(bad[1]); 2]);
+        let y = Type::new(DType::F32, vec![Axis::new("layer", 2)]);
+        let y = Tensor::floats(y, vec![number(bad[2]), number(bad[0])]);
+        environment.inputs.insert("x".into(), x);
+        environment.inputs.insert("y".into(), y);
+        let outputs = run(&step, &environment, Mode::F64).unwrap();
+        assert_eq!(outputs.report("nonfinite").unwrap().item(), expected, "{bad:?}");
+        assert!(expected < 0.0 || kept_everything(&environment, &outputs));
+    }
+}
+
+#[test]
+fn frozen_parameters_have_no_gradient_and_no_state() {
+    let forward = llama(false);
+    let mut config = config(&forward, ADAMW, 1e-3, 0.1);
+    let all: Vec<Name> = config.optimizer.rates.keys().cloned().collect();
+    for path in all.iter().filter(|path| path.as_str() != "head") {
+        config.optimizer.rates.remove(path);
+        config.optimizer.frozen.insert(path.clone());
+    }
+    let step = training_step(forward.clone(), &config).unwrap();
+    verify(&step, Stage::Training).unwrap_or_else(|e| panic!("{e}"));
+    let stored: Vec<&str> = step
+        .outputs
+        .iter()
+        .filter_map(|o| match o {
+            Output::Store(name) => Some(name.as_str()),
+            Output::Report(_) => None,
+        })
+        .collect();
+    assert_eq!(stored, ["head", "head.m", "head.v"]);
+    // No layer runs backward: the one loop over layers is the forward one.
+    let loops = step.region(step.body).ops.iter();
+    let loops = loops.filter(|op| matches!(&step.op(**op).op, Op::Loop(l) if l.axis.as_str() == "layer"));
+    assert_eq!(loops.count(), 1);
+    assert_eq!(parameters(&step).len(), parameters(&forward).len(), "frozen parameters are still saved");
 }
 
 #[test]

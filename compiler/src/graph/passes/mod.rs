@@ -6,6 +6,7 @@ mod eliminate_dead;
 mod expand_composites;
 mod fold_constants;
 mod share_common;
+mod sink_updates;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ pub use eliminate_dead::{drop_dead, eliminate_dead};
 pub use expand_composites::{expand_all_composites, expand_chosen, expand_composites};
 pub use fold_constants::fold_constants;
 pub use share_common::share_common;
+pub use sink_updates::sink_updates;
 
 use super::{Graph, RegionId, ValueId};
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Constructs that say where tensors live: mesh, shard, store, pipeline, freeze, adapter. They are checked against the
+//! Constructs that say where tensors live: mesh, shard, store, pipeline, adapter. They are checked against the
 //! model as far as that is possible without devices, and have no effect yet; those that would change what is trained are
 //! errors in a file with a run.
 
@@ -44,15 +44,6 @@ pub fn check_layout(file: &File, model: &Model, has_run: bool, found: &mut Vec<D
                 let keyword = Span { end: shard.span.start + 5, ..shard.span };
                 found.push(super::not_applied("shard", keyword));
             }
-            Item::Freeze(f) => {
-                for (i, glob) in f.globs.iter().chain(&f.except).enumerate() {
-                    // Adapters add parameters that the model does not have yet.
-                    if i < f.globs.len() || !has_adapter(file) {
-                        run::glob_params(model, &glob.value, None, glob.span, found);
-                    }
-                }
-                found.push(super::not_built("freeze", f.span, has_run));
-            }
             Item::Adapter(a) => adapter(a, model, has_run, found),
             Item::Section(s) if s.kind.name == "store" => {
                 let note = super::not_applied("store", s.kind.span);
@@ -63,6 +54,7 @@ pub fn check_layout(file: &File, model: &Model, has_run: bool, found: &mut Vec<D
             | Item::Use(_)
             | Item::Model(_)
             | Item::Block(_)
+            | Item::Freeze(_)
             | Item::Target(_)
             | Item::Kernel(_) => {}
         }
@@ -73,10 +65,6 @@ pub fn check_layout(file: &File, model: &Model, has_run: bool, found: &mut Vec<D
             Diagnostic::warning(codes::UNTOUCHED, title).at(mesh[0].span, "").help("add a `shard { … }`"),
         );
     }
-}
-
-fn has_adapter(file: &File) -> bool {
-    file.items.iter().any(|i| matches!(i, Item::Adapter(_)))
 }
 
 // ---- mesh

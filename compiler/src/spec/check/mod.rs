@@ -19,6 +19,7 @@ mod kernels;
 mod layout;
 mod model;
 mod names;
+mod optimizer;
 mod recursion;
 mod remat;
 mod repeat;
@@ -117,8 +118,9 @@ pub(super) fn checked<'a>(units: &'a Units, found: &mut Vec<Diagnostic>) -> Opti
     }
     kernels::check_kernels(units, &chosen, &mut model, found);
     layout::check_layout(root, &model, has_run, found);
+    let frozen = optimizer::frozen(root, &model, has_run, found);
     let train = match &run {
-        Some(run) => Some(run.finish(&model, found)?),
+        Some(run) => Some(run.finish(&model, frozen, found)?),
         None => None,
     };
     Some(Checked { spec: Spec { model, train, target }, run, chosen })

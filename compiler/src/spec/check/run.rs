@@ -87,11 +87,13 @@ impl Run {
     }
 
     /// The checked section; parameter groups are resolved with the model.
-    pub fn finish(&self, model: &Model, found: &mut Vec<Diagnostic>) -> Option<Train> {
+    pub fn finish(&self, model: &Model, frozen: Vec<bool>, found: &mut Vec<Diagnostic>) -> Option<Train> {
         let errors = found.iter().filter(|d| d.is_error()).count();
         let steps = self.keys.integer("steps")?;
-        let optimizer = self.optimizer(model, found)?;
-        let schedule = self.schedule(optimizer.lr, steps, found)?;
+        let optimizer = super::optimizer::optimizer(self.keys.get("optimizer"), model, found)?;
+        let steps_at = self.keys.field("steps").at;
+        let pieces = self.keys.field("schedule");
+        let schedule = super::optimizer::schedule(pieces, optimizer.lr, steps, steps_at, found)?;
         let train = Train {
             steps,
             batch: self.batch,
@@ -103,7 +105,9 @@ impl Run {
             tokenizer: self.keys.text("tokenizer").map(str::to_string),
             document_end: self.packing(model, found)?,
             optimizer,
+            frozen,
             schedule,
+            skip: self.skip(),
             precision: self.precision(model, found)?,
             remat: super::remat::remat(&self.keys, model, found),
             checkpoint: self.checkpoint()?,
@@ -148,87 +152,6 @@ impl Run {
         Some(Some(end as u32))
     }
 
-    fn optimizer(&self, model: &Model, found: &mut Vec<Diagnostic>) -> Option<Optimizer> {
-        let Typed::Variant(variant, _, keys) = self.keys.get("optimizer") else { return None };
-        let rule = match variant.tag {
-            "adamw" => {
-                let Typed::Pair(beta1, beta2, _) = keys.get("betas") else { return None };
-                Rule::AdamW { beta1: *beta1, beta2: *beta2, eps: keys.real("eps")? }
-            }
-            "sgd" => {
-                let nesterov = matches!(keys.get("nesterov"), Typed::Flag(true));
-                Rule::Sgd { momentum: keys.real("momentum")?, nesterov }
-            }
-            // Reported as not available when it was typed.
-            _ => return None,
-        };
-        let (lr, decay) = (keys.real("lr")?, keys.real("decay")?);
-        let mut groups = vec![];
-        let mut per_param = vec![ParamRate { lr, decay }; model.params.len()];
-        for glob in &keys.globs {
-            let Typed::Section(given) = &glob.value else { continue };
-            let (lr, decay) = (given.real("lr"), given.real("decay"));
-            let params = params_hit(model, glob, found);
-            for id in &params {
-                let rate = &mut per_param[id.0 as usize];
-                rate.lr = lr.unwrap_or(rate.lr);
-                rate.decay = decay.unwrap_or(rate.decay);
-            }
-            groups.push(Group { glob: glob.glob.clone(), params, lr, decay, span: glob.span });
-        }
-        Some(Optimizer { rule, lr, decay, clip: keys.real("clip"), groups, per_param })
-    }
-
-    fn schedule(&self, lr: f64, steps: u64, found: &mut Vec<Diagnostic>) -> Option<Schedule> {
-        let Typed::Chain(chain) = self.keys.get("schedule") else { return None };
-        let mut pieces: Vec<Piece> = vec![];
-        let (mut begin, mut rate) = (0, lr);
-        for (i, (piece, span)) in chain.iter().enumerate() {
-            let Typed::Variant(variant, args, _) = piece else { return None };
-            let last = i + 1 == chain.len();
-            let end = match args.integer("steps") {
-                Some(n) => begin + n,
-                None if last => steps.max(begin),
-                None => {
-                    found.push(
-                        Diagnostic::error(
-                            codes::MISSING_KEY,
-                            format!("`{}` needs its number of steps", variant.tag),
-                        )
-                        .at(*span, "another piece follows")
-                        .help("only the last piece of a schedule may run to the end"),
-                    );
-                    return None;
-                }
-            };
-            if end > steps || (begin >= steps && i > 0) {
-                found.push(
-                    Diagnostic::error(
-                        codes::RANGE,
-                        format!("the schedule is longer than the run: {end} of {steps} steps"),
-                    )
-                    .at(*span, format!("from step {begin} to {end}"))
-                    .and(self.keys.field("steps").at, format!("the run has {steps} steps")),
-                );
-                return None;
-            }
-            let (shape, from, to) = match variant.tag {
-                "warmup" => (Shape::Warmup, 0.0, lr),
-                "cosine" => (Shape::Cosine, rate, args.real("to")?),
-                "linear" => (Shape::Linear, rate, args.real("to")?),
-                _ => (Shape::Constant, rate, rate),
-            };
-            if shape == Shape::Warmup && i > 0 {
-                let title = "`warmup` starts a schedule";
-                found.push(Diagnostic::error(codes::PLACE, title).at(*span, "not at the start"));
-                return None;
-            }
-            pieces.push(Piece { shape, begin, end, from, to });
-            (begin, rate) = (end, to);
-        }
-        Some(Schedule { pieces })
-    }
-
     fn precision(&self, model: &Model, found: &mut Vec<Diagnostic>) -> Option<Precision> {
         let section = self.keys.section("precision")?;
         let float = |name: &str| if section.text(name) == Some("bf16") { Float::Bf16 } else { Float::F32 };
@@ -254,6 +177,13 @@ impl Run {
             keep_every: c.integer("keep_every")?,
             dir: c.text("dir")?.to_string(),
         })
+    }
+
+    fn skip(&self) -> Option<Skip> {
+        let s = self.keys.section("skip")?;
+        let nonfinite = matches!(s.get("nonfinite"), Typed::Flag(true));
+        let skip = Skip { nonfinite, norm: s.real("norm"), stop_after: s.integer("stop_after")? };
+        (skip.nonfinite || skip.norm.is_some()).then_some(skip)
     }
 
     fn eval(&self) -> Option<Eval> {

@@ -163,8 +163,12 @@ golden! {
     value_type: "E0402", train("    seed = \"one\"");
     value_word: "E0402", train("    precision = { matmul = bf61 }");
     optimizer_unknown: "E0402", run("train { steps = 1, batch = 1, seq = 16, data = synthetic(), optimizer = adam { lr = 1 } }\n");
-    optimizer_not_available: "E0207", run("train { steps = 1, batch = 1, seq = 16, data = synthetic(), optimizer = lion { lr = 1 } }\n");
-    freeze_not_available: "E0207", train("") + "freeze \"embed\"\n";
+    muon_of_a_vector: "E0402", run("train {\n    steps = 1, batch = 1, seq = 16, data = synthetic()\n    optimizer = muon { lr = 1, params \"**.wq\" { rule = otherwise }, params \"embed\" { rule = muon } }\n}\n");
+    group_key_of_another_rule: "E0401", run("train {\n    steps = 1, batch = 1, seq = 16, data = synthetic()\n    optimizer = sgd { lr = 1, params \"embed\" { betas = (0.8, 0.9) } }\n}\n");
+    decay_by_unknown: "E0402", run("train { steps = 1, batch = 1, seq = 16, data = synthetic(), optimizer = lion { lr = 1, decay_by = gradient } }\n");
+    freeze_hits_nothing: "E0406", train("") + "freeze \"embed\" except \"lora\"\n";
+    freeze_part_of_repeat: "E0407", train("") + "freeze \"layer.0.**\"\n";
+    freeze_everything: "E0404", train("") + "freeze \"embed\"\nfreeze \"**\"\n";
     adapter_not_available: "E0207", train("") + "adapter lora { rank = 4, on = \"**.wq\" }\n";
     target_cuda_not_available: "E0207", train("") + "target cuda { arch = sm_90a }\n";
     reduce_in_bf16: "E0207", train("    precision = { matmul = bf16, reduce = bf16 }");

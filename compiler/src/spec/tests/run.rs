@@ -18,13 +18,13 @@ fn train(spec: Spec) -> Train {
 fn schedule_pieces_follow_each_other_to_the_horizon() {
     let text = small("    schedule = warmup(100) then constant(400) then cosine(to = 1e-5)");
     let pieces = train(checked(&text, &[])).schedule.pieces;
-    let piece = |shape, begin, end, from, to| Piece { shape, begin, end, from, to };
+    let piece = |shape, begin, end, steps, from, to| Piece { shape, begin, end, steps, from, to };
     assert_eq!(
         pieces,
         [
-            piece(Shape::Warmup, 0, 100, 0.0, 1e-3),
-            piece(Shape::Constant, 100, 500, 1e-3, 1e-3),
-            piece(Shape::Cosine, 500, 1000, 1e-3, 1e-5),
+            piece(Shape::Warmup, 0, 100, Some(100), 0.0, 1e-3),
+            piece(Shape::Constant, 100, 500, Some(400), 1e-3, 1e-3),
+            piece(Shape::Cosine, 500, 1000, None, 1e-3, 1e-5),
         ]
     );
 }
@@ -32,7 +32,18 @@ fn schedule_pieces_follow_each_other_to_the_horizon() {
 #[test]
 fn schedule_is_constant_by_default() {
     let pieces = train(checked(&small(""), &[])).schedule.pieces;
-    assert_eq!(pieces, [Piece { shape: Shape::Constant, begin: 0, end: 1000, from: 1e-3, to: 1e-3 }]);
+    let whole = Piece { shape: Shape::Constant, begin: 0, end: 1000, steps: None, from: 1e-3, to: 1e-3 };
+    assert_eq!(pieces, [whole]);
+}
+
+#[test]
+fn schedule_after_an_inverse_square_root_goes_on_from_where_it_ended() {
+    let text = small("    schedule = warmup(100) then inverse_sqrt(800) then sqrt(to = 0)");
+    let pieces = train(checked(&text, &[])).schedule.pieces;
+    let shapes: Vec<Shape> = pieces.iter().map(|p| p.shape).collect();
+    assert_eq!(shapes, [Shape::Warmup, Shape::InverseSqrt, Shape::Sqrt]);
+    // From step 100 to 900 the rate falls to a third.
+    assert!((pieces[1].to - 1e-3 / 3.0).abs() < 1e-18 && pieces[1].to == pieces[2].from);
 }
 
 #[test]
@@ -41,7 +52,7 @@ fn groups_hit_by_path_and_the_last_one_wins() {
     let optimizer = spec.train.as_ref().expect("a run").optimizer.clone();
     let rate = |path: &str| {
         let at = spec.model.params.iter().position(|p| p.path == path).expect("a parameter");
-        (optimizer.per_param[at].lr, optimizer.per_param[at].decay)
+        (optimizer.per_param[at].lr, optimizer.per_param[at].decay.value())
     };
     assert_eq!(rate("norm.w"), (1e-3, 0.0));
     assert_eq!(rate("layer.{i}.norm1.w"), (1e-3, 0.0));
