@@ -1,6 +1,7 @@
 //! What a training binary knows of its spec beyond the program itself: the defaults of the run, external weight names,
 //! which keys are baked.
 
+use crate::memory::report::human;
 use crate::spec::checked::{
     self, Data, IterationRange, LayoutDim, Model, NamePart, NameRule, Param, Spec, Train,
 };
@@ -23,11 +24,33 @@ pub fn metadata(spec: &Spec, train: &Train) -> (Metadata, Vec<Diagnostic>) {
     let mut notes = Vec::new();
     let names =
         spec.model.names.iter().filter_map(|table| name_table(&spec.model, table, &mut notes)).collect();
+    notes.extend(updates_wait(&spec.model, train));
     let skip = train
         .skip
         .map(|skip| SkipInfo { stop_after: skip.stop_after, gradients: gradients(&spec.model, train) });
     (Metadata { run: run_info(train, &mut notes), names, skip }, notes)
 }
+
+/// Why the updates of repeated layers can't run inside the backward loop, with what that costs.
+fn updates_wait(model: &Model, train: &Train) -> Option<Diagnostic> {
+    let updated = model.params.iter().zip(&train.frozen).filter(|(_, frozen)| !**frozen);
+    let held: u64 =
+        updated.filter(|(p, _)| !p.repeats.is_empty()).map(|(p, _)| p.elements() * F32_BYTES).sum();
+    let why = if train.optimizer.clip.is_some() {
+        "`clip` needs their norm before the first update".to_string()
+    } else if train.skip.is_some() {
+        "`skip` needs their norm before the first update".to_string()
+    } else if train.accumulation > 1 {
+        format!("they add up over {} microbatches", train.accumulation)
+    } else {
+        return None;
+    };
+    let title = format!("the gradients of all layers are held at once ({}): {why}", human(held));
+    (held > 0).then(|| Diagnostic::note(codes::UPDATES_WAIT, title).at(train.span, ""))
+}
+
+/// Gradients are sums, kept in f32.
+const F32_BYTES: u64 = 4;
 
 /// Paths of the parameters that are not frozen.
 fn gradients(model: &Model, train: &Train) -> Vec<String> {

@@ -22,7 +22,9 @@ pub fn start(graph: &Graph) -> Environment {
         match &node.op {
             Op::Param { path, init: Init::Constant(c) } => fill(path.to_string(), 0.1, *c),
             Op::Param { path, .. } => fill(path.to_string(), 0.5, 0.0),
-            Op::State { param, kind } if kind.as_str() == "v" => fill(format!("{param}.{kind}"), 0.1, 0.3),
+            Op::State { param, kind } if ["v", "row", "column"].contains(&kind.as_str()) => {
+                fill(format!("{param}.{kind}"), 0.1, 0.3);
+            }
             Op::State { param, kind } => fill(format!("{param}.{kind}"), 0.1, 0.0),
             _ => {}
         }

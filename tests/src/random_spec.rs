@@ -220,12 +220,15 @@ fn run(r: &mut Random, text: &mut String, batch: u64) {
     );
     text.push_str("    data = synthetic\n");
     let clip = *r.pick(&["", ", clip = 0.5"]);
-    let _ = match r.below(3) {
+    let _ = match r.below(6) {
         0 => writeln!(text, "    optimizer = sgd {{ lr = 0.1, momentum = 0.9{clip} }}"),
         1 => writeln!(
             text,
             "    optimizer = sgd {{ lr = 0.1, momentum = 0.9, nesterov = true, decay = 0.1{clip} }}"
         ),
+        2 => writeln!(text, "    optimizer = lion {{ lr = 1e-2, decay = 0.1, decay_by = schedule{clip} }}"),
+        3 => writeln!(text, "    optimizer = adafactor {{ lr = 1e-2, decay = 0.1, beta1 = 0.9{clip} }}"),
+        4 => writeln!(text, "    optimizer = muon {{ lr = 1e-2{clip}, params \"**\" {{ decay = 0.1 }} }}"),
         _ => writeln!(
             text,
             "    optimizer = adamw {{ lr = 1e-2, decay = 0.1{clip}, params \"**.norm*.w\" {{ decay = 0 }} }}"

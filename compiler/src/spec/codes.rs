@@ -27,6 +27,7 @@ codes! {
     NOT_APPLIED = "N0001", "The construct is part of the language and was checked, but this version of the compiler gives it no effect yet. The build goes on without it.";
     PLACEHOLDER = "N0002", "The model was checked alone, so the sizes that the run gives (`= run`) stand at placeholder values. Check a run file to see the real ones.";
     NOT_RECOGNISED = "N0003", "A formula is close to one the kernel library knows whole (attention, a norm, the loss head), but differs in one point, so it runs as separate kernels. The numbers are the same; the note says what differs.";
+    UPDATES_WAIT = "N0004", "The optimizer's update of a repeated layer could run inside the backward loop, where the layer's gradient would be used up at once and the gradients of all layers together would need no memory. Here it can't: `clip` and `skip` need the norm over every gradient before the first update, and accumulation adds gradients over microbatches. The numbers are the same either way.";
     SYNTAX = "E0101", "The text is not in the form of the spec language. The message names what may stand at the marked place. Remember that a line can only be broken after an opening bracket, a comma, an operator or `=`.";
     VERSION = "E0102", "Every file starts with the line `spec 1`, which fixes the meaning of everything below it. Other versions are not known to this compiler.";
     NESTING = "E0103", "Brackets, operators or blocks are nested deeper than the compiler allows. The limit protects against runaway generated text; name intermediate results to stay below it.";

@@ -1,5 +1,6 @@
 //! `train`: numbers, metrics, data.
 
+use mlc_runtime::abi::{OutputInfo, SkipInfo};
 use mlc_runtime::failure::Exit;
 
 use crate::harness::Folder;
@@ -130,6 +131,39 @@ fn train_stops_when_the_loss_is_not_finite() {
     let steps = folder.metrics("run", "step");
     assert!(steps.last().unwrap()["loss"].is_null());
     assert!(folder.checkpoints("run").iter().all(|&step| step < steps.len() as u64));
+}
+
+/// The fixture with reports of skipped steps: `skipped` and `nonfinite` are the learning rate, 1 in a step that is skipped.
+fn skipping(stop_after: u64) -> Folder {
+    let mut folder = Folder::new();
+    let gradients = ["layer.{i}.w", "bias"].map(str::to_owned).to_vec();
+    folder.info.skip = Some(SkipInfo { stop_after, gradients });
+    let outputs = &mut folder.info.entries[0].outputs;
+    let rate = outputs.iter().find(|o| o.name == "lr").unwrap().clone();
+    outputs.extend(["skipped", "nonfinite"].map(|name| OutputInfo { name: name.to_owned(), ..rate.clone() }));
+    folder
+}
+
+#[test]
+fn train_ends_after_too_many_skipped_steps_and_names_the_first_gradient() {
+    let folder = skipping(3);
+    let output = folder.run("train --data @/text.txt --out @/run --set train.optimizer.lr=1");
+    assert_eq!((output.exit, output.exit.code()), (Exit::Skipped, 5));
+    for part in [
+        "step 1 skipped: the gradient of layer.1.w (bigram.spec:5) is not finite",
+        "error: step 3 was skipped, the last of 3 in a row: the gradient of layer.1.w",
+        "are those of step 0",
+    ] {
+        assert!(output.err.contains(part), "{}", output.err);
+    }
+    assert_eq!(folder.metrics("run", "step").len(), 3);
+}
+
+#[test]
+fn train_goes_on_when_steps_are_not_skipped_in_a_row() {
+    let folder = skipping(3);
+    let output = folder.train("run", "--steps 5");
+    assert!(!output.err.contains("skipped"), "{}", output.err);
 }
 
 #[test]

@@ -380,3 +380,72 @@ fn share_common_tells_constants_and_result_axes_apart() {
         }
     ");
 }
+
+/// A gradient that is handed on as its sum of squares and used up by the update.
+#[test]
+fn sink_updates_puts_the_update_into_the_loop_that_makes_the_gradient() {
+    check_pass!(sink_updates, "graph @f {
+        %x = input : f32[d=2]
+        %w = param \"layer.{i}.w\" = constant(1.0) : f32[layer=4, d=2]
+        %h, %g = loop layer=4 reverse {
+          index %i : i32[]
+          carry %c = %x : f32[d=2]
+          stacked %v = %w : f32[d=2]
+          %y = mul %c, %v : f32[d=2]
+          yield carry %y : f32[d=2]
+          yield stacked %c : f32[layer=4, d=2]
+        }
+        %square = mul %g, %g : f32[layer=4, d=2]
+        %squares = reduce_sum %square over d : f32[layer=4]
+        %norm = reduce_sum %squares over layer : f32[]
+        %m = state \"layer.{i}.w\" m : f32[layer=4, d=2]
+        %lr = scalar \"train.optimizer.lr\" = 0.1 : f64[]
+        %rate = cast %lr : f32[]
+        %w.new, %m.new = update \"layer.{i}.w\" states m {
+          arg %p = %w : f32[layer=4, d=2]
+          arg %grad = %g : f32[layer=4, d=2]
+          arg %n = %m : f32[layer=4, d=2]
+          arg %r = %rate : f32[]
+          %n.new = add %n, %grad : f32[layer=4, d=2]
+          %mean = reduce_sum %n.new over d : f32[layer=4]
+          %part = mul %n.new, %r : f32[layer=4, d=2]
+          %step = mul %part, %mean : f32[layer=4, d=2]
+          %p.new = sub %p, %step : f32[layer=4, d=2]
+          yield %p.new : f32[layer=4, d=2]
+          yield %n.new : f32[layer=4, d=2]
+        }
+        return h = %h
+        return norm = %norm
+        return store \"layer.{i}.w\" = %w.new
+        return store \"layer.{i}.w.m\" = %m.new
+    }", @"");
+}
+
+#[test]
+fn sink_updates_leaves_what_needs_the_whole_result() {
+    let unchanged = "graph @f {
+  %x = input : f32[d=2]
+  %w = param \"layer.{i}.w\" = constant(1.0) : f32[layer=4, d=2]
+  %h, %g = loop layer=4 {
+    index %i : i32[]
+    carry %c = %x : f32[d=2]
+    stacked %v = %w : f32[d=2]
+    %y = mul %c, %v : f32[d=2]
+    yield carry %y : f32[d=2]
+    yield stacked %c : f32[layer=4, d=2]
+  }
+  %norm = reduce_sum %g over layer, d : f32[]
+  %w.new = update \"layer.{i}.w\" {
+    arg %p = %w : f32[layer=4, d=2]
+    arg %grad = %g : f32[layer=4, d=2]
+    arg %n = %norm : f32[]
+    %part = mul %grad, %n : f32[layer=4, d=2]
+    %p.new = sub %p, %part : f32[layer=4, d=2]
+    yield %p.new : f32[layer=4, d=2]
+  }
+  return h = %h
+  return store \"layer.{i}.w\" = %w.new
+}
+";
+    assert_eq!(crate::testing::after_pass(sink_updates, unchanged), unchanged);
+}
