@@ -1,11 +1,11 @@
 //! What a training binary knows of its spec beyond the program itself: the defaults of the run, external weight names,
 //! which keys are baked.
 
-use crate::memory::report::human;
 use crate::spec::checked::{
     self, Data, IterationRange, LayoutDim, Model, NamePart, NameRule, Param, Spec, Train,
 };
 use crate::spec::{Diagnostic, codes};
+use crate::units;
 use mlc_codegen::abi::{DataInfo, InputSource, NameRow, NameTable, RunInfo, ScalarInfo, SkipInfo};
 
 /// See the module.
@@ -45,7 +45,7 @@ fn updates_wait(model: &Model, train: &Train) -> Option<Diagnostic> {
     } else {
         return None;
     };
-    let title = format!("the gradients of all layers are held at once ({}): {why}", human(held));
+    let title = format!("the gradients of all layers are held at once ({}): {why}", units::bytes(held));
     (held > 0).then(|| Diagnostic::note(codes::UPDATES_WAIT, title).at(train.span, ""))
 }
 

@@ -115,6 +115,7 @@ fn is_parallel(graph: &Graph, node: &OpNode, axis: &Name) -> bool {
         | Op::Gather { .. }
         | Op::ScatterAdd { .. }
         | Op::RotatePairs { .. }
+        | Op::Transfer { .. }
         | Op::Loop(_)
         | Op::Composite(_) => false,
     };
