@@ -54,10 +54,9 @@ fn optimizers_in_f64_are_the_recorded_ones_within_1e_9() {
     }
 }
 
-/// Builds the spec with one optimizer, trains whole and in three parts, and compares with f64: an f32 training may be
-/// `allowed` away. Rounding is 6e-8 per operation; how far twenty steps carry it differs by rule, and a sign or a quintic
-/// iteration that is not yet flat carries it farther than a mean.
-fn compiled(name: &str, allowed: f64) {
+/// Builds the spec with one optimizer and trains whole and in three parts. The losses are at most twice as far from f64 as
+/// those of the recorded f32, the yardstick of `tests/parity/README.md`.
+fn compiled(name: &str) {
     let record = Record::read("optimizers");
     let folder = Scratch::new(&format!("optimizer-{name}"));
     let (weights, tokens) = Inputs::new("optimizers", &record.settings).write("optimizers", folder.path());
@@ -75,7 +74,7 @@ fn compiled(name: &str, allowed: f64) {
     let off = distance(&losses, &record.by(name, "f64").loss);
     let theirs = distance(&record.by(name, "f32").loss, &record.by(name, "f64").loss);
     println!("{name} f32: {off:.1e} from f64; PyTorch's f32 is {theirs:.1e}");
-    assert!(off <= allowed, "{name}: {off:e} from f64");
+    assert!(off <= 2.0 * theirs, "{name}: {off:e} from f64, PyTorch's f32 {theirs:e}");
     for until in ["6", "13", "20"] {
         run("parts", until);
     }
@@ -84,22 +83,22 @@ fn compiled(name: &str, allowed: f64) {
 
 #[test]
 fn lion_compiles_and_resumes_with_the_same_bits() {
-    compiled("lion", 5e-6);
+    compiled("lion");
 }
 
 #[test]
 fn adafactor_compiles_and_resumes_with_the_same_bits() {
-    compiled("adafactor", 1e-6);
-    compiled("adafactor_moment", 1e-6);
+    compiled("adafactor");
+    compiled("adafactor_moment");
 }
 
 #[test]
 fn muon_compiles_and_resumes_with_the_same_bits() {
-    compiled("muon", 5e-6);
+    compiled("muon");
 }
 
 #[test]
 fn sgd_and_adam_with_decay_in_the_gradient_compile_and_resume_with_the_same_bits() {
-    compiled("sgd", 1e-6);
-    compiled("adam", 5e-6);
+    compiled("sgd");
+    compiled("adam");
 }

@@ -384,9 +384,9 @@ fn share_common_tells_constants_and_result_axes_apart() {
 /// A gradient that is handed on as its sum of squares and used up by the update.
 #[test]
 fn sink_updates_puts_the_update_into_the_loop_that_makes_the_gradient() {
-    check_pass!(sink_updates, "graph @f {
+    check_pass!(sink_updates, r#"graph @f {
         %x = input : f32[d=2]
-        %w = param \"layer.{i}.w\" = constant(1.0) : f32[layer=4, d=2]
+        %w = param "layer.{i}.w" = constant(1.0) : f32[layer=4, d=2]
         %h, %g = loop layer=4 reverse {
           index %i : i32[]
           carry %c = %x : f32[d=2]
@@ -398,10 +398,10 @@ fn sink_updates_puts_the_update_into_the_loop_that_makes_the_gradient() {
         %square = mul %g, %g : f32[layer=4, d=2]
         %squares = reduce_sum %square over d : f32[layer=4]
         %norm = reduce_sum %squares over layer : f32[]
-        %m = state \"layer.{i}.w\" m : f32[layer=4, d=2]
-        %lr = scalar \"train.optimizer.lr\" = 0.1 : f64[]
+        %m = state "layer.{i}.w" m : f32[layer=4, d=2]
+        %lr = scalar "train.optimizer.lr" = 0.1 : f64[]
         %rate = cast %lr : f32[]
-        %w.new, %m.new = update \"layer.{i}.w\" states m {
+        %w.new, %m.new = update "layer.{i}.w" states m {
           arg %p = %w : f32[layer=4, d=2]
           arg %grad = %g : f32[layer=4, d=2]
           arg %n = %m : f32[layer=4, d=2]
@@ -416,9 +416,49 @@ fn sink_updates_puts_the_update_into_the_loop_that_makes_the_gradient() {
         }
         return h = %h
         return norm = %norm
-        return store \"layer.{i}.w\" = %w.new
-        return store \"layer.{i}.w.m\" = %m.new
-    }", @"");
+        return store "layer.{i}.w" = %w.new
+        return store "layer.{i}.w.m" = %m.new
+    }"#, @r#"
+        graph @f {
+          %x = input : f32[d=2]
+          %w = param "layer.{i}.w" = constant(1.0) : f32[layer=4, d=2]
+          %m = state "layer.{i}.w" m : f32[layer=4, d=2]
+          %lr = scalar "train.optimizer.lr" = 0.1 : f64[]
+          %rate = cast %lr : f32[]
+          %h, %squares, %w.new, %m.new = loop layer=4 reverse {
+            index %i : i32[]
+            carry %c = %x : f32[d=2]
+            stacked %v = %w : f32[d=2]
+            stacked %m.1 = %m : f32[d=2]
+            invariant %rate.1 = %rate : f32[]
+            %y = mul %c, %v : f32[d=2]
+            %square.1 = mul %c, %c : f32[d=2]
+            %squares.1 = reduce_sum %square.1 over d : f32[]
+            %w.new.1, %m.new.1 = update "layer.{i}.w" states m {
+              arg %p = %v : f32[d=2]
+              arg %grad = %c : f32[d=2]
+              arg %n = %m.1 : f32[d=2]
+              arg %r = %rate.1 : f32[]
+              %n.new = add %n, %grad : f32[d=2]
+              %mean = reduce_sum %n.new over d : f32[]
+              %part = mul %n.new, %r : f32[d=2]
+              %step = mul %part, %mean : f32[d=2]
+              %p.new = sub %p, %step : f32[d=2]
+              yield %p.new : f32[d=2]
+              yield %n.new : f32[d=2]
+            }
+            yield carry %y : f32[d=2]
+            yield stacked %squares.1 : f32[layer=4]
+            yield stacked %w.new.1 : f32[layer=4, d=2]
+            yield stacked %m.new.1 : f32[layer=4, d=2]
+          }
+          %norm = reduce_sum %squares over layer : f32[]
+          return h = %h
+          return norm = %norm
+          return store "layer.{i}.w" = %w.new
+          return store "layer.{i}.w.m" = %m.new
+        }
+    "#);
 }
 
 #[test]
