@@ -6,8 +6,7 @@ use crate::autodiff::hoist_invariants::hoist_invariants;
 use crate::autodiff::loss_head::chunk_loss_heads;
 use crate::graph::Graph;
 use crate::graph::passes::{
-    eliminate_dead, expand_all_composites, expand_composites, fold_constants, share_common,
-    sink_updates,
+    eliminate_dead, expand_all_composites, expand_composites, fold_constants, share_common, sink_updates,
 };
 use crate::graph::recognise::{
     recognise_attention, recognise_cross_entropy, recognise_loss_head, recognise_norms, recognise_softmax,

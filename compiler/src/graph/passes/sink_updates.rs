@@ -116,6 +116,7 @@ fn is_parallel(graph: &Graph, node: &OpNode, axis: &Name) -> bool {
         | Op::ScatterAdd { .. }
         | Op::RotatePairs { .. }
         | Op::Transfer { .. }
+        | Op::CumSum { .. }
         | Op::Loop(_)
         | Op::Composite(_) => false,
     };
