@@ -327,6 +327,7 @@ impl Walk<'_> {
                 self.b.index(&axis.name, axis.size)
             }
             ExprKind::ToReal(x) => self.made(e, &[x], |b, v| b.cast(v[0], DType::F32)),
+            ExprKind::ToInt(x) => self.made(e, &[x], |b, v| b.cast(v[0], DType::I32)),
             ExprKind::Unary(op, x) => self.made(e, &[x], |b, v| unary(b, *op, v[0])),
             ExprKind::Binary(op, x, y) => {
                 self.made(e, &[x, y], |b, v| b.one(Op::Binary(binary(*op)), v, Some(ty), "t"))
@@ -675,6 +676,7 @@ fn params_in(e: &Expr, into: &mut BTreeSet<ParamId>) {
         }
         ExprKind::Const(_) | ExprKind::Value(_) | ExprKind::Index => {}
         ExprKind::ToReal(x)
+        | ExprKind::ToInt(x)
         | ExprKind::Unary(_, x)
         | ExprKind::Rename(x, _)
         | ExprKind::Reduce(_, _, x)

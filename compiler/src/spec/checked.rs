@@ -352,6 +352,8 @@ pub enum ExprKind {
     Index,
     /// Int to Real.
     ToReal(Box<Expr>),
+    /// `int(x)`: Real to Int, toward zero; what lies outside becomes the nearest whole number of 32 bits, NaN 0.
+    ToInt(Box<Expr>),
     /// An element-wise function.
     Unary(UnaryOp, Box<Expr>),
     /// An element-wise function of two operands of one element type.

@@ -40,6 +40,7 @@ pub const FUNCTIONS: &[&str] = &[
     "abs",
     "erf",
     "floor",
+    "int",
     "dropout",
     "route",
     "dispatch",
@@ -74,6 +75,7 @@ impl Checker<'_> {
         }
         match name {
             "gelu" => self.gelu(scope, r, args, span, wanted),
+            "int" => self.whole_part(scope, r, args, span, wanted),
             "max" | "min" if r.axes.is_none() => {
                 let slots = self.bind(r, args, span, &["x", "y"], 2)?;
                 let (x, y) = (self.expr(scope, slots[0]?, wanted), self.expr(scope, slots[1]?, wanted));
@@ -286,6 +288,29 @@ impl Checker<'_> {
         let keeps_integers = matches!(op, UnaryOp::Abs);
         let e = if keeps_integers && e.ty.elem == Elem::Int { e } else { self.real_of(e)? };
         Some(unary(op, e, span))
+    }
+
+    /// `int(x)`, folded on constants.
+    pub(super) fn whole_part(
+        &mut self,
+        scope: &mut Scope,
+        r: &Reference,
+        args: &[Arg],
+        span: Span,
+        wanted: Option<&[Axis]>,
+    ) -> Option<Expr> {
+        self.no_axes(r)?;
+        let mut e = self.single(scope, r, args, span, wanted)?;
+        if let Some(x) = as_constant(&e) {
+            e.kind = ExprKind::Const(f64::from(x as i32));
+            e.ty.elem = Elem::Int;
+        }
+        if e.ty.elem == Elem::Int {
+            return Some(Expr { span, ..e });
+        }
+        let e = self.real_of(e)?;
+        let ty = Type { elem: Elem::Int, axes: e.ty.axes.clone() };
+        Some(Expr { kind: ExprKind::ToInt(Box::new(e)), ty, span })
     }
 
     pub(super) fn gelu(
