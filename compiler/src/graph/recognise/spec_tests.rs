@@ -1,10 +1,14 @@
 //! The ways specs write attention and the loss, and nearly do.
 
 use super::near_misses;
-use crate::graph::Graph;
 use crate::graph::print::print;
+use crate::graph::{Graph, Output};
+use crate::interpret::{Mode, run, sample_environment};
 use crate::lower::attend_tests::trains;
+use crate::lower::simulate;
 use crate::testing::{assert_same_numbers, graph_of_spec, with_gradients};
+use mlc_codegen::program::InterpretedProgram;
+use mlc_codegen::target::X86_64_V4;
 
 /// One layer of attention that gives `y` from x.
 const MODEL: &str = "spec 1
@@ -153,6 +157,40 @@ fn recognised_attention_of_every_form_trains() {
 fn unrecognised_attention_trains() {
     for (_, body) in &forms()[3..5] {
         trains(&model(body, OFF));
+    }
+}
+
+#[test]
+fn queries_without_keys_give_zero_and_pass_no_gradient() {
+    // The first query sees nothing; a loss of it alone depends on nothing.
+    let first = "first[batch, seq, kv, group, hd] = where(index[seq] == 0, o, 0)
+    y = dot[kv, group, hd](first, wo)";
+    for body in [
+        format!(
+            "before[seq, pos] = index[pos] < index[seq]
+    o = dot[pos](softmax[pos](where(before, s, -inf)), v)
+    {first}"
+        ),
+        format!(
+            "before[seq, pos] = index[pos] < index[seq]
+    bias = table as [seq: pos]
+    o = std.Attend[seq, pos, hd](q, k, v, mask = before, bias = bias)
+    {first}"
+        ),
+    ] {
+        for lower in ["", OFF] {
+            let graph = with_gradients(model(&body, lower));
+            let environment = sample_environment(&graph, 3);
+            let expected = run(&graph, &environment, Mode::F64).unwrap();
+            let program = simulate::program(&graph).unwrap();
+            let mut kernels = InterpretedProgram::new(&program, &X86_64_V4).unwrap();
+            let found =
+                simulate::run_with(&program, &graph, &environment, &mut |s| kernels.run("train", s)).unwrap();
+            for (output, tensor) in expected.0.iter().chain(&found.0) {
+                let weight = matches!(output, Output::Report(name) if name.as_str() == "loss_weight");
+                assert!(weight || tensor.as_floats().iter().all(|x| *x == 0.0), "{output:?}: {tensor:?}");
+            }
+        }
     }
 }
 
