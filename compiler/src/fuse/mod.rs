@@ -11,6 +11,9 @@
 //! 4. [`choose_layouts`]: the order of axes of every buffer whose order is free.
 //! 5. [`insert_relayouts`]: copies of matrix-product operands whose contracted axes can't be walked with one stride.
 //!
+//! If an attention's heads or values have several axes and can't be walked with one stride in these layouts, all is done
+//! again with the meaning of such attentions.
+//!
 //! What always holds afterwards:
 //! * items of a region are in an order in which every value is written before it is read, and no buffer is overwritten
 //!   before its last reader of the old contents;
@@ -18,6 +21,7 @@
 //! * a group of kind `Loops` reads and writes at the same index of its iteration space, save for rotated pairs.
 
 pub mod assign_buffers;
+pub mod attention_dims;
 pub mod choose_layouts;
 pub mod cluster;
 pub mod gemm_dims;
@@ -28,6 +32,7 @@ pub mod print;
 mod tests;
 pub mod view;
 
+use crate::graph::passes::expand_chosen;
 use crate::graph::{Axis, CompositeKind, DType, Graph, Init, Name, Op, OpId, Origin, Pairs, Space, ValueId};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -383,7 +388,22 @@ pub fn custom_reads(graph: &Graph, op: OpId) -> Vec<ValueId> {
 /// # Errors
 /// An op that can't become a kernel, with its spec line.
 pub fn group(graph: &Graph) -> Result<Fused> {
-    let graph = prepare::prepare(graph)?;
+    let fused = grouped(prepare::prepare(graph)?)?;
+    if !attention_dims::has_unwalkable(&fused, &fused.body) {
+        return Ok(fused);
+    }
+    let by_meaning = expand_chosen(graph.clone(), &|graph, op, _| {
+        let node = graph.op(op);
+        let [_, k, v] = [0, 1, 2].map(|i| node.operands.get(i).map(|v| graph.ty(*v)));
+        match (attention_dims::attention(&node.op), k, v) {
+            (Some(a), Some(k), Some(v)) => attention_dims::joins_axes(a, k, v),
+            _ => false,
+        }
+    });
+    grouped(prepare::prepare(&by_meaning)?)
+}
+
+fn grouped(graph: Graph) -> Result<Fused> {
     let mut fused = assign_buffers::assign_buffers(graph)?;
     choose_layouts::choose_layouts(&mut fused);
     insert_relayouts::insert_relayouts(&mut fused)?;

@@ -2,24 +2,14 @@
 
 use super::scalar::{Builder, Coords};
 use super::{Lowered, MadeKernel};
-use crate::fuse::gemm_dims::{Dim, merge};
-use crate::fuse::{Buffer, FuseError, Fused, Group, Kind, Result, View};
-use crate::graph::{Attention, CompositeKind, Name, Op, OpId, shape};
+use crate::fuse::attention_dims::{self, AttentionDims};
+use crate::fuse::{FuseError, Fused, Group, Kind, Result, View};
+use crate::graph::{Attention, OpId, shape};
 use mlc_codegen::abi::DType;
 use mlc_codegen::program::{
     AttentionGradPart, AttentionGradSpec, AttentionShape, AttentionSpec, Bound, KernelSpec, Operand, Region,
     ScalarOp,
 };
-
-/// Where the axes of all operands go.
-struct Roles {
-    batch: Vec<(Name, u64)>,
-    group: Vec<(Name, u64)>,
-    query: (Name, u64),
-    key: (Name, u64),
-    head: Vec<(Name, u64)>,
-    value: Vec<(Name, u64)>,
-}
 
 struct Lowering<'f> {
     fused: &'f Fused,
@@ -37,13 +27,7 @@ pub fn lower(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
     let node = fused.graph.op(op);
     let refuse =
         |message: String| FuseError { op: shape::op_name(&node.op), origin: node.origin.clone(), message };
-    let Op::Composite(composite) = &node.op else {
-        return Err(refuse("not an attention".into()));
-    };
-    let (CompositeKind::Attention(attention) | CompositeKind::AttentionGrad(attention)) = &composite.kind
-    else {
-        return Err(refuse("not an attention".into()));
-    };
+    let attention = attention_dims::attention(&node.op).ok_or_else(|| refuse("not an attention".into()))?;
     let part = match &group.kind {
         Kind::AttentionGrad { part, .. } => Some(*part),
         Kind::Loops { .. }
@@ -57,15 +41,13 @@ pub fn lower(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
         | Kind::Custom { .. } => None,
     };
     let operands: Vec<View> = node.operands.iter().map(|v| fused.views[v].clone()).collect();
-    let (q, k, v) = (&operands[0], &operands[1], &operands[2]);
     // Behind the extras: o, lse, do, delta in the gradient, nothing forward.
     let n_extras = operands.len() - 3 - if part.is_some() { 4 } else { 0 };
     let extras = operands[3..3 + n_extras].to_vec();
-    let roles = roles(attention, q, k, v).map_err(refuse)?;
-    let mut views = operands.clone();
+    let dims = AttentionDims::of(fused, group, attention, op).map_err(refuse)?;
+    let mut views = operands;
     views.extend(group.writes.iter().map(|w| w.view.clone()));
     let mut lowering = Lowering { fused, group, views, made: MadeKernel::default() };
-    let dims = lowering.dims(&roles).map_err(refuse)?;
     let score = lowering.region(attention, 0)?;
 
     let n = node.operands.len();
@@ -78,8 +60,8 @@ pub fn lower(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
     let shape = AttentionShape {
         batch: dims.batch.iter().map(|d| d.size).collect(),
         group: dims.group.size,
-        sq: roles.query.1,
-        sk: roles.key.1,
+        sq: dims.query.size,
+        sk: dims.key.size,
         hd: dims.head.size,
         hv: dims.value.size,
         bound: attention.bound,
@@ -153,33 +135,6 @@ fn score_pairs(shape: &AttentionShape) -> u64 {
     rows * per_row_sum
 }
 
-fn roles(attention: &Attention, q: &View, k: &View, v: &View) -> std::result::Result<Roles, String> {
-    let sizes = |view: &View, keep: &dyn Fn(&Name) -> bool| -> Vec<(Name, u64)> {
-        view.axes.iter().filter(|a| keep(&a.name)).map(|a| (a.name.clone(), a.size)).collect()
-    };
-    let over = |n: &Name| attention.over.contains(n);
-    let batch = sizes(q, &|n| !over(n) && *n != attention.query && k.size(n).is_some());
-    let group = sizes(q, &|n| !over(n) && *n != attention.query && k.size(n).is_none());
-    let is_batch = |n: &Name| batch.iter().any(|(b, _)| b == n);
-    let value = sizes(v, &|n| *n != attention.key && !is_batch(n));
-    let query = q.size(&attention.query).ok_or("the queries lack their position axis")?;
-    let key = k.size(&attention.key).ok_or("the keys lack their position axis")?;
-    if let Some(axis) = k.axes.iter().find(|a| {
-        let n = &a.name;
-        *n != attention.key && !over(n) && !is_batch(n)
-    }) {
-        return Err(format!("the keys have an axis {} the queries lack", axis.name));
-    }
-    Ok(Roles {
-        batch,
-        group,
-        query: (attention.query.clone(), query),
-        key: (attention.key.clone(), key),
-        head: sizes(q, &over),
-        value,
-    })
-}
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
     Batch,
@@ -190,48 +145,8 @@ enum Role {
     Value,
 }
 
-/// Dimensions with one stride per view.
-struct Dims {
-    batch: Vec<Dim>,
-    group: Dim,
-    query: Dim,
-    key: Dim,
-    head: Dim,
-    value: Dim,
-}
-
 impl Lowering<'_> {
-    fn dims(&self, roles: &Roles) -> std::result::Result<Dims, String> {
-        let buffers: Vec<Buffer> = self.views.iter().map(|v| self.fused.buffer(v.buffer).clone()).collect();
-        let operands: Vec<(&View, &Buffer)> = self.views.iter().zip(&buffers).collect();
-        let one = |axes: &[(Name, u64)], what: &str| -> std::result::Result<Dim, String> {
-            let mut dims = merge(axes, &operands);
-            match dims.len() {
-                0 => Ok(Dim { size: 1, strides: vec![0; operands.len()] }),
-                1 => Ok(dims.remove(0)),
-                _ => {
-                    let names: Vec<&str> = axes.iter().map(|(n, _)| n.as_str()).collect();
-                    Err(format!("the {what} axes [{}] can't be walked with one stride", names.join(", ")))
-                }
-            }
-        };
-        let mut batch = merge(&roles.batch, &operands);
-        // Groups that one stride can't walk: keys and values are shared by more batch entries, which their gradients, of
-        // stride 0 there, are summed over.
-        let mut groups = merge(&roles.group, &operands);
-        let group = groups.pop().unwrap_or_else(|| Dim { size: 1, strides: vec![0; operands.len()] });
-        batch.extend(groups);
-        Ok(Dims {
-            batch,
-            group,
-            query: one(std::slice::from_ref(&roles.query), "query")?,
-            key: one(std::slice::from_ref(&roles.key), "key")?,
-            head: one(&roles.head, "head")?,
-            value: one(&roles.value, "value")?,
-        })
-    }
-
-    fn operand(&mut self, i: usize, dims: &Dims, roles: &[Role]) -> Operand {
+    fn operand(&mut self, i: usize, dims: &AttentionDims, roles: &[Role]) -> Operand {
         let view = self.views[i].clone();
         let mut strides = Vec::new();
         for role in roles {

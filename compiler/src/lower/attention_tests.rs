@@ -8,7 +8,7 @@ use crate::graph::{
     Type, UnaryOp, ValueId,
 };
 use crate::interpret::{self, Mode, Outputs, sample_environment};
-use mlc_codegen::program::{InterpretedProgram, KernelSpec};
+use mlc_codegen::program::{InterpretedProgram, Kernel, KernelSpec, Program};
 use mlc_codegen::target::X86_64_V4;
 
 fn ty(axes: &[(&str, u64)]) -> Type {
@@ -35,6 +35,14 @@ fn check(graph: &Graph) {
 
 /// As [`check`], with so many kernels backward.
 fn check_with(graph: &Graph, backward: usize) {
+    let program = check_numbers(graph);
+    let count = |pick: &dyn Fn(&KernelSpec) -> bool| program.kernels.iter().filter(|k| pick(&k.spec)).count();
+    assert_eq!(count(&|k| matches!(k, KernelSpec::Attention(_))), 1, "one kernel forward");
+    assert_eq!(count(&|k| matches!(k, KernelSpec::AttentionGrad(_))), backward, "backward");
+}
+
+/// Runs the program both ways.
+fn check_numbers(graph: &Graph) -> Program {
     let program = simulate::program(graph).unwrap_or_else(|e| panic!("{e}"));
     let environment = sample_environment(graph, 3);
     let expected = interpret::run(graph, &environment, Mode::F64).unwrap_or_else(|e| panic!("{e}"));
@@ -44,9 +52,7 @@ fn check_with(graph: &Graph, backward: usize) {
     let interpreted = simulate::run_with(&program, graph, &environment, &mut |s| kernels.run("train", s))
         .unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(far_off(&expected, &interpreted), None, "as KIR");
-    let count = |pick: &dyn Fn(&KernelSpec) -> bool| program.kernels.iter().filter(|k| pick(&k.spec)).count();
-    assert_eq!(count(&|k| matches!(k, KernelSpec::Attention(_))), 1, "one kernel forward");
-    assert_eq!(count(&|k| matches!(k, KernelSpec::AttentionGrad(_))), backward, "backward");
+    program
 }
 
 /// An operand of the score, with its axes.
@@ -64,20 +70,44 @@ fn trained(
     bias: Option<Bias>,
     score: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId,
 ) -> Graph {
+    trained_over(&["hd"], q, kv, bound, bias, score)
+}
+
+/// As [`trained`], contracting these axes.
+fn trained_over(
+    over: &[&str],
+    q: &[(&str, u64)],
+    kv: &[(&str, u64)],
+    bound: Bound,
+    bias: Option<Bias>,
+    score: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId,
+) -> Graph {
     let mut b = Builder::new("attention");
     let param = |b: &mut Builder, path: &str, axes: &[(&str, u64)]| {
         let op = Op::Param { path: path.into(), init: Init::Constant(0.0) };
         b.one(op, &[], Some(ty(axes)), path)
     };
-    let (q, k, v) = (param(&mut b, "q", q), param(&mut b, "k", kv), param(&mut b, "v", kv));
+    let (q, k) = (param(&mut b, "q", q), param(&mut b, "k", kv));
+    // Values have the contracted axes under names of their own.
+    let values: Vec<(String, u64)> = kv
+        .iter()
+        .map(|(n, s)| (if over.contains(n) && over.len() > 1 { format!("{n}v") } else { n.to_string() }, *s))
+        .collect();
+    let values: Vec<(&str, u64)> = values.iter().map(|(n, s)| (n.as_str(), *s)).collect();
+    let v = param(&mut b, "v", &values);
     let extras: Vec<ValueId> = match bias {
         Some(Bias::Given(axes)) => vec![b.input("bias", ty(axes), 0)],
         Some(Bias::Learned(axes)) => vec![param(&mut b, "bias", axes)],
         None => vec![],
     };
     let score = score_region(&mut b, extras.len(), score);
-    let parts =
-        AttentionParts { query: "seq".into(), key: "pos".into(), over: vec!["hd".into()], bound, score };
+    let parts = AttentionParts {
+        query: "seq".into(),
+        key: "pos".into(),
+        over: over.iter().map(|n| Name::from(*n)).collect(),
+        bound,
+        score,
+    };
     // `lse` must not be used as a value: attention would be taken apart before it is differentiated.
     let (o, _) = b.attention(q, k, v, &extras, parts).unwrap_or_else(|e| panic!("{e}"));
     let t = b.input("t", b.ty(o).clone(), 0);
@@ -173,6 +203,21 @@ fn lower_attention_gives_learned_biases_their_gradients() {
         });
         check_with(&graph, 3);
     }
+}
+
+#[test]
+fn lower_attention_with_heads_of_several_axes() {
+    let q: &[(&str, u64)] = &[("seq", 5), ("a", 2), ("h", 3), ("hd", 4)];
+    let kv: &[(&str, u64)] = &[("pos", 5), ("a", 2), ("h", 3), ("hd", 4)];
+    let mut kernels = Vec::new();
+    for over in [&["a", "hd"][..], &["hd", "a"], &["a", "h", "hd"], &["hd"]] {
+        let graph = trained_over(over, q, kv, Bound::Full, None, |b, a| b.scale(a[0], 0.5));
+        let program = check_numbers(&graph);
+        let is_attention =
+            |k: &Kernel| matches!(k.spec, KernelSpec::Attention(_) | KernelSpec::AttentionGrad(_));
+        kernels.push(program.kernels.iter().filter(|k| is_attention(k)).count());
+    }
+    assert_eq!(kernels, [0, 0, 3, 3], "by meaning where another axis stands between");
 }
 
 #[test]
