@@ -64,7 +64,9 @@ pub fn graph(text: &str) -> Graph {
 /// # Panics
 /// The spec does not check or can't be built.
 pub fn graph_of_spec(text: &str) -> Graph {
-    let loader = MemoryLoader { files: vec![("m.spec".into(), text.into())] };
+    let bias = include_str!("../../specs/std/relative_bias.spec");
+    let files = vec![("m.spec".into(), text.into()), ("std/relative_bias.spec".into(), bias.into())];
+    let loader = MemoryLoader { files };
     let mut sources = SourceMap::new();
     let (spec, _) = check(&mut sources, &loader, "m.spec", &[]).unwrap_or_else(|found| {
         panic!("{}\n{text}", render_all(&found, &sources, false));
