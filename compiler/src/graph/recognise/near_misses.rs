@@ -3,7 +3,7 @@
 //! Run on a recognised graph: what still has the shape of an attention, a loss head or a norm was missed. It means the same
 //! and costs more, which the writer of the spec may not expect.
 
-use super::recognise_attention::find;
+use super::recognise_attention::{find, leaves};
 use super::{BinaryOp, Graph, Name, Op, OpNode, ReduceOp, UnaryOp, ValueId, View, attention_of};
 use crate::graph::{Builder, CompositeKind, OpId, RegionId, SpecLine};
 use std::collections::BTreeMap;
@@ -110,13 +110,18 @@ impl<'a> Uses<'a> {
             logits = x;
         }
         view.op(logits).filter(|product| matches!(product.op, Op::Dot { .. }))?;
-        let taken = self.graph.region(self.region).ops.iter().any(|op| {
-            let node = self.graph.op(*op);
+        let nodes = || self.graph.region(self.region).ops.iter().map(|op| self.graph.op(*op));
+        let taken = nodes().any(|node| {
             let is_head =
                 matches!(&node.op, Op::Composite(c) if matches!(c.kind, CompositeKind::CrossEntropy { .. }));
             is_head && node.operands[0] == logits
         });
-        (!taken).then(|| {
+        // Without a target it is no loss of classes, but a penalty on the size of logits.
+        let has_target = nodes().any(|node| {
+            node.op == (Op::Gather { axis: axis.clone() })
+                && leaves(&view, node.operands[0]).contains(&logits)
+        });
+        (has_target && !taken).then(|| {
             let logits = self.name(logits);
             format!(
                 "log(sum[{axis}](exp(%{logits}))) is not recognised as a cross-entropy: what it is subtracted from is not \

@@ -229,7 +229,7 @@ fn is_product_along(view: &View, value: ValueId, key: &Name) -> bool {
 }
 
 /// What the element-wise ops above a value start from, in order of first use.
-fn leaves(view: &View, from: ValueId) -> Vec<ValueId> {
+pub(super) fn leaves(view: &View, from: ValueId) -> Vec<ValueId> {
     walk_up(view, from, None).0
 }
 

@@ -293,6 +293,7 @@ fn near_misses_say_what_keeps_a_formula_from_being_a_cross_entropy() {
     let mut found = String::new();
     for form in [
         "l = log(total) - gather[vocab](logits, targets) * 0.9",
+        // No target, no loss of classes: no note.
         "l = top + log(sum[vocab](exp(logits - top)))",
         "l = cross_entropy[vocab](30 * tanh(logits / 30), targets)",
         "l = cross_entropy[vocab](logits, targets) + 0.1 * log(total)",
