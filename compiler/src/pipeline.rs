@@ -325,3 +325,5 @@ impl<'a> Runner<'a> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod zoo;

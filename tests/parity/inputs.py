@@ -13,6 +13,12 @@ import sys
 import numpy as np
 
 MODELS = {
+    # GPT-2 with 124 M parameters: every parameter decayed, one batch trained again and again.
+    "t1": dict(
+        family="gpt", layers=12, d=768, kv=12, group=1, hd=64, ff=3072, vocab=50257, positions=1024, seq=64, batch=4, records=4,
+        tied=True, eps=1e-5, steps=10,
+        lr=1e-3, betas=(0.9, 0.95), adam_eps=1e-8, decay=0.1, decay_norms=True, clip=None, warmup=0, lr_end=1e-3,
+    ),
     # Llama with 15 M parameters: interleaved rotary pairs, tied head, every parameter decayed, one batch trained again and again.
     "t2": dict(
         layers=6, d=288, kv=6, group=1, hd=48, ff=768, vocab=32000, seq=256, batch=8, records=8,
@@ -43,11 +49,19 @@ MODELS = {
         pairs="half", tied=False, theta=1e4, eps=1e-5, steps=20,
         lr=6e-3, betas=(0.9, 0.95), adam_eps=1e-8, decay=0.0, decay_norms=True, clip=None, warmup=5, lr_end=6e-4,
     ),
+    # Latent attention: low-rank queries, keys and values, a rotated key that all heads share; trained as `gqa`.
+    "mla": dict(
+        family="latent", layers=2, d=64, heads=4, q_rank=24, kv_rank=16, nope=12, rot=8, hv=20, ff=160, vocab=256, seq=32,
+        batch=4, records=200, tied=False, theta=1e4, eps=1e-6, steps=50,
+        lr=3e-3, betas=(0.9, 0.95), adam_eps=1e-8, decay=0.1, decay_norms=False, clip=1.0, warmup=10, lr_end=3e-4,
+    ),
 }
 
 
 def parameters(c):
     """[(logical name, shape)] in the order in which the weights are drawn."""
+    if "family" in c:
+        return dict(gpt=gpt_parameters, latent=latent_parameters)[c["family"]](c)
     d, ff, heads = c["d"], c["ff"], [c["kv"], c["group"], c["hd"]]
     if c["group"] == 1:
         heads = [c["kv"], c["hd"]]
@@ -92,20 +106,59 @@ def glam_parameters(c, heads):
     return table + [("norm.w", [d])]
 
 
-def t2(c):
+def gpt_parameters(c):
+    d, ff, heads = c["d"], c["ff"], [c["kv"], c["hd"]]
+    table = [("embed", [c["vocab"], d]), ("pos_embed", [c["positions"], d])]
+    for i in range(c["layers"]):
+        p = f"layer.{i}."
+        table += [
+            (p + "norm1.w", [d]), (p + "norm1.b", [d]),
+            (p + "attn.wq", [d, *heads]), (p + "attn.wk", [d, *heads]), (p + "attn.wv", [d, *heads]),
+            (p + "attn.bq", heads), (p + "attn.bk", heads), (p + "attn.bv", heads),
+            (p + "attn.wo", [*heads, d]), (p + "attn.bo", [d]), (p + "norm2.w", [d]), (p + "norm2.b", [d]),
+            (p + "mlp.up", [d, ff]), (p + "mlp.up_bias", [ff]), (p + "mlp.down", [ff, d]), (p + "mlp.down_bias", [d]),
+        ]
+    return table + [("norm.w", [d]), ("norm.b", [d])]
+
+
+def latent_parameters(c):
+    d, ff, heads, q, kv = c["d"], c["ff"], c["heads"], c["q_rank"], c["kv_rank"]
+    table = [("embed", [c["vocab"], d]), ("head", [d, c["vocab"]])]
+    for i in range(c["layers"]):
+        p = f"layer.{i}."
+        table += [
+            (p + "norm1.w", [d]), (p + "attn.q_down", [d, q]), (p + "attn.kv_down", [d, kv]), (p + "attn.k_turned", [d, c["rot"]]),
+            (p + "attn.q_norm", [q]), (p + "attn.kv_norm", [kv]),
+            (p + "attn.q_up", [q, heads, c["nope"]]), (p + "attn.q_turned", [q, heads, c["rot"]]),
+            (p + "attn.k_up", [kv, heads, c["nope"]]), (p + "attn.v_up", [kv, heads, c["hv"]]),
+            (p + "attn.wo", [heads, c["hv"], d]), (p + "norm2.w", [d]),
+            (p + "mlp.gate", [d, ff]), (p + "mlp.up", [d, ff]), (p + "mlp.down", [ff, d]),
+        ]
+    return table + [("norm.w", [d])]
+
+
+def is_gain(name):
+    return name.endswith((".w", "_norm"))
+
+
+def is_bias(name):
+    return name.endswith((".b", "_bias", ".bq", ".bk", ".bv", ".bo"))
+
+
+def workload(c, seed):
     """Normal weights and uniform tokens from one PCG64 stream, each matrix drawn as [out, in] and then transposed.
 
-    These are the weights behind published ten-step losses of this workload, hence the layout they are drawn in.
+    These are the weights behind published ten-step losses of the workloads t1 and t2, hence the layout they are drawn in.
     """
-    rng = np.random.Generator(np.random.PCG64(2))
+    rng = np.random.Generator(np.random.PCG64(seed))
     weights = {}
     for name, shape in parameters(c):
-        if name.endswith(".w"):
-            weights[name] = np.ones(shape, np.float32)
+        if is_gain(name) or is_bias(name):
+            weights[name] = np.full(shape, is_gain(name), np.float32)
             continue
         is_output = name.endswith((".wo", ".down"))
         std = np.float32(0.02 / math.sqrt(2 * c["layers"]) if is_output else 0.02)
-        if name == "embed":
+        if name.endswith("embed"):
             weights[name] = rng.standard_normal(shape, dtype=np.float32) * std
         else:
             inputs = c["ff"] if name.endswith(".down") else c["d"]
@@ -140,7 +193,7 @@ def gqa(c):
         n = math.prod(shape)
         w = uniform[at : at + n].reshape(shape)
         at += n
-        if name.endswith(".w"):
+        if is_gain(name):
             w = np.float32(1) + w
         elif name.endswith((".wo", ".down")):
             w = w * np.float32(0.5)
@@ -155,7 +208,10 @@ def gqa(c):
     return weights, tokens
 
 
-MAKERS = {"t2": t2, "gqa": gqa, "mixtral": gqa, "glam": gqa, "optimizers": gqa}
+MAKERS = {
+    "t1": lambda c: workload(c, 1), "t2": lambda c: workload(c, 2), "mla": gqa,
+    "gqa": gqa, "mixtral": gqa, "glam": gqa, "optimizers": gqa,
+}
 
 
 def write(name, directory):

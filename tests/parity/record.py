@@ -15,6 +15,12 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # (dtype, threads, attention, instruction set). The f32 runs of one model differ in nothing but the order and fusing of their
 # roundings, so their distance from f64 is what a correct f32 training step may be off by.
 RUNS = {
+    "t1": [("f64", 2, "fused", "native"), ("f32", 1, "fused", "native"), ("f32", 2, "fused", "native")],
+    "mla": [
+        ("f64", 1, "fused", "native"), ("f64", 2, "fused", "native"),
+        ("f32", 1, "fused", "native"), ("f32", 2, "fused", "native"),
+        ("f32", 2, "math", "native"), ("f32", 2, "fused", "avx2"), ("f32", 2, "math", "avx2"),
+    ],
     "t2": [
         ("f64", 2, "fused", "native"), ("f32", 1, "fused", "native"), ("f32", 2, "fused", "native"),
         ("bf16", 2, "fused", "native"), ("bf16", 2, "jax", "native"),
@@ -46,6 +52,8 @@ def train_torch(name, dtype, threads, attention):
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
+    import torch_gpt
+    import torch_latent
     import torch_llama
     import torch_moe
 
@@ -54,7 +62,8 @@ def train_torch(name, dtype, threads, attention):
     backends = [SDPBackend.MATH] if attention == "math" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(backends):
         held_in = torch.float64 if dtype == "f64" else torch.float32
-        kind = dict(mixtral=torch_moe.Mixtral, glam=torch_moe.Glam).get(name, torch_llama.Llama)
+        kinds = dict(mixtral=torch_moe.Mixtral, glam=torch_moe.Glam, t1=torch_gpt.Gpt, mla=torch_latent.Latent)
+        kind = kinds.get(name, torch_llama.Llama)
         model = kind(name, held_in, autocast=dtype == "bf16")
         return [model.step() for _ in range(model.c["steps"])]
 

@@ -1,39 +1,20 @@
 """The Llama of the parity tests in PyTorch, written from its equations; dtype and threads are the caller's choice."""
-import math
-
 import torch
 import torch.nn.functional as F
 
-import inputs
+from torch_training import Training
 
 
-class Llama:
-    """Parameters under mlc's logical names, and one training step.
-
-    params     {logical name: parameter, in declared axis order}
-    tokens     [records, seq + 1] integers
-    forward    what computes the loss; may be replaced by a compiled `loss`
-    autocast   products and attention take and give bf16, as `torch.autocast` has it; all else stays in `dtype`
-    """
+class Llama(Training):
+    """Touvron et al. 2023 (arXiv:2302.13971), with grouped queries if the settings have them."""
 
     def __init__(self, name, dtype, autocast=False):
-        self.autocast = autocast
-        self.c = c = inputs.MODELS[name]
-        weights, tokens = inputs.MAKERS[name](c)
-        self.params = {k: torch.nn.Parameter(torch.from_numpy(w).to(dtype)) for k, w in weights.items()}
-        self.tokens = torch.from_numpy(tokens)
-        decayed = [p for k, p in self.params.items() if c["decay_norms"] or not k.endswith(".w")]
-        kept = [p for k, p in self.params.items() if not (c["decay_norms"] or not k.endswith(".w"))]
-        groups = [dict(params=decayed, weight_decay=c["decay"]), dict(params=kept, weight_decay=0.0)]
-        self.optimizer = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=c["lr"], betas=c["betas"], eps=c["adam_eps"], fused=True
-        )
+        super().__init__(name, dtype, autocast)
+        c = self.c
         position = torch.arange(c["seq"], dtype=dtype)
         frequency = 1.0 / c["theta"] ** (torch.arange(0, c["hd"], 2, dtype=dtype) / c["hd"])
         angle = torch.outer(position, frequency)
         self.cos, self.sin = angle.cos()[:, None, :], angle.sin()[:, None, :]
-        self.step_index = 0
-        self.forward = self.loss
 
     def rope(self, x):
         """Rotates pairs (2j, 2j + 1), or (j, j + hd / 2), of x [batch, seq, heads, hd]."""
@@ -69,34 +50,3 @@ class Llama:
         h = self.norm(h, "norm.w")
         logits = h @ (w["embed"].T if self.c["tied"] else w["head"])
         return F.cross_entropy(logits.flatten(0, 1).to(h.dtype), y.flatten())
-
-    def lr(self, step):
-        """The learning rate of the 0-based `step`: linear from lr / warmup up to lr, then half a cosine down to lr_end.
-
-        The cosine starts at lr on step `warmup` and would reach lr_end on step `steps`, one after the last.
-        """
-        c = self.c
-        if step < c["warmup"]:
-            return c["lr"] * (step + 1) / c["warmup"]
-        done = (step - c["warmup"]) / max(1, c["steps"] - c["warmup"])
-        return c["lr_end"] + (c["lr"] - c["lr_end"]) * 0.5 * (1 + math.cos(math.pi * done))
-
-    def step(self, with_norm=True):
-        """Trains on the next batch of records. Returns (loss before the update, gradient norm before clipping or None)."""
-        c = self.c
-        rows = [(self.step_index * c["batch"] + i) % c["records"] for i in range(c["batch"])]
-        batch = self.tokens[rows]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-            loss = self.forward(batch[:, :-1], batch[:, 1:])
-        loss.backward()
-        norm = None
-        if c["clip"] is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.params.values(), c["clip"])
-        elif with_norm:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.params.values()])
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(self.step_index)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step_index += 1
-        return loss.item(), None if norm is None else norm.item()

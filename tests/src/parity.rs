@@ -19,14 +19,46 @@ pub struct Record {
     pub runs: Vec<Run>,
 }
 
+/// Which parameters a parity model has.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// `specs/llama.spec`, and those whose layers are like its.
+    #[default]
+    Llama,
+    /// `specs/gpt.spec`.
+    Gpt,
+    /// `specs/latent.spec`.
+    Latent,
+}
+
 /// Sizes of one parity model; axis names as in its spec.
 #[derive(Clone, Debug, Deserialize)]
 #[expect(missing_docs, reason = "each is the size of the spec's axis of that name")]
 pub struct Settings {
+    #[serde(default)]
+    pub family: Family,
+    #[serde(default)]
+    pub positions: usize,
+    #[serde(default)]
+    pub heads: usize,
+    #[serde(default)]
+    pub q_rank: usize,
+    #[serde(default)]
+    pub kv_rank: usize,
+    #[serde(default)]
+    pub nope: usize,
+    #[serde(default)]
+    pub rot: usize,
+    #[serde(default)]
+    pub hv: usize,
     pub layers: usize,
     pub d: usize,
+    #[serde(default)]
     pub kv: usize,
+    #[serde(default)]
     pub group: usize,
+    #[serde(default)]
     pub hd: usize,
     pub ff: usize,
     pub vocab: usize,
@@ -96,8 +128,9 @@ impl Inputs {
     /// The inputs of a model of `tests/parity/inputs.py`.
     pub fn new(model: &str, settings: &Settings) -> Inputs {
         match model {
-            "t2" => t2(settings),
-            "gqa" | "mixtral" | "glam" | "optimizers" => gqa(settings),
+            "t1" => workload(settings, 1),
+            "t2" => workload(settings, 2),
+            "mla" | "gqa" | "mixtral" | "glam" | "optimizers" => gqa(settings),
             other => panic!("no parity model is called {other}"),
         }
     }
@@ -137,6 +170,78 @@ fn le_bytes(values: &[f32]) -> Vec<u8> {
 
 /// `(logical name, shape)` in the order in which the weights are drawn.
 fn parameters(c: &Settings) -> Vec<(String, Vec<usize>)> {
+    match c.family {
+        Family::Llama => llama_parameters(c),
+        Family::Gpt => gpt_parameters(c),
+        Family::Latent => latent_parameters(c),
+    }
+}
+
+fn gpt_parameters(c: &Settings) -> Vec<(String, Vec<usize>)> {
+    let (d, ff, heads) = (vec![c.d], vec![c.ff], vec![c.kv, c.hd]);
+    let mut table =
+        vec![("embed".to_string(), vec![c.vocab, c.d]), ("pos_embed".to_string(), vec![c.positions, c.d])];
+    for i in 0..c.layers {
+        let rows: [(&str, Vec<usize>); 16] = [
+            ("norm1.w", d.clone()),
+            ("norm1.b", d.clone()),
+            ("attn.wq", [&d[..], &heads].concat()),
+            ("attn.wk", [&d[..], &heads].concat()),
+            ("attn.wv", [&d[..], &heads].concat()),
+            ("attn.bq", heads.clone()),
+            ("attn.bk", heads.clone()),
+            ("attn.bv", heads.clone()),
+            ("attn.wo", [&heads[..], &d].concat()),
+            ("attn.bo", d.clone()),
+            ("norm2.w", d.clone()),
+            ("norm2.b", d.clone()),
+            ("mlp.up", vec![c.d, c.ff]),
+            ("mlp.up_bias", ff.clone()),
+            ("mlp.down", vec![c.ff, c.d]),
+            ("mlp.down_bias", d.clone()),
+        ];
+        table.extend(rows.map(|(name, shape)| (format!("layer.{i}.{name}"), shape)));
+    }
+    table.extend([("norm.w".to_string(), d.clone()), ("norm.b".to_string(), d)]);
+    table
+}
+
+fn latent_parameters(c: &Settings) -> Vec<(String, Vec<usize>)> {
+    let (d, heads, q, kv) = (c.d, c.heads, c.q_rank, c.kv_rank);
+    let mut table = vec![("embed".to_string(), vec![c.vocab, d]), ("head".to_string(), vec![d, c.vocab])];
+    for i in 0..c.layers {
+        let rows: [(&str, Vec<usize>); 15] = [
+            ("norm1.w", vec![d]),
+            ("attn.q_down", vec![d, q]),
+            ("attn.kv_down", vec![d, kv]),
+            ("attn.k_turned", vec![d, c.rot]),
+            ("attn.q_norm", vec![q]),
+            ("attn.kv_norm", vec![kv]),
+            ("attn.q_up", vec![q, heads, c.nope]),
+            ("attn.q_turned", vec![q, heads, c.rot]),
+            ("attn.k_up", vec![kv, heads, c.nope]),
+            ("attn.v_up", vec![kv, heads, c.hv]),
+            ("attn.wo", vec![heads, c.hv, d]),
+            ("norm2.w", vec![d]),
+            ("mlp.gate", vec![d, c.ff]),
+            ("mlp.up", vec![d, c.ff]),
+            ("mlp.down", vec![c.ff, d]),
+        ];
+        table.extend(rows.map(|(name, shape)| (format!("layer.{i}.{name}"), shape)));
+    }
+    table.push(("norm.w".to_string(), vec![d]));
+    table
+}
+
+fn is_gain(name: &str) -> bool {
+    name.ends_with(".w") || name.ends_with("_norm")
+}
+
+fn is_bias(name: &str) -> bool {
+    [".b", "_bias", ".bq", ".bk", ".bv", ".bo"].iter().any(|end| name.ends_with(end))
+}
+
+fn llama_parameters(c: &Settings) -> Vec<(String, Vec<usize>)> {
     let heads = if c.group == 1 { vec![c.kv, c.hd] } else { vec![c.kv, c.group, c.hd] };
     let around = |before: &[usize], inner: &[usize], after: &[usize]| [before, inner, after].concat();
     let mut table = vec![("embed".to_string(), vec![c.vocab, c.d])];
@@ -203,18 +308,20 @@ fn is_output_projection(name: &str) -> bool {
 }
 
 /// Normal weights and uniform tokens from one PCG64 stream; matrices are drawn as [out, in] and transposed.
-fn t2(c: &Settings) -> Inputs {
-    let mut rng = Pcg64::new(2);
+fn workload(c: &Settings, seed: u32) -> Inputs {
+    let mut rng = Pcg64::new(seed);
     let mut weights = BTreeMap::new();
     for (name, shape) in parameters(c) {
         let n: usize = shape.iter().product();
-        let values = if name.ends_with(".w") {
+        let values = if is_gain(&name) {
             vec![1.0; n]
+        } else if is_bias(&name) {
+            vec![0.0; n]
         } else {
             let std = if is_output_projection(&name) { 0.02 / (2.0 * c.layers as f64).sqrt() } else { 0.02 };
             let drawn: Vec<f32> = (0..n).map(|_| rng.standard_normal_f32() * std as f32).collect();
             let inputs = if name.ends_with(".down") { c.ff } else { c.d };
-            if name == "embed" { drawn } else { transpose(&drawn, inputs) }
+            if name.ends_with("embed") { drawn } else { transpose(&drawn, inputs) }
         };
         weights.insert(name, (shape, values));
     }
@@ -247,7 +354,7 @@ fn gqa(c: &Settings) -> Inputs {
             let centred = (splitmix64(20, drawn) >> 40) as i64 - (1 << 23);
             let w = (centred as f64 * (2.0f64).powi(-28)) as f32;
             let is_amplified = name.ends_with(".router") || name.ends_with(".rel");
-            match (name.ends_with(".w"), is_output_projection(&name)) {
+            match (is_gain(&name), is_output_projection(&name)) {
                 (true, _) => 1.0 + w,
                 (_, true) => 0.5 * w,
                 (false, false) if is_amplified => 16.0 * w,
@@ -275,6 +382,18 @@ mod tests {
 
     fn checksum(model: &str) -> String {
         Inputs::new(model, &Record::read(model).settings).checksum()
+    }
+
+    /// The checksum is what `python3 tests/parity/inputs.py --checksum t1` prints.
+    #[test]
+    fn t1_inputs_are_those_of_the_python_definition() {
+        assert_eq!(checksum("t1"), "36a9291e0b78cd67436637e1bd6a3d075b4259916ec4abdfe577e5fc4323c2fc");
+    }
+
+    /// The checksum is what `python3 tests/parity/inputs.py --checksum mla` prints.
+    #[test]
+    fn mla_inputs_are_those_of_the_python_definition() {
+        assert_eq!(checksum("mla"), "d107367cbc546d8481bf22db9b4102473654fd990fcebdb1ac43fd92cebb6666");
     }
 
     /// The checksum is what `python3 tests/parity/inputs.py --checksum t2` prints.

@@ -205,7 +205,7 @@ impl Generator {
     /// One op, or `None` if the drawn one does not fit the drawn operands.
     fn one_op(&mut self, scope: &mut Vec<Float>) -> Option<Float> {
         let x = self.any(scope);
-        match self.random.below(28) {
+        match self.random.below(30) {
             0..=3 => Some(self.unary(x)),
             4..=8 => self.binary(x, scope),
             9 => self.select(x, scope),
@@ -220,6 +220,8 @@ impl Generator {
             23 => self.integers(x),
             24 => self.in_bf16(x, scope),
             25 => self.cumsum(x),
+            26 => self.slice(x),
+            27 => self.concat(x, scope),
             _ => self.repeat(x, scope),
         }
     }
@@ -412,6 +414,40 @@ impl Generator {
             return None;
         }
         Some(Float { id: self.b.rename(x.id, &[(pair.0.into(), pair.1.into())]), bound: x.bound })
+    }
+
+    /// The first or last elements of an axis, under the name of a shorter one.
+    fn slice(&mut self, x: Float) -> Option<Float> {
+        let mut axes = self.axes_of(x);
+        let i = self.random.below(axes.len().max(1));
+        let from = axes.get(i)?.clone();
+        let shorter: Vec<Axis> = self
+            .axes
+            .iter()
+            .filter(|a| a.size <= from.size && !self.b.ty(x.id).has(&a.name))
+            .cloned()
+            .collect();
+        let to = shorter.get(self.random.below(shorter.len().max(1)))?.clone();
+        let at = *self.random.pick(&[0, from.size - to.size]);
+        axes[i] = to.clone();
+        let op = Op::Slice { from: from.name, to: to.name, at };
+        let op = self.b.try_op(op, &[x.id], Some(Type::new(DType::F32, axes)), "part").ok()?;
+        self.one_result(op, x.bound)
+    }
+
+    /// Two values end to end, and from that as many elements as each had: an axis has one size in the whole graph.
+    fn concat(&mut self, x: Float, scope: &[Float]) -> Option<Float> {
+        let axes = self.axes_of(x);
+        let along = axes.get(self.random.below(axes.len().max(1)))?.clone();
+        let ty = self.b.ty(x.id).clone();
+        let y = *scope.iter().rev().find(|y| self.b.ty(y.id).same_axes(&ty))?;
+        let op = Op::Concat { parts: vec![along.name.clone(), along.name.clone()], axis: "whole".into() };
+        let whole = self.b.try_op(op, &[x.id, y.id], None, "whole").ok()?;
+        let whole = self.b.graph.op(whole).results[0];
+        let at = self.random.below(along.size as usize + 1) as u64;
+        let op = Op::Slice { from: "whole".into(), to: along.name, at };
+        let op = self.b.try_op(op, &[whole], Some(ty), "part").ok()?;
+        self.one_result(op, x.bound.max(y.bound))
     }
 
     fn gather(&mut self, x: Float) -> Option<Float> {

@@ -31,6 +31,11 @@ fn gqa_in_f64_is_pytorchs_within_1e_9_for_100_steps() {
 }
 
 #[test]
+fn mla_in_f64_is_pytorchs_within_1e_9_for_50_steps() {
+    is_pytorchs_within_1e_9("mla");
+}
+
+#[test]
 fn mixtral_in_f64_is_pytorchs_within_1e_9_for_50_steps() {
     is_pytorchs_within_1e_9("mixtral");
 }

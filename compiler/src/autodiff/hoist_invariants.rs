@@ -128,6 +128,8 @@ fn is_costly(graph: &Graph, node: &OpNode) -> bool {
         | Op::Rename { .. }
         | Op::RotatePairs { .. }
         | Op::Transfer { .. }
+        | Op::Slice { .. }
+        | Op::Concat { .. }
         | Op::Update(_) => false,
     }
 }

@@ -192,6 +192,8 @@ impl Apply<'_> {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
             | Op::Update(_) => {
                 self.b.copy_op(self.from, id, &mut self.map);
             }
@@ -264,7 +266,12 @@ impl Apply<'_> {
                 dtype == DType::F32 && self.precision.matmul != DType::F32
             }
             Op::Loop(l) => node.results[..l.carries].contains(&result),
-            Op::Gather { .. } | Op::ScatterAdd { .. } | Op::CumSum { .. } | Op::Transfer { .. } => false,
+            Op::Gather { .. }
+            | Op::ScatterAdd { .. }
+            | Op::CumSum { .. }
+            | Op::Transfer { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. } => false,
             Op::Input { .. }
             | Op::Param { .. }
             | Op::State { .. }

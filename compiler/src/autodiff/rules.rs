@@ -89,6 +89,25 @@ pub(super) fn pull(
             let g = only(g);
             Ok(vec![t.towards(node.operands[0], |t| t.b.cumsum(g, axis, *exclusive, !reverse))])
         }
+        Op::Slice { from, to, at } => {
+            // y = x[k..k+n]  →  x̅ = 0.., y̅, 0..
+            let (g, x) = (only(g), node.operands[0]);
+            Ok(vec![t.towards(x, |t| between_zeros(t, g, x, from, to, *at))])
+        }
+        Op::Concat { parts, axis } => {
+            // y = a, b, ..  →  a̅ = y̅[..a], b̅ = y̅[a..a+b], ..
+            let g = only(g);
+            let mut at = 0;
+            let mut cotangents = Vec::new();
+            for (operand, part) in node.operands.iter().zip(parts) {
+                let ty = t.b.ty(*operand).clone();
+                let n = ty.size_of(part).expect("checked by the shape rule");
+                let op = Op::Slice { from: axis.clone(), to: part.clone(), at };
+                cotangents.push(t.towards(*operand, |t| t.b.one(op, &[g], Some(ty), "t")));
+                at += n;
+            }
+            Ok(cotangents)
+        }
         Op::RotatePairs { axis, pairs } => {
             // (a, b) → (−b, a) is a rotation by a quarter turn; its transpose turns back.
             let g = only(g);
@@ -99,6 +118,31 @@ pub(super) fn pull(
             })])
         }
     }
+}
+
+/// A slice's cotangent at its place in a tensor of zeros like `x`.
+fn between_zeros(t: &mut Tape, g: ValueId, x: ValueId, from: &Name, to: &Name, at: u64) -> ValueId {
+    let (whole, part) = (t.b.ty(x).clone(), t.b.ty(g).clone());
+    let taken = part.size_of(to).expect("checked by the shape rule");
+    let after = whole.size_of(from).expect("checked by the shape rule") - at - taken;
+    let zeros = |t: &mut Tape, size: u64| {
+        let zero = t.b.constant(part.dtype, 0.0);
+        let mut ty = part.clone();
+        for axis in ty.axes.iter_mut().filter(|a| a.name == *to) {
+            axis.size = size;
+        }
+        t.b.one(Op::Broadcast, &[zero], Some(ty), "zeros")
+    };
+    let mut operands = Vec::new();
+    if at > 0 {
+        operands.push(zeros(t, at));
+    }
+    operands.push(g);
+    if after > 0 {
+        operands.push(zeros(t, after));
+    }
+    let op = Op::Concat { parts: vec![to.clone(); operands.len()], axis: from.clone() };
+    t.b.one(op, &operands, None, "t")
 }
 
 /// The cotangent of the only result.

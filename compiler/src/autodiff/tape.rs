@@ -270,6 +270,8 @@ impl Tape {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
             | Op::Loop(_)
             | Op::Composite(_)
             | Op::Update(_) => false,

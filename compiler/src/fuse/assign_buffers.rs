@@ -14,7 +14,7 @@
 //! A carry that is also stacked out lives in the stack itself: slot `i` is what iteration `i` takes in and slot `i + 1`
 //! what it gives (mirrored when the loop runs backwards), so nothing is copied.
 
-use super::cluster::{self, Plan};
+use super::cluster::{self, Plan, unrepeated};
 use super::{
     At, AttentionGradPart, Buffer, BufferId, Class, FuseError, Fused, Group, GroupId, Item, Kind, LoopId,
     Result, View, Write,
@@ -85,6 +85,8 @@ struct Scene {
     maker: BTreeMap<ValueId, usize>,
     /// Renames of the region: result → (operand, pairs).
     renames: BTreeMap<ValueId, (ValueId, Vec<(Name, Name)>)>,
+    /// Slices of the region: result → operand.
+    slices: BTreeMap<ValueId, ValueId>,
     wants: BTreeMap<ValueId, Vec<Want>>,
     /// Copies before everything else.
     start: Vec<Item>,
@@ -96,8 +98,8 @@ struct Scene {
 
 impl Scene {
     fn base(&self, v: ValueId) -> ValueId {
-        match self.renames.get(&v) {
-            Some((operand, _)) => self.base(*operand),
+        match self.renames.get(&v).map(|(operand, _)| operand).or(self.slices.get(&v)) {
+            Some(operand) => self.base(*operand),
             None => v,
         }
     }
@@ -108,7 +110,8 @@ impl Scene {
 
     /// Only wanted in one place and read by nobody.
     fn unread(&self, v: ValueId) -> bool {
-        self.readers_of(v).is_empty() && self.wants.get(&v).is_none_or(|w| w.len() == 1)
+        let sliced = self.slices.values().any(|operand| self.base(*operand) == v);
+        !sliced && self.readers_of(v).is_empty() && self.wants.get(&v).is_none_or(|w| w.len() == 1)
     }
 }
 
@@ -138,6 +141,8 @@ impl Assign {
                 | Op::CumSum { .. }
                 | Op::RotatePairs { .. }
                 | Op::Transfer { .. }
+                | Op::Slice { .. }
+                | Op::Concat { .. }
                 | Op::Loop(_)
                 | Op::Composite(_)
                 | Op::Update(_) => continue,
@@ -266,25 +271,41 @@ impl Assign {
 
     fn scene(&self, region: RegionId, plans: Vec<Plan>) -> Scene {
         let graph = &self.f.graph;
-        let mut renames = BTreeMap::new();
+        let (mut renames, mut slices) = (BTreeMap::new(), BTreeMap::new());
         for &op in &graph.region(region).ops {
             let node = graph.op(op);
-            if let Op::Rename { pairs } = &node.op {
-                renames.insert(node.results[0], (node.operands[0], pairs.clone()));
+            match &node.op {
+                Op::Rename { pairs } => {
+                    renames.insert(node.results[0], (node.operands[0], pairs.clone()));
+                }
+                Op::Slice { .. } => {
+                    slices.insert(node.results[0], node.operands[0]);
+                }
+                _ => {}
             }
         }
+        let definitions = graph.definitions(region);
         let mut scene = Scene {
             plans: Vec::new(),
             readers: BTreeMap::new(),
             maker: BTreeMap::new(),
             renames,
+            slices,
             wants: BTreeMap::new(),
             start: Vec::new(),
             before: BTreeMap::new(),
             end: Vec::new(),
         };
         for (i, plan) in plans.iter().enumerate() {
-            let operands = |op: &OpId| graph.op(*op).operands.clone();
+            let operands = |op: &OpId| -> Vec<ValueId> {
+                let node = graph.op(*op);
+                match &node.op {
+                    Op::Concat { .. } => {
+                        node.operands.iter().map(|v| unrepeated(graph, &definitions, *v)).collect()
+                    }
+                    _ => node.operands.clone(),
+                }
+            };
             let results = |op: &OpId| graph.op(*op).results.clone();
             let (reads, makes) = match plan {
                 Plan::Loops { reads, outputs, .. } => (reads.clone(), outputs.clone()),
@@ -342,6 +363,7 @@ impl Assign {
         }
         self.place_views(&scene, region);
         self.late_operands(&mut items_at);
+        self.parts_of_concats(region, &scene, &mut items_at);
         self.copies(&mut scene);
         let mut items = std::mem::take(&mut scene.start);
         for i in 0..scene.plans.len() {
@@ -597,6 +619,26 @@ impl Assign {
                 vec![group(Kind::Copy { from: unknown }, writes)]
             }
             Op::CumSum { .. } => vec![group(Kind::Scan { op }, writes)],
+            Op::Concat { parts, axis } => {
+                let whole = &writes[0];
+                let mut at = 0;
+                let mut groups = Vec::new();
+                for (operand, part) in node.operands.iter().zip(parts) {
+                    let size = self.f.graph.ty(*operand).size_of(part).expect("checked by the shape rule");
+                    let view = whole.view.part(axis, part, at, size);
+                    // Where the part comes from is known later; see `parts_of_concats`.
+                    let kind = Kind::Copy { from: view.clone() };
+                    let write = Write { view, ..whole.clone() };
+                    groups.push(Group {
+                        kind,
+                        ops: Vec::new(),
+                        writes: vec![write],
+                        origin: node.origin.clone(),
+                    });
+                    at += size;
+                }
+                groups
+            }
             Op::Composite(c) => match &c.kind {
                 CompositeKind::Attention(_) => vec![group(Kind::Attention { op }, writes)],
                 CompositeKind::Custom(_) => vec![group(Kind::Custom { op }, writes)],
@@ -648,15 +690,40 @@ impl Assign {
         Write { value: Some(v), view, accumulate }
     }
 
-    /// Views of the region's renames.
+    /// Views of the region's renames and slices.
     fn place_views(&mut self, scene: &Scene, region: RegionId) {
         for op in self.f.graph.region(region).ops.clone() {
-            let v = self.f.graph.op(op).results.first().copied();
+            let node = self.f.graph.op(op);
+            let v = node.results.first().copied();
+            if let Op::Slice { from, to, at } = &node.op
+                && let Some(view) = self.f.views.get(&node.operands[0])
+            {
+                let size = self.f.graph.ty(node.results[0]).size_of(to).expect("checked by the shape rule");
+                let view = view.part(from, to, *at, size);
+                self.f.views.insert(node.results[0], view);
+                continue;
+            }
             if let Some((operand, pairs)) = v.and_then(|v| scene.renames.get(&v))
                 && let Some(view) = self.f.views.get(operand)
             {
                 let view = view.renamed(pairs);
                 self.f.views.insert(v.expect("a rename has a result"), view);
+            }
+        }
+    }
+
+    /// What the copies that make up a concat read.
+    fn parts_of_concats(&self, region: RegionId, scene: &Scene, groups: &mut BTreeMap<usize, Vec<Group>>) {
+        let graph = &self.f.graph;
+        let definitions = graph.definitions(region);
+        for (i, copies) in groups {
+            let Plan::Single(op) = scene.plans[*i] else { continue };
+            let node = graph.op(op);
+            if let Op::Concat { .. } = node.op {
+                for (copy, operand) in copies.iter_mut().zip(&node.operands) {
+                    let from = self.f.views[&unrepeated(graph, &definitions, *operand)].clone();
+                    copy.kind = Kind::Copy { from };
+                }
             }
         }
     }
@@ -667,7 +734,8 @@ impl Assign {
         for group in groups.values_mut().flatten() {
             match &mut group.kind {
                 Kind::Gemm { dot, a, b, .. } => (*a, *b) = (view(*dot, 0), view(*dot, 1)),
-                Kind::Copy { from } => *from = view(group.ops[0], 0),
+                // The parts of a concat have no op of their own.
+                Kind::Copy { from } => group.ops.iter().for_each(|op| *from = view(*op, 0)),
                 Kind::Loops { .. }
                 | Kind::Fill
                 | Kind::Gather { .. }
@@ -690,7 +758,7 @@ impl Assign {
                 if !want.accumulate && from.same_place(&want.view) {
                     continue;
                 }
-                let made_here = scene.maker.contains_key(&v);
+                let made_here = scene.maker.contains_key(&scene.base(v));
                 if want.initial_of.is_none() && !made_here && want.over.is_some() {
                     // The source may be overwritten on the way, as when two carries change places.
                     let kept = self.value_buffer(v, Class::Temporary, &origin);

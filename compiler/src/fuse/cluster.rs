@@ -102,8 +102,19 @@ pub fn cluster(graph: &Graph, region: RegionId) -> Result<Vec<Plan>> {
     c.plans()
 }
 
+/// The value that a run of broadcasts repeats. A copy into a part of a larger tensor repeats by itself, so a concat reads
+/// this.
+pub fn unrepeated(graph: &Graph, definitions: &BTreeMap<ValueId, OpId>, v: ValueId) -> ValueId {
+    match definitions.get(&v).map(|op| graph.op(*op)) {
+        Some(node) if node.op == Op::Broadcast => unrepeated(graph, definitions, node.operands[0]),
+        _ => v,
+    }
+}
+
 struct Clusterer<'g> {
     graph: &'g Graph,
+    /// The op that makes each value of the region.
+    definitions: BTreeMap<ValueId, OpId>,
     ops: Vec<OpId>,
     class: Vec<Class>,
     /// Position of the op that defines a value of this region.
@@ -122,6 +133,7 @@ impl<'g> Clusterer<'g> {
         let ops = body.ops.clone();
         let mut c = Clusterer {
             graph,
+            definitions: graph.definitions(region),
             class: Vec::new(),
             def: BTreeMap::new(),
             uses: BTreeMap::new(),
@@ -175,7 +187,7 @@ impl<'g> Clusterer<'g> {
                 Op::Const(_) | Op::Index { .. } => Class::Virtual,
                 Op::Broadcast => Class::Virtual,
                 Op::Rename { .. } if from_indices => Class::Virtual,
-                Op::Rename { .. } => Class::View,
+                Op::Rename { .. } | Op::Slice { .. } => Class::View,
                 Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Select | Op::Cast => {
                     if from_indices && !node.op.is_expensive() { Class::Virtual } else { Class::Loops }
                 }
@@ -185,6 +197,7 @@ impl<'g> Clusterer<'g> {
                 | Op::ScatterAdd { .. }
                 | Op::Transfer { .. }
                 | Op::CumSum { .. }
+                | Op::Concat { .. }
                 | Op::Composite(_)
                 | Op::Update(_) => Class::Single,
                 Op::Loop(_) => Class::Loop,
@@ -201,6 +214,10 @@ impl<'g> Clusterer<'g> {
         for i in (0..self.ops.len()).rev() {
             let node = self.node(i);
             match self.class[i] {
+                Class::Single if matches!(node.op, Op::Concat { .. }) => {
+                    let parts = node.operands.iter().map(|v| unrepeated(self.graph, &self.definitions, *v));
+                    self.stored.extend(parts);
+                }
                 Class::Dot | Class::Single | Class::Loop => self.stored.extend(&node.operands),
                 Class::View => {
                     self.stored.insert(node.operands[0]);

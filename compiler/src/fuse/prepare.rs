@@ -149,7 +149,9 @@ impl Prepare<'_> {
             | Op::Broadcast
             | Op::Rename { .. }
             | Op::RotatePairs { .. }
-            | Op::Transfer { .. } => {
+            | Op::Transfer { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. } => {
                 self.copy(id);
                 Ok(())
             }

@@ -90,6 +90,19 @@ impl View {
         view
     }
 
+    /// `size` elements from `at` of the axis `from`, as the axis `to`.
+    pub fn part(&self, from: &Name, to: &Name, at: u64, size: u64) -> View {
+        let mut view = self.clone();
+        let Some(axis) = view.axes.iter_mut().find(|a| a.name == *from) else { return view };
+        axis.name = to.clone();
+        axis.size = size;
+        let of = axis.of.clone();
+        if at > 0 {
+            view.slots.push(Slot { axis: of, at: At::Fixed(at) });
+        }
+        view
+    }
+
     /// Moved by a fixed number of elements along an axis of the buffer.
     pub fn moved(&self, of: &Name, by: u64) -> View {
         let mut view = self.clone();

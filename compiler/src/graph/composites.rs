@@ -6,7 +6,7 @@
 use super::shape::{self, ShapeError, show};
 use super::{
     Attention, Axis, BinaryOp, Bound, Builder, CompareOp, Composite, CompositeKind, DType, LossHead, Name,
-    Op, Pairs, ReduceOp, RegionId, Type, UnaryOp, ValueId,
+    Op, Pairs, ReduceOp, RegionId, RopeScaling, Type, UnaryOp, ValueId,
 };
 use std::collections::BTreeMap;
 
@@ -229,6 +229,22 @@ impl Builder {
         theta: f64,
         pairs: Pairs,
     ) -> Result<ValueId> {
+        self.scaled_rope(x, at, axis, theta, pairs, None)
+    }
+
+    /// As [`Builder::rope`], with the frequencies stretched as [`RopeScaling`] says.
+    ///
+    /// # Errors
+    /// As [`Builder::rope`].
+    pub fn scaled_rope(
+        &mut self,
+        x: ValueId,
+        at: ValueId,
+        axis: &Name,
+        theta: f64,
+        pairs: Pairs,
+        scaling: Option<RopeScaling>,
+    ) -> Result<ValueId> {
         let n = self.needs(x, axis, "rope")?;
         if n % 2 != 0 {
             return fail(format!("rope turns pairs along {axis}, whose size {n} is odd"));
@@ -238,10 +254,16 @@ impl Builder {
             let shown = show(self.ty(at));
             return fail(format!("rope takes i32 positions without the axis {axis}, got {shown}"));
         }
-        let kind = CompositeKind::Rope { axis: axis.clone(), theta, pairs };
+        let kind = CompositeKind::Rope { axis: axis.clone(), theta, pairs, scaling };
         let results = self.composite(kind, &[x, at], &["x", "at"], "rope", |b, args| {
             let (x, at) = (args[0], args[1]);
-            let angle = b.rotary_angle(at, axis, n, theta, pairs);
+            let frequency = b.rotary_frequency(axis, n, theta, pairs);
+            let frequency = match scaling {
+                Some(scaling) => b.stretched(frequency, scaling),
+                None => frequency,
+            };
+            let at = b.cast(at, ANGLE);
+            let angle = b.binary_union(BinaryOp::Mul, at, frequency);
             let dtype = b.ty(x).dtype;
             let [cos, sin] = [UnaryOp::Cos, UnaryOp::Sin].map(|f| {
                 let t = b.unary(f, angle);
@@ -255,8 +277,8 @@ impl Builder {
         Ok(results[0])
     }
 
-    /// `at · θ^(−2j/n)` over the axes of `at` and `axis`; j is the pair an element belongs to.
-    fn rotary_angle(&mut self, at: ValueId, axis: &Name, n: u64, theta: f64, pairs: Pairs) -> ValueId {
+    /// `θ^(−2j/n)` along `axis`; j is the pair an element belongs to.
+    fn rotary_frequency(&mut self, axis: &Name, n: u64, theta: f64, pairs: Pairs) -> ValueId {
         let index = self.index(axis, n);
         let (op, by) = match pairs {
             Pairs::Half => (BinaryOp::Rem, n / 2),
@@ -266,9 +288,24 @@ impl Builder {
         let j = self.binary(op, index, by);
         let j = self.cast(j, ANGLE);
         let exponent = self.scale(j, -2.0 * theta.ln() / n as f64);
-        let frequency = self.unary(UnaryOp::Exp, exponent);
-        let at = self.cast(at, ANGLE);
-        self.binary_union(BinaryOp::Mul, at, frequency)
+        self.unary(UnaryOp::Exp, exponent)
+    }
+
+    /// `f·((1 − s)/factor + s)` with `s` = (original·f/2π − low) / (high − low) kept in [0, 1].
+    fn stretched(&mut self, f: ValueId, scaling: RopeScaling) -> ValueId {
+        let RopeScaling { factor, low, high, original } = scaling;
+        let per_turn = original / (2.0 * std::f64::consts::PI * (high - low));
+        let s = self.scale(f, per_turn);
+        let start = self.constant(ANGLE, -low / (high - low));
+        let s = self.add(s, start);
+        let (zero, one) = (self.constant(ANGLE, 0.0), self.constant(ANGLE, 1.0));
+        let s = self.binary(BinaryOp::Max, s, zero);
+        let s = self.binary(BinaryOp::Min, s, one);
+        // (1 − s)/factor + s = 1/factor + s·(1 − 1/factor)
+        let kept = self.scale(s, 1.0 - 1.0 / factor);
+        let least = self.constant(ANGLE, 1.0 / factor);
+        let share = self.add(kept, least);
+        self.mul(f, share)
     }
 
     /// Cross-entropy of logits against class ids.

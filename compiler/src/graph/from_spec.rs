@@ -9,7 +9,7 @@ use super::routing::{self, RouteParts, Routed};
 use super::shape::{self, ShapeError};
 use super::{
     Axis, BinaryOp, Builder, CompareOp, DType, Graph, Init, Loop, Name, Op, Origin, Output, Pairs, Phase,
-    ReduceOp, SpecLine, Type, UnaryOp, ValueId,
+    ReduceOp, RopeScaling, SpecLine, Type, UnaryOp, ValueId,
 };
 use crate::spec::check::operands;
 use crate::spec::checked::{self, Expr, ExprKind, Instance, Model, ParamId, Statement};
@@ -361,8 +361,21 @@ impl Walk<'_> {
             ExprKind::Rope(rope) => {
                 let pairs = if rope.interleaved { Pairs::Interleaved } else { Pairs::Half };
                 let axis = rope.axis.name.as_str().into();
-                self.checked(e, &[&rope.x, &rope.at], |b, v| b.rope(v[0], v[1], &axis, rope.theta, pairs))
+                let scaling = rope.scaling.map(|s| RopeScaling {
+                    factor: s.factor,
+                    low: s.low,
+                    high: s.high,
+                    original: s.original,
+                });
+                self.checked(e, &[&rope.x, &rope.at], |b, v| {
+                    b.scaled_rope(v[0], v[1], &axis, rope.theta, pairs, scaling)
+                })
             }
+            ExprKind::Slice { x, from, to, at } => {
+                let op = Op::Slice { from: from.name.as_str().into(), to: to.name.as_str().into(), at: *at };
+                self.made(e, &[x], |b, v| b.one(op, v, Some(ty), "part"))
+            }
+            ExprKind::Concat { axis, parts } => self.concat(e, axis, parts, ty),
             ExprKind::CrossEntropy { axis, logits, targets } => {
                 let axis = axis.name.as_str().into();
                 self.checked(e, &[logits, targets], |b, v| Ok(b.cross_entropy(v[0], v[1], &axis)?.0))
@@ -466,6 +479,27 @@ impl Walk<'_> {
             normalise: route.normalise,
             places: packing,
         })
+    }
+
+    /// Parts that lack an axis are repeated along it.
+    fn concat(
+        &mut self,
+        e: &Expr,
+        axis: &checked::Axis,
+        parts: &[(checked::Axis, Expr)],
+        ty: Type,
+    ) -> ValueId {
+        let operands: Vec<ValueId> = parts.iter().map(|(_, x)| self.expr(x)).collect();
+        self.at(e.span);
+        let whole: Name = axis.name.as_str().into();
+        let mut repeated = Vec::new();
+        for ((part, _), x) in parts.iter().zip(operands) {
+            let axes = ty.axes.iter().map(|a| if a.name == whole { self.axis(part) } else { a.clone() });
+            let full = Type::new(self.b.ty(x).dtype, axes.collect());
+            repeated.push(self.b.broadcast(x, &full));
+        }
+        let names = Self::names(&parts.iter().map(|(a, _)| a.clone()).collect::<Vec<_>>());
+        self.b.one(Op::Concat { parts: names, axis: whole }, &repeated, Some(ty), "whole")
     }
 
     /// Written out, then made whole again: what the score is made of joins its region however it is called.
@@ -682,6 +716,7 @@ fn params_in(e: &Expr, into: &mut BTreeSet<ParamId>) {
         | ExprKind::Reduce(_, _, x)
         | ExprKind::Softmax(_, x)
         | ExprKind::ZLoss(_, x)
+        | ExprKind::Slice { x, .. }
         | ExprKind::Dispatch(_, x)
         | ExprKind::Combine(_, x) => params_in(x, into),
         ExprKind::LoadBalance { .. } => {}
@@ -693,6 +728,7 @@ fn params_in(e: &Expr, into: &mut BTreeSet<ParamId>) {
             params_in(&r.gates, into);
             r.select.iter().for_each(|x| params_in(x, into));
         }
+        ExprKind::Concat { parts, .. } => parts.iter().for_each(|(_, x)| params_in(x, into)),
         ExprKind::Binary(_, x, y) | ExprKind::Compare(_, x, y) | ExprKind::Dot(_, x, y) => {
             params_in(x, into);
             params_in(y, into);

@@ -436,12 +436,44 @@ pub enum Op {
         /// Where to.
         to: Space,
     },
+    /// `slice x along from -> to at k`: the elements k, k + 1, … of the axis `from`, as the axis `to`. The result type is
+    /// given. Its transpose lays them between zeros.
+    Slice {
+        /// Axis of the operand.
+        from: Name,
+        /// Axis of the result.
+        to: Name,
+        /// First element.
+        at: u64,
+    },
+    /// `concat a, b, .. along part, part, .. -> axis`: the operands end to end, operand i along its axis `parts[i]`. The
+    /// other axes are the same in all of them. Its transpose slices.
+    Concat {
+        /// One axis per operand; names may repeat.
+        parts: Vec<Name>,
+        /// Axis of the result, of the sum of their sizes.
+        axis: Name,
+    },
     /// Repetition.
     Loop(Loop),
     /// A named function with its meaning in primitives.
     Composite(Composite),
     /// New value of one parameter and its optimizer states.
     Update(Update),
+}
+
+/// Stretched rotary frequencies: with `s = (original·f/2π − low) / (high − low)` kept in [0, 1], the frequency f becomes
+/// `f·((1 − s)/factor + s)`. Source: Llama 3.1 (arXiv:2407.21783), §3.4.2, in the form of its reference implementation.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct RopeScaling {
+    /// By how much slow turns are stretched.
+    pub factor: f64,
+    /// Turns within `original` positions below which a frequency is stretched in full.
+    pub low: f64,
+    /// Turns above which it stays.
+    pub high: f64,
+    /// Positions the model was first trained with.
+    pub original: f64,
 }
 
 /// `loop axis=trip`: the one loop construct, for layers, microbatches and chunks.
@@ -515,6 +547,8 @@ pub enum CompositeKind {
         theta: f64,
         /// Which elements pair up.
         pairs: Pairs,
+        /// How the frequencies are stretched, if they are.
+        scaling: Option<RopeScaling>,
     },
     /// `cross_entropy[axis] logits, targets -> loss, lse`.
     CrossEntropy {
@@ -694,7 +728,9 @@ impl Graph {
             | Op::ScatterAdd { .. }
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
-            | Op::Transfer { .. } => Vec::new(),
+            | Op::Transfer { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. } => Vec::new(),
         }
     }
 }
@@ -719,6 +755,8 @@ impl Op {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
             | Op::Loop(_)
             | Op::Composite(_)
             | Op::Update(_) => false,
@@ -762,6 +800,8 @@ impl Op {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
             | Op::Loop(_)
             | Op::Composite(_)
             | Op::Update(_) => false,

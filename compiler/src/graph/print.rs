@@ -358,6 +358,8 @@ impl Printer<'_> {
             }
             Op::Gather { axis } | Op::ScatterAdd { axis } => format!("{plain} along {}", word(axis)),
             Op::RotatePairs { axis, pairs } => format!("{plain} along {} {}", word(axis), pairs_name(*pairs)),
+            Op::Slice { from, to, at } => format!("{plain} along {} -> {} at {at}", word(from), word(to)),
+            Op::Concat { parts, axis } => format!("{plain} along {} -> {}", words(parts), word(axis)),
             Op::Loop(l) => loop_text(l),
             Op::Composite(c) => composite_text(c),
             Op::Update(u) => update_text(u),
@@ -385,8 +387,17 @@ fn composite_text(c: &Composite) -> String {
         CompositeKind::RmsNorm { axis, eps } | CompositeKind::LayerNorm { axis, eps } => {
             format!("{name} along {} eps={}", word(axis), float_text(*eps))
         }
-        CompositeKind::Rope { axis, theta, pairs } => {
-            format!("{name} along {} theta={} {}", word(axis), float_text(*theta), pairs_name(*pairs))
+        CompositeKind::Rope { axis, theta, pairs, scaling } => {
+            let scaling = scaling.map_or(String::new(), |s| {
+                let [factor, low, high, original] = [s.factor, s.low, s.high, s.original].map(float_text);
+                format!(" stretched factor={factor} low={low} high={high} original={original}")
+            });
+            format!(
+                "{name} along {} theta={} {}{scaling}",
+                word(axis),
+                float_text(*theta),
+                pairs_name(*pairs)
+            )
         }
         CompositeKind::Attention(a) | CompositeKind::AttentionGrad(a) => attention_text(name, a),
         CompositeKind::LossHead(h) => {

@@ -165,6 +165,14 @@ pub fn infer(graph: &Graph, op: &Op, operands: &[ValueId], given: Option<&Type>)
             arity(1)?;
             agree(given, types[0].clone(), op)
         }
+        Op::Slice { from, to, at } => {
+            arity(1)?;
+            slice_along(types[0], from, to, *at, required()?)
+        }
+        Op::Concat { parts, axis } => {
+            same_dtype(op, &types)?;
+            agree(given, concat(&types, parts, axis)?, op)
+        }
         Op::Loop(l) => loop_types(graph, l, &types),
         Op::Composite(c) => region_types(graph, c.meaning, &types),
         Op::Update(u) => region_types(graph, u.body, &types),
@@ -177,6 +185,50 @@ pub fn sum_dtype(dtype: DType) -> DType {
         DType::Bf16 => DType::F32,
         DType::F32 | DType::F64 | DType::I32 | DType::I64 | DType::Bool => dtype,
     }
+}
+
+/// A slice has the operand's axes with `from` as a part of it called `to`.
+fn slice_along(x: &Type, from: &Name, to: &Name, at: u64, given: Type) -> Result<Vec<Type>> {
+    let (Some(whole), Some(part)) = (x.size_of(from), given.size_of(to)) else {
+        return fail(format!("slice along {from} -> {to} of {} can't be {}", show(x), show(&given)));
+    };
+    if at.checked_add(part).is_none_or(|end| end > whole) {
+        return fail(format!("slice takes {part} elements at {at} of {from}={whole}"));
+    }
+    let rest = given.without(std::slice::from_ref(to));
+    if rest.dtype == x.dtype && rest.same_axes(&x.without(std::slice::from_ref(from))) {
+        Ok(vec![given])
+    } else {
+        fail(format!("slice of {} keeps its other axes, not {}", show(x), show(&given)))
+    }
+}
+
+/// The first operand's axes with its part replaced by the whole axis.
+fn concat(types: &[&Type], parts: &[Name], axis: &Name) -> Result<Type> {
+    if types.is_empty() || types.len() != parts.len() {
+        return fail(format!("concat takes one axis per operand, got {} and {}", parts.len(), types.len()));
+    }
+    let mut size = 0u64;
+    let rest = types[0].without(&parts[..1]);
+    for (ty, part) in types.iter().zip(parts) {
+        let Some(n) = ty.size_of(part) else {
+            return fail(format!("concat along {part}, which {} lacks", show(ty)));
+        };
+        size = size.saturating_add(n);
+        if !ty.without(std::slice::from_ref(part)).same_axes(&rest) {
+            return fail(format!("concat of {} and {}: other axes differ", show(types[0]), show(ty)));
+        }
+    }
+    let mut whole = types[0].clone();
+    for a in &mut whole.axes {
+        if a.name == parts[0] {
+            *a = Axis::new(axis, size);
+        }
+    }
+    if rest.has(axis) {
+        return fail(format!("concat would have the axis {axis} twice"));
+    }
+    Ok(whole)
 }
 
 /// Text of a type, as in the graph's text form.
@@ -221,6 +273,8 @@ pub fn op_name(op: &Op) -> String {
         Op::RotatePairs { .. } => "rotate_pairs".into(),
         Op::Transfer { to: Space::Device } => "to_device".into(),
         Op::Transfer { to: Space::Host } => "to_host".into(),
+        Op::Slice { .. } => "slice".into(),
+        Op::Concat { .. } => "concat".into(),
         Op::Loop(_) => "loop".into(),
         Op::Composite(c) => composite_name(&c.kind).into(),
         Op::Update(_) => "update".into(),

@@ -25,6 +25,8 @@ const EVERYTHING: &str = r#"graph @all {
   %o = dot %b, %e : f32[d=4]
   %p = dot %b, %r over d : f32[layer=3]
   %rot = rotate_pairs %b along d interleaved : f32[d=4]
+  %part = slice %r along d -> "odd axis" at 1 : f32[layer=3, "odd axis"=2]
+  %whole = concat %part, %r along "odd axis", d -> d : f32[layer=3, d=6]
   %h, %stack, %sum = loop layer=3 reverse {  // a.spec:9 layer backward_input
     index %i : i32[]
     carry %x = %b : f32[d=4]
@@ -176,6 +178,44 @@ fn verify_refuses_operands_and_types_that_do_not_fit() {
           ; error: f32[d=4] has no axis e
           %h = mul %x, %x : f32[d=5]
           ; error: mul gives f32[d=4], not f32[d=5]
+          return y = %a
+        }
+    ");
+}
+
+#[test]
+fn verify_refuses_parts_that_do_not_fit() {
+    check_refuses!("graph @f {
+        %x = input : f32[m=2, d=4]
+        %y = input : f32[m=3, e=2]
+        %n = input : i32[m=2, e=2]
+        %a = slice %x along d -> e at 3 : f32[m=2, e=2]
+        %b = slice %x along e -> d at 0 : f32[m=2, d=2]
+        %c = slice %x along d -> e at 0 : f32[m=3, e=2]
+        %d = concat %x, %y along d, e -> w : f32[m=2, w=6]
+        %e = concat %x, %n along d, e -> w : f32[m=2, w=6]
+        %f = concat %x, %x along d, d -> m : f32[m=8]
+        %g = concat %x, %x along d -> w : f32[m=2, w=8]
+        return y = %a
+    }", @"
+        graph @f {
+          %x = input : f32[m=2, d=4]
+          %y = input : f32[m=3, e=2]
+          %n = input : i32[m=2, e=2]
+          %a = slice %x along d -> e at 3 : f32[m=2, e=2]
+          ; error: slice takes 2 elements at 3 of d=4
+          %b = slice %x along e -> d at 0 : f32[m=2, d=2]
+          ; error: slice along e -> d of f32[m=2, d=4] can't be f32[m=2, d=2]
+          %c = slice %x along d -> e at 0 : f32[m=3, e=2]
+          ; error: slice of f32[m=2, d=4] keeps its other axes, not f32[m=3, e=2]
+          %d = concat %x, %y along d, e -> w : f32[m=2, w=6]
+          ; error: concat of f32[m=2, d=4] and f32[m=3, e=2]: other axes differ
+          %e = concat %x, %n along d, e -> w : f32[m=2, w=6]
+          ; error: concat mixes f32[m=2, d=4] and i32[m=2, e=2]
+          %f = concat %x, %x along d, d -> m : f32[m=8]
+          ; error: concat would have the axis m twice
+          %g = concat %x, %x along d -> w : f32[m=2, w=8]
+          ; error: concat takes one axis per operand, got 1 and 2
           return y = %a
         }
     ");

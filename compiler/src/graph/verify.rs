@@ -87,6 +87,8 @@ impl Stage {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
             | Op::Loop(_) => true,
         }
     }
@@ -386,7 +388,9 @@ impl Verifier<'_> {
             | Op::ScatterAdd { .. }
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
-            | Op::Transfer { .. } => {}
+            | Op::Transfer { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. } => {}
         }
     }
 
@@ -416,6 +420,8 @@ impl Verifier<'_> {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
             | Op::Loop(_)
             | Op::Composite(_)
             | Op::Update(_) => (false, false),
@@ -507,7 +513,9 @@ impl Verifier<'_> {
             | Op::ScatterAdd { .. }
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
-            | Op::Transfer { .. } => {}
+            | Op::Transfer { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. } => {}
         }
     }
 
@@ -750,6 +758,8 @@ fn dtype_unfit(op: &Op, types: &[&Type]) -> Option<String> {
         | Op::Cast
         | Op::Broadcast
         | Op::Rename { .. }
+        | Op::Slice { .. }
+        | Op::Concat { .. }
         | Op::Gather { .. }
         | Op::Input { .. }
         | Op::Param { .. }

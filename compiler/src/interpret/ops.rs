@@ -407,6 +407,23 @@ pub(super) fn rotate_pairs<N: Number>(ty: &Type, axis: &Name, pairs: Pairs, a: &
     Array::floats(ty.clone(), out.collect())
 }
 
+/// The operands end to end along `axis`, which operand i calls `parts[i]`.
+pub(super) fn concat<N: Number>(ty: &Type, parts: &[Name], axis: &Name, operands: &[&Array<N>]) -> Array<N> {
+    // The whole axis outermost, so that operands follow each other in memory.
+    let inner: Vec<Axis> = ty.axes.iter().filter(|a| a.name != *axis).cloned().collect();
+    let ordered = |first: &Axis| [std::slice::from_ref(first), &inner].concat();
+    let whole = ty.axes.iter().find(|a| a.name == *axis).expect("checked by the shape rule");
+    let outermost = Type::new(ty.dtype, ordered(whole));
+    let own = |a: &Array<N>, part: &Name| ordered(&Axis::new(part, a.ty.size_of(part).unwrap_or(1)));
+    let pieces = operands.iter().zip(parts);
+    let joined = if is_float(ty.dtype) {
+        Array::floats(outermost, pieces.flat_map(|(a, part)| a.dense_floats(&own(a, part))).collect())
+    } else {
+        Array::ints(outermost, pieces.flat_map(|(a, part)| a.dense_ints(&own(a, part))).collect())
+    };
+    joined.viewed_as(ty)
+}
+
 /// A stack being written slice by slice.
 pub(super) struct Stack<N> {
     ty: Type,

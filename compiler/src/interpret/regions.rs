@@ -83,6 +83,15 @@ impl<N: Number> Interpreter<'_, N> {
             Op::ScatterAdd { axis } => ops::scatter_add(ty, axis, get(0), get(1)),
             Op::RotatePairs { axis, pairs } => ops::rotate_pairs(ty, axis, *pairs, get(0)),
             Op::Transfer { .. } => get(0).clone(),
+            Op::Slice { from, to, at } => {
+                let size = ty.size_of(to).expect("checked by the shape rule");
+                let part = get(0).slice(from, *at as usize, Some(size));
+                ops::rename(ty, &[(from.clone(), to.clone())], &part)
+            }
+            Op::Concat { parts, axis } => {
+                let operands: Vec<&Array<N>> = (0..parts.len()).map(get).collect();
+                ops::concat(ty, parts, axis, &operands)
+            }
             Op::Loop(l) => return self.repeat(l, node),
             Op::Composite(c) => return self.call(c.meaning, node),
             Op::Update(u) => return self.call(u.body, node),

@@ -95,6 +95,31 @@ fn gather_and_scatter_are_transposes() {
 }
 
 #[test]
+fn slice_takes_a_part_of_an_axis() {
+    let text = "graph @f {
+        %x = input : f32[d=4, m=2]
+        %y = slice %x along d -> e at 1 : f32[m=2, e=2]
+        return y = %y
+    }";
+    let x = floats(&[("d", 4), ("m", 2)], &[1., 10., 2., 20., 3., 30., 4., 40.]);
+    assert_eq!(y(text, &[("x", x)]).as_floats(), [2., 3., 20., 30.]);
+}
+
+#[test]
+fn concat_lays_operands_end_to_end_whatever_their_order_of_axes() {
+    let text = "graph @f {
+        %a = input : f32[m=2, d=2]
+        %b = input : f32[e=1, m=2]
+        %y = concat %a, %b, %a along d, e, d -> whole : f32[m=2, whole=5]
+        return y = %y
+    }";
+    let a = floats(&[("m", 2), ("d", 2)], &[1., 2., 3., 4.]);
+    let b = floats(&[("e", 1), ("m", 2)], &[10., 20.]);
+    let found = y(text, &[("a", a), ("b", b)]);
+    assert_eq!(found.as_floats(), [1., 2., 10., 1., 2., 3., 4., 20., 3., 4.]);
+}
+
+#[test]
 fn rotate_pairs_turns_by_a_quarter_in_both_layouts() {
     let text = |layout: &str| {
         format!(

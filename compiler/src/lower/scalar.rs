@@ -320,6 +320,8 @@ impl<'f> Builder<'f> {
             | Op::ScatterAdd { .. }
             | Op::Transfer { .. }
             | Op::CumSum { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
             | Op::Loop(_)
             | Op::Composite(_)
             | Op::Update(_) => return refuse("this op is no scalar function"),

@@ -104,6 +104,69 @@ fn lower_rotates_pairs_of_both_kinds() {
 }
 
 #[test]
+fn lower_reads_slices_where_they_lie_and_copies_the_parts_of_a_concat() {
+    let mut b = Builder::new("parts");
+    let x = b.input("x", ty(&[("seq", 3), ("heads", 2), ("hd", 6)]), 0);
+    let shared = b.input("shared", ty(&[("seq", 3), ("rot", 2)]), 0);
+    let w = param(&mut b, "w", ty(&[("hd", 6), ("out", 4)]));
+    let slice = |b: &mut Builder, x, to: &str, at, n| {
+        let op = Op::Slice { from: "hd".into(), to: to.into(), at };
+        b.one(op, &[x], Some(ty(&[("seq", 3), ("heads", 2), (to, n)])), "part")
+    };
+    let nope = slice(&mut b, x, "nope", 2, 4);
+    let doubled = b.add(nope, nope);
+    let all = b.broadcast(shared, &ty(&[("seq", 3), ("heads", 2), ("rot", 2)]));
+    let op = Op::Concat { parts: names(&["nope", "rot"]), axis: "hd".into() };
+    let whole = b.one(op, &[doubled, all], None, "whole");
+    let y = b.dot(whole, w, &names(&["hd"]));
+    // A slice as the operand of a product, as a result, and of what a product makes.
+    let first = slice(&mut b, x, "rot", 0, 2);
+    let v = param(&mut b, "v", ty(&[("rot", 2), ("out", 4)]));
+    let z = b.dot(first, v, &names(&["rot"]));
+    let op = Op::Slice { from: "out".into(), to: "half".into(), at: 2 };
+    let half = b.one(op, &[z], Some(ty(&[("seq", 3), ("heads", 2), ("half", 2)])), "half");
+    report(&mut b, "y", y);
+    report(&mut b, "first", first);
+    report(&mut b, "half", half);
+    report(&mut b, "z", z);
+    check(&b.finish(), 11);
+}
+
+/// A carry that is a concat of its own slices, and slices stacked out.
+#[test]
+fn lower_turns_a_carry_by_slices_in_a_loop() {
+    for trip in [1, 2, 5] {
+        let mut b = Builder::new("turn");
+        let x = b.input("x", ty(&[("m", 3), ("d", 5)]), 0);
+        let (body, args) =
+            b.open(&[("i".into(), Type::scalar(DType::I32)), ("x".into(), ty(&[("m", 3), ("d", 5)]))]);
+        let part = |b: &mut Builder, at, n| {
+            let op = Op::Slice { from: "d".into(), to: "e".into(), at };
+            b.one(op, &[args[1]], Some(ty(&[("m", 3), ("e", n)])), "part")
+        };
+        let (low, high) = (part(&mut b, 0, 2), part(&mut b, 2, 3));
+        let op = Op::Concat { parts: names(&["e", "e"]), axis: "d".into() };
+        let turned = b.one(op, &[high, low], Some(ty(&[("m", 3), ("d", 5)])), "turned");
+        b.close(vec![turned, low, high]);
+        let l = Loop {
+            axis: "layer".into(),
+            trip,
+            block: None,
+            reverse: false,
+            carries: 1,
+            stacked: 0,
+            stacked_outs: 1,
+            body,
+        };
+        let results = b.repeat(l, &[x], "x");
+        for (name, v) in ["turned", "low", "high"].iter().zip(&results) {
+            report(&mut b, name, *v);
+        }
+        check(&b.finish(), 12);
+    }
+}
+
+#[test]
 fn lower_computes_cross_entropy_in_one_kernel() {
     let mut b = Builder::new("loss");
     let logits = b.input("logits", ty(&[("seq", 4), ("vocab", 7)]), 0);

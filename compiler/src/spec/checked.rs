@@ -387,7 +387,25 @@ pub enum ExprKind {
         /// Int.
         ids: Box<Expr>,
     },
-    /// `rope[axis](x, at = positions, theta, pairs = half)`
+    /// `slice[from, to](x, at = k)`
+    Slice {
+        /// What a part is taken of.
+        x: Box<Expr>,
+        /// Axis of the operand.
+        from: Axis,
+        /// Axis of the result, no larger.
+        to: Axis,
+        /// First element.
+        at: u64,
+    },
+    /// `concat[axis](part = x, part = y, …)`: each operand has its part and the other axes of the result, or fewer.
+    Concat {
+        /// Axis of the result; its size is the sum of the parts'.
+        axis: Axis,
+        /// (axis laid into the whole, operand)
+        parts: Vec<(Axis, Expr)>,
+    },
+    /// `rope[axis](x, at = positions, theta, pairs = half, scaling = none)`
     Rope(Box<Rope>),
     /// `cross_entropy[axis](logits, targets)`: −log softmax at the target.
     CrossEntropy {
@@ -471,6 +489,23 @@ pub struct Rope {
     pub theta: f64,
     /// True: element 2j pairs with 2j + 1. False: element j pairs with j + n/2.
     pub interleaved: bool,
+    /// How the frequencies are stretched, if they are.
+    pub scaling: Option<RopeScaling>,
+}
+
+/// `llama3(factor = 8, low = 1, high = 4, original = 8192)`: with `w = original·f / 2π`, the number of turns a frequency f
+/// makes within the original length, and `s = (w − low) / (high − low)` kept in [0, 1], f becomes `f·((1 − s)/factor + s)`.
+/// Source: Llama 3.1 (arXiv:2407.21783), §3.4.2, in the form of its reference implementation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeScaling {
+    /// By how much slow turns are stretched; 1 changes nothing.
+    pub factor: f64,
+    /// Turns below which a frequency is stretched in full.
+    pub low: f64,
+    /// Turns above which it stays.
+    pub high: f64,
+    /// Positions the model was first trained with.
+    pub original: f64,
 }
 
 /// Operands and options of `std.Attend`:

@@ -7,8 +7,12 @@ use std::path::{Path, PathBuf};
 use super::ast::{File, Item, Kernel, Statement, Use};
 use super::codes;
 use super::diagnostic::{Diagnostic, nearest};
+use super::library::{FILES, builtin};
 use super::parse;
 use super::source::{SourceMap, Span};
+
+/// What [`Loader::load`] says of a path that names nothing.
+pub const NO_SUCH_FILE: &str = "no such file";
 
 /// Where the texts of files come from; tests hold them in memory.
 pub trait Loader {
@@ -31,7 +35,7 @@ pub struct FileLoader;
 impl Loader for FileLoader {
     fn load(&self, path: &Path) -> Result<String, String> {
         let bytes = std::fs::read(path).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => "no such file".to_string(),
+            ErrorKind::NotFound => NO_SUCH_FILE.to_string(),
             ErrorKind::IsADirectory => "it is a folder".to_string(),
             _ => e.to_string(),
         })?;
@@ -60,7 +64,7 @@ pub struct MemoryLoader {
 impl Loader for MemoryLoader {
     fn load(&self, path: &Path) -> Result<String, String> {
         let found = self.files.iter().find(|(name, _)| Path::new(name) == path);
-        found.map(|(_, text)| text.clone()).ok_or_else(|| "no such file".to_string())
+        found.map(|(_, text)| text.clone()).ok_or_else(|| NO_SUCH_FILE.to_string())
     }
 
     fn known(&self, _near: &Path) -> Vec<String> {
@@ -132,16 +136,22 @@ impl Load<'_> {
             }
             return Some(known);
         }
-        let text = match self.loader.load(path) {
-            Ok(text) => text,
-            Err(reason) => {
+        let mut name = path.display().to_string();
+        let shipped = || builtin(path).filter(|_| used_at.is_some());
+        let text = match (self.loader.load(path), shipped()) {
+            (Ok(text), _) => text,
+            (Err(reason), Some((builtin, text))) if reason == NO_SUCH_FILE => {
+                name = builtin.to_string();
+                text.to_string()
+            }
+            (Err(reason), _) => {
                 self.cannot_read(path, used_at, &reason);
                 return None;
             }
         };
         // Some editors write a byte order mark, which says nothing about UTF-8.
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-        let id = self.sources.add(path.display().to_string(), text);
+        let id = self.sources.add(name, text);
         let index = self.units.len();
         self.units.push(None);
         self.paths.push(path.to_path_buf());
@@ -184,7 +194,10 @@ impl Load<'_> {
             diagnostic = diagnostic.at(span, "used here");
         }
         let wrong = path.file_name().map(|n| n.to_string_lossy().to_string()).unwrap_or_default();
-        let known = self.loader.known(path);
+        let mut known = self.loader.known(path);
+        if path.parent().is_some_and(|folder| folder.ends_with("std")) {
+            known.extend(FILES.iter().filter_map(|(name, ..)| Some(name.strip_prefix("std/")?.to_string())));
+        }
         if let Some(near) = nearest(&wrong, known.iter().map(String::as_str).filter(|n| *n != wrong)) {
             diagnostic = diagnostic.help(format!("did you mean `{near}`?"));
         }
@@ -208,7 +221,8 @@ fn kernels(file: &File) -> Vec<&Kernel> {
     found
 }
 
-/// Paths are relative to the file that uses them; a dotted name `std.norm` is the file `std/norm.spec`.
+/// Paths are relative to the file that uses them, and where a file `std/…` is not there, it is the shipped one; a dotted
+/// name `std.norm` is the file `std/norm.spec`.
 fn used_path(user: &Path, used: &Use) -> PathBuf {
     let folder = user.parent().unwrap_or(Path::new(""));
     if used.dotted {

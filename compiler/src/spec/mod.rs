@@ -14,6 +14,7 @@ pub mod decode;
 pub mod diagnostic;
 pub mod expand;
 pub mod glob;
+pub mod library;
 pub mod load;
 pub mod parse;
 pub mod print;

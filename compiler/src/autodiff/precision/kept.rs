@@ -112,6 +112,8 @@ impl Walk<'_> {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Slice { .. }
+            | Op::Concat { .. }
             | Op::Update(_) => Vec::new(),
         }
     }

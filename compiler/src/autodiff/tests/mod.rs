@@ -10,6 +10,7 @@ mod moe;
 mod ops;
 mod packed;
 mod precision;
+mod std_blocks;
 mod text;
 mod training;
 

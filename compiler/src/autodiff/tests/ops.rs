@@ -202,6 +202,29 @@ fn ids_outside_the_axis_get_no_gradient() {
 }
 
 #[test]
+fn slice_and_concat_undo_each_other() {
+    let ty = |axes: &[(&str, u64)]| {
+        Some(Type::new(DType::F32, axes.iter().map(|(n, s)| Axis::new(*n, *s)).collect()))
+    };
+    for at in 0..3 {
+        check(|b| {
+            let x = param(b, "x", &[("d", 4), ("m", 2)]);
+            let op = Op::Slice { from: "d".into(), to: "e".into(), at };
+            let y = b.one(op, &[x], ty(&[("e", 2), ("m", 2)]), "y");
+            b.mul(y, y)
+        });
+    }
+    check(|b| {
+        let x = param(b, "x", &[("d", 3), ("m", 2)]);
+        let y = param(b, "y", &[("e", 2)]);
+        let repeated = b.broadcast(y, &ty(&[("e", 2), ("m", 2)]).unwrap());
+        let op = Op::Concat { parts: names(&["d", "e", "d"]), axis: "w".into() };
+        let z = b.one(op, &[x, repeated, x], ty(&[("m", 2), ("w", 8)]), "z");
+        b.mul(z, z)
+    });
+}
+
+#[test]
 fn cumsum_sums_back_from_the_other_end() {
     for (exclusive, reverse) in [(false, false), (false, true), (true, false), (true, true)] {
         check(|b| {

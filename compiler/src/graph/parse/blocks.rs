@@ -5,7 +5,7 @@ use crate::graph::custom::{Argument, Custom};
 use crate::graph::shape::composite_name;
 use crate::graph::{
     Attention, Axis, Bound, Composite, CompositeKind, Loop, LossHead, Name, Op, Origin, Region, RegionId,
-    Type, Update, ValueId,
+    RopeScaling, Type, Update, ValueId,
 };
 use std::collections::BTreeMap;
 
@@ -100,6 +100,15 @@ impl Parser {
         Ok((op, block.operands, block.types, origin))
     }
 
+    fn rope_scaling(&mut self) -> Result<RopeScaling> {
+        Ok(RopeScaling {
+            factor: self.attribute("factor")?,
+            low: self.attribute("low")?,
+            high: self.attribute("high")?,
+            original: self.attribute("original")?,
+        })
+    }
+
     fn composite(&mut self, mnemonic: &str) -> Result<CompositeKind> {
         let kind = match mnemonic {
             "softmax" => CompositeKind::Softmax { axis: self.along()? },
@@ -110,6 +119,7 @@ impl Parser {
                 axis: self.along()?,
                 theta: self.attribute("theta")?,
                 pairs: self.pairs()?,
+                scaling: if self.accept_word("stretched") { Some(self.rope_scaling()?) } else { None },
             },
             "attention" => CompositeKind::Attention(self.attention()?),
             "attention_grad" => CompositeKind::AttentionGrad(self.attention()?),

@@ -394,6 +394,19 @@ impl Parser {
                 reverse: self.accept_word("reverse"),
             },
             "rotate_pairs" => Op::RotatePairs { axis: self.along()?, pairs: self.pairs()? },
+            "slice" => {
+                let from = self.along()?;
+                self.expect("->")?;
+                let to = self.name("an axis")?;
+                self.expect_word("at")?;
+                Op::Slice { from, to, at: self.integer("the first element")? }
+            }
+            "concat" => {
+                self.expect_word("along")?;
+                let parts = self.names("an axis")?;
+                self.expect("->")?;
+                Op::Concat { parts, axis: self.name("an axis")? }
+            }
             _ => match element_op(mnemonic) {
                 Some(Op::Reduce { op, .. }) => {
                     self.expect_word("over")?;

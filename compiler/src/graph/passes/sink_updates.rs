@@ -102,6 +102,8 @@ fn is_parallel(graph: &Graph, node: &OpNode, axis: &Name) -> bool {
         Op::Reduce { axes, .. } => without(axes),
         Op::Dot { over } => without(over),
         Op::Rename { pairs } => pairs.iter().all(|(old, new)| old != axis && new != axis),
+        Op::Slice { from, to, .. } => from != axis && to != axis,
+        Op::Concat { parts, axis: whole } => whole != axis && without(parts),
         Op::Update(u) => {
             let body = graph.region(u.body);
             body.ops.iter().all(|op| is_parallel_inside(graph, graph.op(*op), axis))

@@ -350,6 +350,8 @@ fn is_elementwise(op: &Op) -> bool {
         | Op::CumSum { .. }
         | Op::RotatePairs { .. }
         | Op::Transfer { .. }
+        | Op::Slice { .. }
+        | Op::Concat { .. }
         | Op::Loop(_)
         | Op::Composite(_)
         | Op::Update(_) => false,

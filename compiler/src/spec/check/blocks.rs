@@ -32,10 +32,11 @@ pub(super) struct Made {
 }
 
 impl<'a> Checker<'a> {
-    /// Checks blocks nobody calls, for their errors alone.
+    /// Checks blocks of the model's own file that nobody calls, for their errors alone. Those of other files are a library.
     pub(super) fn uninstantiated_blocks(&mut self, chosen: &Chosen<'a>) {
         for (name, block) in &chosen.blocks {
-            if self.instantiated.contains(name) || self.recursive.contains(name) {
+            let elsewhere = block.name.span.source != chosen.model.span.source;
+            if elsewhere || self.instantiated.contains(name) || self.recursive.contains(name) {
                 continue;
             }
             let params = self.params.len();
@@ -60,6 +61,7 @@ impl<'a> Checker<'a> {
     pub(super) fn stand_in(&mut self, scope: &mut Scope, formal: &ast::Formal) -> Binding {
         let Some(dims) = &formal.dims else {
             return match &formal.default {
+                Some(default) if super::model::is_word(default, "none") => Binding::Const(f64::INFINITY),
                 Some(default) => self.constant_value(scope, default).map_or(Binding::Poison, Binding::Const),
                 None => Binding::Const(1.0),
             };

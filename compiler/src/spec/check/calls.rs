@@ -14,6 +14,8 @@ pub const FUNCTIONS: &[&str] = &[
     "repeat",
     "dot",
     "gather",
+    "slice",
+    "concat",
     "where",
     "softmax",
     "sum",
@@ -98,6 +100,8 @@ impl Checker<'_> {
             "where" => self.where_call(scope, r, args, span, wanted),
             "dot" => self.dot(scope, r, args, span),
             "gather" => self.gather(scope, r, args, span),
+            "slice" => self.slice(scope, r, args, span),
+            "concat" => self.concat(scope, r, args, span, wanted),
             "rope" => self.rope(scope, r, args, span),
             "cross_entropy" => self.cross_entropy(scope, r, args, span),
             "rms_norm" => self.rms_norm(scope, r, args, span),
@@ -451,6 +455,24 @@ impl Checker<'_> {
         self.require_axis(&axis, r, &table)?;
         if ids.ty.elem != Elem::Int {
             return self.wrong_elem(&ids, "an integer");
+        }
+        if let (ExprKind::Index, Some(over)) = (&ids.kind, ids.ty.axes.first())
+            && over.size > axis.size
+        {
+            let title = format!(
+                "`index[{}]` counts to {}, beyond the {} entries of `{}`",
+                over.name,
+                over.size - 1,
+                axis.size,
+                axis.name
+            );
+            self.report(
+                Diagnostic::error(codes::RANGE, title)
+                    .at(ids.span, format!("{} = {}", over.name, over.size))
+                    .and(table.span, format!("{} = {} here", axis.name, axis.size))
+                    .help(format!("make `{}` at least as large as `{}`", axis.name, over.name)),
+            );
+            return None;
         }
         if ids.ty.has(&axis.name) {
             let title = format!("ids that look up `{0}` can't have the axis `{0}` themselves", axis.name);

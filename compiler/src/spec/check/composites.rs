@@ -2,7 +2,7 @@
 
 use super::model::{Checker, show_axes};
 use super::scope::Scope;
-use crate::spec::ast::{Arg, Expr as AstExpr, Reference};
+use crate::spec::ast::{Arg, Expr as AstExpr, ExprKind as AstKind, Reference};
 use crate::spec::checked::*;
 use crate::spec::codes;
 use crate::spec::source::Span;
@@ -16,11 +16,12 @@ impl Checker<'_> {
         span: Span,
     ) -> Option<Expr> {
         let axis = self.bracket_axis(scope, r, span);
-        let slots = self.bind(r, args, span, &["x", "at", "theta", "pairs"], 4)?;
+        let slots = self.bind(r, args, span, &["x", "at", "theta", "pairs", "scaling"], 4)?;
         let (x, at) = (self.expr(scope, slots[0]?, None), self.expr(scope, slots[1]?, None));
         let theta = self.constant_value(scope, slots[2]?);
         let pairs = self.word(slots[3]?, &["half", "interleaved"]);
-        let (axis, x, at, theta, pairs) = (axis?, x?, at?, theta?, pairs?);
+        let scaling = self.rope_scaling(scope, slots[4]);
+        let (axis, x, at, theta, pairs, scaling) = (axis?, x?, at?, theta?, pairs?, scaling?);
         let x = self.real_of(x)?;
         self.require_axis(&axis, r, &x)?;
         if at.ty.elem != Elem::Int {
@@ -43,7 +44,43 @@ impl Checker<'_> {
         }
         let ty = x.ty.clone();
         let interleaved = pairs == "interleaved";
-        Some(Expr { kind: ExprKind::Rope(Box::new(Rope { axis, x, at, theta, interleaved })), ty, span })
+        let rope = Rope { axis, x, at, theta, interleaved, scaling };
+        Some(Expr { kind: ExprKind::Rope(Box::new(rope)), ty, span })
+    }
+
+    /// `none`, or `llama3(factor, low, high, original)`; a factor of 1 is none.
+    #[allow(clippy::option_option, reason = "the outer option is the error")]
+    fn rope_scaling(&mut self, scope: &mut Scope, e: Option<&AstExpr>) -> Option<Option<RopeScaling>> {
+        let Some(e) = e.filter(|e| !super::model::is_word(e, "none")) else { return Some(None) };
+        let AstKind::Ref(r) = &e.kind else { return self.unknown_scaling(e) };
+        let Some(args) = r.args.as_ref().filter(|_| r.path.name == "llama3") else {
+            return self.unknown_scaling(e);
+        };
+        let slots = self.bind(r, args, e.span, &["factor", "low", "high", "original"], 4)?;
+        let mut values = [0.0; 4];
+        for (value, slot) in values.iter_mut().zip(&slots) {
+            let slot = (*slot)?;
+            *value = self.constant_value(scope, slot)?;
+            if *value <= 0.0 || !value.is_finite() {
+                self.error(codes::RANGE, format!("a rope scaling must be positive: {value}"), slot.span, "");
+                return None;
+            }
+        }
+        let [factor, low, high, original] = values;
+        if high <= low {
+            let title = format!("`high` must be above `low`: {high} and {low}");
+            self.error(codes::RANGE, title, e.span, "frequencies between the two are blended");
+            return None;
+        }
+        Some((factor != 1.0).then_some(RopeScaling { factor, low, high, original }))
+    }
+
+    #[allow(clippy::option_option, reason = "the outer option is the error")]
+    fn unknown_scaling(&mut self, e: &AstExpr) -> Option<Option<RopeScaling>> {
+        let title = format!("unknown rope scaling: `{}`", crate::spec::print::expr(e));
+        let form = "expected `none` or `llama3(factor = 8, low = 1, high = 4, original = 8192)`";
+        self.error(codes::ARGUMENTS, title, e.span, form);
+        None
     }
 
     /// `dropout(x, rate)`; at rate 0 nothing is left of it.
@@ -216,7 +253,8 @@ impl Checker<'_> {
         };
         let soft_cap = match slots[5] {
             Some(e) if super::model::is_word(e, "none") => None,
-            Some(e) => Some(self.constant_value(scope, e)?),
+            // A block's argument that is `none` comes as infinity.
+            Some(e) => Some(self.constant_value(scope, e)?).filter(|cap| *cap != f64::INFINITY),
             None => None,
         };
         let window = self.attend_extra(scope, slots[6], &[], Elem::Real)?;

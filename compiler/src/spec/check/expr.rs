@@ -411,7 +411,7 @@ impl Checker<'_> {
         self.report(diagnostic);
     }
 
-    fn union_error(&mut self, operands: &[&Expr], union: &[Axis], span: Span) {
+    pub(super) fn union_error(&mut self, operands: &[&Expr], union: &[Axis], span: Span) {
         let tensors: Vec<&&Expr> = operands.iter().filter(|o| !o.ty.axes.is_empty()).collect();
         let lists: Vec<String> = tensors.iter().map(|o| show_axes(&o.ty.axes)).collect();
         let title = format!("the axes differ and neither operand has all of them: {}", lists.join(" and "));

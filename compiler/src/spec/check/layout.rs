@@ -378,12 +378,14 @@ pub fn operands(e: &Expr) -> Vec<&Expr> {
         }
         ExprKind::Softmax(_, x)
         | ExprKind::Dropout { x, .. }
+        | ExprKind::Slice { x, .. }
         | ExprKind::ZLoss(_, x)
         | ExprKind::Dispatch(_, x)
         | ExprKind::Combine(_, x) => vec![x],
         ExprKind::GroupedDot { x, w, .. } => vec![x, w],
         ExprKind::Route(r) => std::iter::once(&r.gates).chain(&r.select).collect(),
         ExprKind::LoadBalance { .. } => vec![],
+        ExprKind::Concat { parts, .. } => parts.iter().map(|(_, x)| x).collect(),
         ExprKind::Binary(_, a, b) | ExprKind::Compare(_, a, b) | ExprKind::Dot(_, a, b) => vec![a, b],
         ExprKind::Where(a, b, c) => vec![a, b, c],
         ExprKind::Gather { table, ids, .. } => vec![table, ids],

@@ -20,6 +20,7 @@ mod layout;
 mod model;
 mod names;
 mod optimizer;
+mod parts;
 mod recursion;
 mod remat;
 mod repeat;

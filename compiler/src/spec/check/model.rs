@@ -449,6 +449,14 @@ pub fn show_axes(axes: &[Axis]) -> String {
     format!("[{}]", shown.join(", "))
 }
 
+/// The name an expression is, if it is one alone.
+pub fn plain_name(e: &AstExpr) -> Option<&str> {
+    match &e.kind {
+        AstKind::Ref(r) if r.axes.is_none() && r.args.is_none() && r.instance.is_none() => Some(&r.path.name),
+        _ => None,
+    }
+}
+
 /// True if the expression is this word alone.
 pub fn is_word(e: &AstExpr, word: &str) -> bool {
     matches!(&e.kind, AstKind::Ref(r)

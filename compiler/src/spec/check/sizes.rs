@@ -11,6 +11,40 @@ use crate::spec::codes;
 use crate::spec::diagnostic::{Diagnostic, nearest};
 use crate::spec::source::Span;
 
+/// `over / under`, the second above 0.
+#[derive(Clone, Copy)]
+struct Fraction {
+    over: i128,
+    under: i128,
+}
+
+impl Fraction {
+    /// `1.5`, `4096` or `128_256`; `None` for anything else a number can be.
+    fn decimal(text: &str) -> Option<Fraction> {
+        let text = text.replace('_', "");
+        let (whole, part) = text.split_once('.').unwrap_or((&text, ""));
+        let under = 10i128.checked_pow(u32::try_from(part.len()).ok()?)?;
+        let over = format!("{whole}{part}").parse().ok()?;
+        Some(Fraction { over, under })
+    }
+
+    fn negative(self) -> Option<Fraction> {
+        Some(Fraction { over: self.over.checked_neg()?, ..self })
+    }
+
+    fn plus(self, other: Fraction) -> Option<Fraction> {
+        let (a, b) = (self.over.checked_mul(other.under)?, other.over.checked_mul(self.under)?);
+        Some(Fraction { over: a.checked_add(b)?, under: self.under.checked_mul(other.under)? })
+    }
+
+    fn times(self, other: Fraction) -> Option<Fraction> {
+        Some(Fraction {
+            over: self.over.checked_mul(other.over)?,
+            under: self.under.checked_mul(other.under)?,
+        })
+    }
+}
+
 impl<'a> Checker<'a> {
     pub(super) fn declarations(&mut self, chosen: &Chosen<'a>, run: RunSizes) {
         let mut declared: BTreeMap<&str, Span> = BTreeMap::new();
@@ -144,6 +178,10 @@ impl<'a> Checker<'a> {
                     }
                 }
             }
+            AstKind::Ref(r) if r.axes.is_none() && r.instance.is_none() => match r.path.name.as_str() {
+                "floor" | "round_up" => self.rounded(scope, r, e.span),
+                _ => wrong(self, "sizes know the functions `floor` and `round_up` only"),
+            },
             AstKind::Binary(op, a, b) => {
                 let (a, b) = (self.size_arithmetic(scope, a), self.size_arithmetic(scope, b));
                 let (a, b) = (a?, b?);
@@ -161,6 +199,61 @@ impl<'a> Checker<'a> {
                 value.map_or_else(|| wrong(self, "too large"), Some)
             }
             _ => wrong(self, "expected a size or a whole number"),
+        }
+    }
+
+    /// `floor(x)`, or `round_up(x, multiple)`: x may be a fraction, which is exact.
+    fn rounded(&mut self, scope: &Scope, r: &ast::Reference, span: Span) -> Option<i128> {
+        let args = r.args.as_deref().unwrap_or_default();
+        let n_args = if r.path.name == "floor" { 1 } else { 2 };
+        if args.len() != n_args || args.iter().any(|a| a.name.is_some()) {
+            let form = "expected `floor(x)` or `round_up(x, multiple)`";
+            self.error(codes::ARGUMENTS, format!("`{}` takes {n_args} numbers", r.path.name), span, form);
+            return None;
+        }
+        let multiple = match args.get(1) {
+            Some(arg) => self.size_value(scope, &arg.value).map(i128::from)?,
+            None => 1,
+        };
+        let x = self.fraction(scope, &args[0].value)?;
+        if r.path.name == "floor" {
+            return Some(x.over.div_euclid(x.under));
+        }
+        let below = x.under.checked_mul(multiple);
+        let Some(up) = below.and_then(|below| (-(-x.over).div_euclid(below)).checked_mul(multiple)) else {
+            self.error(codes::SIZE_VALUE, "too large", span, "");
+            return None;
+        };
+        Some(up)
+    }
+
+    /// Exact arithmetic over sizes and decimal numbers.
+    fn fraction(&mut self, scope: &Scope, e: &AstExpr) -> Option<Fraction> {
+        let wrong = |this: &mut Self, what: &str| {
+            let title = format!("not a size: `{}`", crate::spec::print::expr(e));
+            this.error(codes::SIZE_VALUE, title, e.span, what);
+            None
+        };
+        match &e.kind {
+            AstKind::Number(n) => match Fraction::decimal(&n.text) {
+                Some(x) if n.unit == ast::Unit::One => Some(x),
+                _ => wrong(self, "expected a plain number"),
+            },
+            AstKind::Paren(inner) => self.fraction(scope, inner),
+            AstKind::Binary(op, a, b) => {
+                let (a, b) = (self.fraction(scope, a), self.fraction(scope, b));
+                let (a, b) = (a?, b?);
+                let value = match op {
+                    ast::BinaryOp::Add => a.plus(b),
+                    ast::BinaryOp::Sub => b.negative().and_then(|b| a.plus(b)),
+                    ast::BinaryOp::Mul => a.times(b),
+                    ast::BinaryOp::Div if b.over <= 0 => return wrong(self, "divides by no positive number"),
+                    ast::BinaryOp::Div => a.times(Fraction { over: b.under, under: b.over }),
+                    _ => return wrong(self, "sizes know + - * / only"),
+                };
+                value.map_or_else(|| wrong(self, "too large"), Some)
+            }
+            _ => Some(Fraction { over: self.size_arithmetic(scope, e)?, under: 1 }),
         }
     }
 

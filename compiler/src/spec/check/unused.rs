@@ -62,7 +62,9 @@ fn words_of_statement(statement: &Stmt, used: &mut BTreeSet<String>) {
     }
 }
 
-fn words_of_block(block: &ast::Block, used: &mut BTreeSet<String>) {
+fn words_of_block(block: &ast::Block, all: &mut BTreeSet<String>) {
+    let mut words = BTreeSet::new();
+    let used = &mut words;
     for formal in &block.formals {
         formal.dims.iter().for_each(|d| words_of_dims(d, used));
         formal.default.iter().for_each(|d| words_of_expr(d, used));
@@ -70,6 +72,8 @@ fn words_of_block(block: &ast::Block, used: &mut BTreeSet<String>) {
     }
     words_of_dims(&block.result, used);
     block.body.statements.iter().for_each(|s| words_of_statement(s, used));
+    // A generic axis hides the size of its name.
+    all.extend(words.into_iter().filter(|w| block.generics.iter().all(|g| g.name != *w)));
 }
 
 fn words_of_dims(dims: &Dims, used: &mut BTreeSet<String>) {
@@ -89,6 +93,9 @@ fn words_of_expr(e: &AstExpr, used: &mut BTreeSet<String>) {
             used.insert(r.path.name.clone());
             r.axes.iter().flatten().for_each(|a| words_of_expr(a, used));
             r.args.iter().flatten().for_each(|a| words_of_expr(&a.value, used));
+            if r.path.name == "concat" {
+                used.extend(r.args.iter().flatten().filter_map(|a| Some(a.name.as_ref()?.name.clone())));
+            }
         }
         AstKind::Binary(_, a, b) => {
             words_of_expr(a, used);

@@ -130,7 +130,21 @@ golden! {
     list_as_value: "E0206", model("loss mean[b, n](x * [1, 2])");
     function_not_available: "E0207", model("loss mean[b, n](all_gather(x, n))");
 
+    positions_beyond_table: "E0404", model("param table[m] = normal(1)\nloss mean[b, n](x * gather[m](table, index[n]))");
+
+    std_file_missing: "E0106", "spec 1\nuse \"std/attentoin.spec\"\n";
+    rope_scaling_unknown: "E0205", model("loss mean[b, n](rope[n](x, at = 1 * index[b], theta = 1e4, pairs = half, scaling = yarn(8)))");
+    rope_scaling_range: "E0404", model("loss mean[b, n](rope[n](x, index[b], 1e4, half, llama3(8, low = 4, high = 1, original = 64)))");
+    size_function_unknown: "E0308", "spec 1\nmodel M {\n    size b = ceil(7 / 2)\n    input x[b]\n    loss mean[b](x)\n}\n";
+    size_round_up_arguments: "E0205", "spec 1\nmodel M {\n    size b = round_up(7 / 2)\n    input x[b]\n    loss mean[b](x)\n}\n";
+
     // ---- axes
+    slice_beyond_its_axis: "E0404", model("loss mean[b, m](slice[n, m](x, at = 3))");
+    slice_axis_twice: "E0311", model("z[b, n, m] = x * y\nloss mean[b, m](sum[n](slice[n, m](z)))");
+    concat_without_axes: "E0205", model("loss mean[b](sum[m](concat[m](x, y)))");
+    concat_of_another_size: "E0302", model("size all = 13\nloss mean[b, all](concat[all](n = x, m = y))");
+    concat_part_missing: "E0301", model("loss mean[b](sum[all](concat[all](m = x, m = y)))");
+    concat_union: "E0305", model("param v[n, m] = ones\nloss mean[b](sum[all](concat[all](n = x, m = v)))");
     axis_not_in_operand: "E0301", model("loss mean[b](sum[m](x))");
     argument_lacks_axis: "E0301", model("block F(x[.., n]) -> [.., n] {\n    x\n}\nloss mean[b, m](F(y))");
     size_mismatch: "E0302", model("loss mean[b](sum[n](x + y as [m: n]))");
