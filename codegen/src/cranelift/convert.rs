@@ -1,6 +1,5 @@
 //! Conversions between lane types.
 
-use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, F32X4, F64, F64X2, I32, I32X4, I64};
 use cranelift_codegen::ir::{self, InstBuilder};
 
@@ -22,7 +21,7 @@ impl Emitter<'_> {
                 let masks = pieces.into_iter().map(each).collect();
                 self.narrow_masks(from, masks)
             }
-            (Elem::I1, _) => self.from_masks(to, pieces),
+            (Elem::I1, _) => self.numbers_of(to, pieces),
             (Elem::F32, Elem::F64) => self.widen(to, pieces, |e, low| e.b.ins().fvpromote_low(low)),
             (Elem::I32, Elem::I64) => self.widen(to, pieces, |e, low| e.b.ins().swiden_low(low)),
             (Elem::I32, Elem::F64) => self.widen(to, pieces, |e, low| {
@@ -78,7 +77,7 @@ impl Emitter<'_> {
     }
 
     /// 0 or 1 of a vector of `i1`: the bits of 1 where the mask is set.
-    fn from_masks(&mut self, to: Type, masks: Pieces) -> Pieces {
+    fn numbers_of(&mut self, to: Type, masks: Pieces) -> Pieces {
         let one = match to.elem {
             Elem::I1 | Elem::I32 | Elem::I64 => 1,
             Elem::F32 => 1f32.to_bits() as u64,
@@ -110,7 +109,7 @@ impl Emitter<'_> {
                 let zero = self.lane_constant(from, 0);
                 self.compare_piece(CompareOp::Ne, from, x, zero)
             }
-            (Elem::I32 | Elem::I64, Elem::I1) => self.b.ins().icmp_imm_s(IntCC::NotEqual, x, 0),
+            (Elem::I32 | Elem::I64, Elem::I1) => self.not_zero(x),
             // The verifier refuses conversions to the same type.
             (Elem::I1, Elem::I1)
             | (Elem::I32, Elem::I32)

@@ -1,14 +1,14 @@
 //! A kernel as one Cranelift function of the ABI's kernel convention: its frame and its structure.
 
-use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, F32X4, F64, F64X2, I8, I32, I32X4, I64, I64X2};
 use cranelift_codegen::ir::{self, AbiParam, Block as Place, BlockArg, InstBuilder, MemFlagsData, StackSlot};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_module::{Linkage, Module};
 use cranelift_object::ObjectModule;
 
+use super::loops::uses;
 use super::object;
-use crate::kir::{Block, Elem, For, If, Inst, Kernel, Mem, Op, Type, Value};
+use crate::kir::{Block, Elem, If, Inst, Kernel, Mem, Op, Type, Value};
 use crate::target::Target;
 
 /// A KIR value in Cranelift's registers: a scalar is one value, of a lane each for `i1` (`I8`, 0 or 1), `i32`, `i64`,
@@ -60,6 +60,8 @@ pub(super) struct Emitter<'a> {
     pub(super) values: Vec<Pieces>,
     /// By KIR value: the scalar that every lane of a vector is, if that is known.
     pub(super) uniform: Vec<Option<Uniform>>,
+    /// By KIR value: how many operands and yields it is.
+    pub(super) uses: Vec<u32>,
     /// Base addresses of buffers, then of scratch pieces.
     bases: Vec<ir::Value>,
     /// Room for the lanes of one masked access.
@@ -127,6 +129,7 @@ impl<'a> Emitter<'a> {
             b,
             values: vec![Pieces::new(); kernel.types.len()],
             uniform: vec![None; kernel.types.len()],
+            uses: uses(kernel),
             bases: Vec::new(),
             lanes_slot: None,
             indices_slot: None,
@@ -167,7 +170,7 @@ impl<'a> Emitter<'a> {
         self.kernel.ty(value)
     }
 
-    fn define(&mut self, value: Value, pieces: Pieces) {
+    pub(super) fn define(&mut self, value: Value, pieces: Pieces) {
         self.values[value.0 as usize] = pieces;
     }
 
@@ -187,7 +190,7 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    fn inst(&mut self, inst: &Inst) {
+    pub(super) fn inst(&mut self, inst: &Inst) {
         match (&inst.op, inst.results.first()) {
             (Op::Store { at, value, count }, _) => self.store(at, *value, *count),
             (Op::For(l), _) => self.for_loop(l, &inst.results),
@@ -263,7 +266,7 @@ impl<'a> Emitter<'a> {
     // ---- structure
 
     /// A block with a parameter for every piece of values of these types.
-    fn place(&mut self, types: &[Type]) -> (Place, Vec<Pieces>) {
+    pub(super) fn place(&mut self, types: &[Type]) -> (Place, Vec<Pieces>) {
         let place = self.b.create_block();
         let params = |&ty: &Type| {
             (0..n_pieces(ty)).map(|_| self.b.append_block_param(place, piece_type(ty))).collect()
@@ -272,46 +275,12 @@ impl<'a> Emitter<'a> {
         (place, params)
     }
 
-    fn flat(&self, values: &[Value]) -> Vec<ir::Value> {
+    pub(super) fn flat(&self, values: &[Value]) -> Vec<ir::Value> {
         values.iter().flat_map(|v| self.values[v.0 as usize].iter().copied()).collect()
     }
 
-    fn types(&self, values: &[Value]) -> Vec<Type> {
+    pub(super) fn types(&self, values: &[Value]) -> Vec<Type> {
         values.iter().map(|&v| self.ty(v)).collect()
-    }
-
-    /// The condition is tested at the end. What is left of the range is compared with the step without a sign, so that a
-    /// bound near the largest integer ends the loop too.
-    fn for_loop(&mut self, l: &For, results: &[Value]) {
-        let (lo, hi, step) = (self.scalar(l.lo), self.scalar(l.hi), self.scalar(l.step));
-        let types = self.types(&l.carried);
-        let (body, mut params) = self.place(&[&[Type::I64], &types[..]].concat());
-        let (after, finals) = self.place(&types);
-
-        let init = self.flat(&l.init);
-        let enter = arguments(std::iter::once(lo).chain(init.iter().copied()));
-        let any = self.b.ins().icmp(IntCC::SignedLessThan, lo, hi);
-        self.b.ins().brif(any, body, &enter, after, &arguments(init));
-
-        self.b.switch_to_block(body);
-        let var = params.remove(0);
-        let at = var[0];
-        self.define(l.var, var);
-        for (&value, pieces) in l.carried.iter().zip(params) {
-            self.define(value, pieces);
-        }
-        self.block(&l.body);
-        let next = self.flat(&l.body.yields);
-        let left = self.b.ins().isub(hi, at);
-        let more = self.b.ins().icmp(IntCC::UnsignedGreaterThan, left, step);
-        let at = self.b.ins().iadd(at, step);
-        let again = arguments(std::iter::once(at).chain(next.iter().copied()));
-        self.b.ins().brif(more, body, &again, after, &arguments(next));
-
-        self.b.switch_to_block(after);
-        for (&value, pieces) in results.iter().zip(finals) {
-            self.define(value, pieces);
-        }
     }
 
     fn conditional(&mut self, i: &If, results: &[Value]) {

@@ -2,11 +2,11 @@
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::immediates::{Ieee32, Ieee64};
-use cranelift_codegen::ir::types::{I8, I8X16, I32};
+use cranelift_codegen::ir::types::{I8X16, I32};
 use cranelift_codegen::ir::{self, ConstantData, Endianness, InstBuilder, MemFlagsData};
 
 use super::kernel::{Emitter, Pieces, lane_type, lanes_per_piece, n_pieces, vector_type};
-use crate::kir::{BinaryOp, Elem, ReduceOp, Type, Value};
+use crate::kir::{Elem, ReduceOp, Type, Value};
 
 /// Bytes of a piece of a vector.
 const PIECE_BYTES: u32 = 16;
@@ -92,7 +92,7 @@ impl Emitter<'_> {
         }
         let n = lanes_per_piece(ty.elem);
         let found = self.b.ins().extractlane(pieces[(lane / n) as usize], (lane % n) as u8);
-        if ty.elem == Elem::I1 { self.b.ins().icmp_imm_s(IntCC::NotEqual, found, 0) } else { found }
+        if ty.elem == Elem::I1 { self.not_zero(found) } else { found }
     }
 
     /// All lanes of a value.
@@ -206,7 +206,7 @@ impl Emitter<'_> {
             let half = n.next_power_of_two() / 2;
             let (high, combined) = ((half / per) as usize, n - half);
             for i in 0..combined.div_ceil(per) as usize {
-                let sum = self.combine(op, elem, pieces[i], pieces[high + i]);
+                let sum = self.binary_piece(op, elem, pieces[i], pieces[high + i]);
                 let (whole, old) = (combined - i as u32 * per, pieces[i]);
                 let lanes: Vec<_> = (0..per).map(|l| (if l < whole { sum } else { old }, l)).collect();
                 pieces[i] = self.gather_lanes(elem, &lanes);
@@ -219,21 +219,14 @@ impl Emitter<'_> {
             let half = lanes.len().next_power_of_two() / 2;
             let high = lanes.split_off(half);
             for (low, high) in lanes.iter_mut().zip(high) {
-                *low = self.combine(op, elem, *low, high);
+                *low = self.binary_piece(op, elem, *low, high);
             }
         }
         lanes[0]
     }
 
-    /// The op of a reduction on two scalars or two pieces.
-    fn combine(&mut self, op: BinaryOp, elem: Elem, x: ir::Value, y: ir::Value) -> ir::Value {
-        self.binary_piece(op, elem, x, y)
-    }
-
     /// A scalar `i1` from any integer: whether it is not 0.
     pub(super) fn not_zero(&mut self, x: ir::Value) -> ir::Value {
-        let found = self.b.ins().icmp_imm_s(IntCC::NotEqual, x, 0);
-        debug_assert_eq!(self.b.func.dfg.value_type(found), I8);
-        found
+        self.b.ins().icmp_imm_s(IntCC::NotEqual, x, 0)
     }
 }

@@ -8,6 +8,7 @@ mod arithmetic;
 mod convert;
 mod kernel;
 mod lanes;
+mod loops;
 mod memory;
 mod step;
 
