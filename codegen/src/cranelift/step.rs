@@ -36,6 +36,9 @@ pub fn step_object(
     steps.module.finish().emit().map_err(|e| format!("the step program: {e}"))
 }
 
+/// What Cranelift refuses; large, so not by value.
+type Failed = Box<ModuleError>;
+
 struct Steps {
     module: ObjectModule,
     shared: FunctionBuilderContext,
@@ -50,7 +53,7 @@ fn signature(module: &ObjectModule, params: &[ir::Type], result: Option<ir::Type
 }
 
 impl Steps {
-    fn program(&mut self, program: &Program, kernels: &[KernelLink], info: &[u8]) -> Result<(), ModuleError> {
+    fn program(&mut self, program: &Program, kernels: &[KernelLink], info: &[u8]) -> Result<(), Failed> {
         let kernel = signature(&self.module, &[I64, I64, I64, I64, I64], None);
         let mut functions = Vec::new();
         for link in kernels {
@@ -68,13 +71,13 @@ impl Steps {
 
     // ---- constants
 
-    fn data(&mut self, name: &str, linkage: Linkage, data: &DataDescription) -> Result<DataId, ModuleError> {
+    fn data(&mut self, name: &str, linkage: Linkage, data: &DataDescription) -> Result<DataId, Failed> {
         let id = self.module.declare_data(name, linkage, false, false)?;
         self.module.define_data(id, data)?;
         Ok(id)
     }
 
-    fn table(&mut self, entries: &[FuncId], info: &[u8]) -> Result<DataId, ModuleError> {
+    fn table(&mut self, entries: &[FuncId], info: &[u8]) -> Result<DataId, Failed> {
         let mut list = DataDescription::new();
         list.define(vec![0; 8 * entries.len().max(1)].into());
         list.set_align(8);
@@ -110,7 +113,7 @@ impl Steps {
         linkage: Linkage,
         signature: Signature,
         fill: impl FnOnce(&mut ObjectModule, FunctionBuilder<'_>),
-    ) -> Result<FuncId, ModuleError> {
+    ) -> Result<FuncId, Failed> {
         let id = self.module.declare_function(name, linkage, &signature)?;
         let mut context = Context::for_function(Function::with_name_signature(Default::default(), signature));
         fill(&mut self.module, FunctionBuilder::new(&mut context.func, &mut self.shared));
@@ -119,7 +122,7 @@ impl Steps {
     }
 
     /// `int main(int argc, char **argv) { return mlc_runtime_main(argc, argv, &program_table); }`
-    fn main(&mut self, table: DataId) -> Result<(), ModuleError> {
+    fn main(&mut self, table: DataId) -> Result<(), Failed> {
         let runtime = signature(&self.module, &[I32, I64, I64], Some(I32));
         let runtime = self.module.declare_function("mlc_runtime_main", Linkage::Import, &runtime)?;
         let main = signature(&self.module, &[I32, I64], Some(I32));
@@ -148,7 +151,7 @@ impl Steps {
         entry: &Entry,
         n_spaces: usize,
         kernels: &[(FuncId, u64)],
-    ) -> Result<FuncId, ModuleError> {
+    ) -> Result<FuncId, Failed> {
         let name = format!("entry_{index}_{}", entry.name);
         let step = signature(&self.module, &[I64], None);
         self.define(&name, Linkage::Local, step, |module, b| {
