@@ -14,6 +14,7 @@ use crate::graph::passes::sink_updates;
 use crate::graph::recognise::{near_misses, recognise};
 use crate::graph::verify::{Stage as Level, verify};
 use crate::graph::{Graph, print};
+use crate::lower::unroll_repeats::unroll_repeats;
 use crate::lower::{EntryMeta, to_program};
 use crate::memory::{self, Plan};
 use crate::metadata::{baked_keys, input_sources, metadata};
@@ -233,6 +234,7 @@ fn programmed(
 ) -> Result<Program> {
     let lower = || to_program(plan, entries, info).map_err(|e| unsupported(e.to_string()));
     let mut program = runner.run("program", lower)?;
+    unroll_repeats(&mut program, plan, &spec.model.unrolled);
     program.info.baked = baked_keys(&spec.model, train, &program.info.scalars);
     let text = serde_json::to_string(&program).map_err(|e| internal("program", e.to_string()))?;
     program.info.fingerprint = blake3::hash(text.as_bytes()).to_hex()[..32].to_string();

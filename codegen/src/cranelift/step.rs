@@ -281,9 +281,10 @@ impl<'m, 'b> Frame<'m, 'b> {
     fn scalar(&mut self, scalar: ScalarArg) -> ir::Value {
         match scalar {
             ScalarArg::Const(value) => self.constant(value),
-            ScalarArg::Loop(var, factor) => {
-                let (var, factor) = (self.var(var), self.constant(factor));
-                self.b.ins().imul(var, factor)
+            ScalarArg::Loop(var, factor, offset) => {
+                let (var, factor, offset) = (self.var(var), self.constant(factor), self.constant(offset));
+                let scaled = self.b.ins().imul(var, factor);
+                self.b.ins().iadd(scaled, offset)
             }
         }
     }

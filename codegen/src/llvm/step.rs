@@ -274,9 +274,10 @@ impl<'a, 'c> Emitter<'a, 'c> {
     fn scalar(&self, frame: &Frame<'c>, scalar: ScalarArg) -> Result<IntValue<'c>, BuilderError> {
         match scalar {
             ScalarArg::Const(value) => Ok(self.i64.const_int(value as u64, true)),
-            ScalarArg::Loop(var, factor) => {
-                let factor = self.i64.const_int(factor as u64, true);
-                self.builder.build_int_mul(self.var(frame, var), factor, "")
+            ScalarArg::Loop(var, factor, offset) => {
+                let constant = |value: i64| self.i64.const_int(value as u64, true);
+                let scaled = self.builder.build_int_mul(self.var(frame, var), constant(factor), "")?;
+                self.builder.build_int_add(scaled, constant(offset), "")
             }
         }
     }

@@ -75,7 +75,9 @@ impl Run<'_> {
             .iter()
             .map(|s| match s {
                 ScalarArg::Const(c) => *c,
-                ScalarArg::Loop(var, factor) => self.vars.get(var).map_or(0, |v| *v as i64) * factor,
+                ScalarArg::Loop(var, factor, offset) => {
+                    self.vars.get(var).map_or(0, |v| *v as i64) * factor + offset
+                }
             })
             .collect();
         for written in reference::evaluate(&kernel.spec, &buffers, &scalars, self.precision) {

@@ -98,6 +98,8 @@ fn offset(address: &Address, vars: &BTreeMap<LoopVar, u64>) -> u64 {
 fn scalar(scalar: ScalarArg, vars: &BTreeMap<LoopVar, u64>) -> i64 {
     match scalar {
         ScalarArg::Const(value) => value,
-        ScalarArg::Loop(loop_var, factor) => (var(vars, loop_var) as i64).wrapping_mul(factor),
+        ScalarArg::Loop(loop_var, factor, offset) => {
+            (var(vars, loop_var) as i64).wrapping_mul(factor).wrapping_add(offset)
+        }
     }
 }

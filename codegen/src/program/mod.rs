@@ -16,6 +16,7 @@ mod operands;
 mod print;
 pub mod reference;
 pub mod region;
+pub mod unroll;
 mod verify;
 
 use mlc_runtime::abi::{DType, ProgramInfo};
@@ -135,8 +136,8 @@ pub struct LoopStride {
 pub enum ScalarArg {
     /// Known at build time.
     Const(i64),
-    /// The current value of a loop variable times a factor (a global base index, for instance).
-    Loop(LoopVar, i64),
+    /// The current value of a loop variable times a factor, plus an offset (a global base index, for instance).
+    Loop(LoopVar, i64, i64),
 }
 
 /// What a kernel computes. Buffers are numbered from 0 in the order of the launch's addresses; an operand names its

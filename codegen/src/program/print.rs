@@ -57,7 +57,8 @@ impl Program {
         let mut arguments: Vec<String> = launch.buffers.iter().map(address).collect();
         arguments.extend(launch.scalars.iter().map(|s| match s {
             ScalarArg::Const(value) => value.to_string(),
-            ScalarArg::Loop(var, factor) => format!("{factor}*i{}", var.0),
+            ScalarArg::Loop(var, factor, 0) => format!("{factor}*i{}", var.0),
+            ScalarArg::Loop(var, factor, offset) => format!("{factor}*i{}+{offset}", var.0),
         }));
         format!("{kernel}({})", arguments.join(", "))
     }

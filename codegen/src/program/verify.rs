@@ -299,7 +299,7 @@ fn arguments(launch: &Launch, kernel: &KernelFacts<'_>, loops: &[(LoopVar, u64)]
     let strides = launch.buffers.iter().flat_map(|a| a.strides.iter().map(|s| s.var));
     let scalars = launch.scalars.iter().filter_map(|s| match s {
         ScalarArg::Const(_) => None,
-        ScalarArg::Loop(var, _) => Some(*var),
+        ScalarArg::Loop(var, ..) => Some(*var),
     });
     for var in strides.chain(scalars) {
         if !loops.iter().any(|&(v, _)| v == var) {

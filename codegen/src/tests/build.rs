@@ -51,7 +51,7 @@ fn program() -> Program {
         kernel: 0,
         stream: 0,
         buffers: vec![address(0, 1, 4 * N, 0), address(0, 0, 4 * N, 0), address(3 * 4 * N, 1, 4 * N, 2)],
-        scalars: vec![ScalarArg::Loop(LoopVar(1), 10)],
+        scalars: vec![ScalarArg::Loop(LoopVar(1), 10, 0)],
     };
     let inner = Step::Loop { var: LoopVar(1), trip: 3, reverse: true, body: vec![Step::Launch(launch)] };
     let outer = Step::Loop { var: LoopVar(0), trip: 2, reverse: false, body: vec![inner] };

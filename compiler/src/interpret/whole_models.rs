@@ -14,11 +14,12 @@ use crate::passes::passes;
 use crate::spec::{FileLoader, SourceMap, check};
 use crate::testing::assert_same_numbers;
 
-/// The forward graph and the training step of a model under `tests/models`.
-fn stages(name: &str) -> (Graph, Graph) {
+/// The forward graph and the training step of a model under `tests/models`, with overrides.
+fn stages(name: &str, sets: &[&str]) -> (Graph, Graph) {
     let path = format!("{}/../tests/models/{name}/{name}.spec", env!("CARGO_MANIFEST_DIR"));
+    let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
     let mut sources = SourceMap::new();
-    let (spec, _) = check(&mut sources, &FileLoader, &path, &[]).unwrap_or_else(|e| panic!("{e:?}"));
+    let (spec, _) = check(&mut sources, &FileLoader, &path, &sets).unwrap_or_else(|e| panic!("{e:?}"));
     let train = spec.train.expect("the model has a run");
     let forward = from_spec(&spec.model, Entry::Train, train.batch, &sources).expect("it lowers");
     let forward = recognise(forward, &[]);
@@ -56,7 +57,7 @@ fn start(graph: &Graph) -> Environment {
 
 #[test]
 fn every_stage_of_a_llama_verifies_and_reads_back() {
-    let (forward, training) = stages("tiny");
+    let (forward, training) = stages("tiny", &[]);
     verify(&forward, Stage::Graph).unwrap_or_else(|e| panic!("{e}"));
     verify(&training, Stage::Training).unwrap_or_else(|e| panic!("{e}"));
     let text = print(&forward);
@@ -72,7 +73,9 @@ fn every_stage_of_a_llama_verifies_and_reads_back() {
 
 #[test]
 fn general_passes_keep_the_numbers_of_a_training_step() {
-    let (_, training) = stages("tiny");
+    // Small, because every pass is run on three samples.
+    let sizes = ["train.data=synthetic", "Llama.vocab=24", "Llama.d=12", "Llama.ff=20", "train.seq=6"];
+    let (_, training) = stages("tiny", &sizes);
     for (name, pass) in passes() {
         let after = pass(&training).unwrap();
         verify(&after, Stage::Training).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -83,7 +86,7 @@ fn general_passes_keep_the_numbers_of_a_training_step() {
 
 #[test]
 fn a_llama_learns_its_batch_by_heart() {
-    let (_, training) = stages("tiny");
+    let (_, training) = stages("tiny", &[]);
     let mut environment = start(&training);
     let mut losses = Vec::new();
     for step in 0..12 {

@@ -21,6 +21,7 @@ pub mod scalar;
 pub mod simulate;
 #[cfg(test)]
 mod tests;
+pub mod unroll_repeats;
 
 use crate::fuse::{Class, Fused, Group, Item, Kind, LoopId, Result, View};
 use crate::graph::{Axis, Space};
@@ -210,7 +211,7 @@ impl LowerEntry<'_> {
             flops: lowered.flops,
             stream: 0,
         });
-        let scalars = lowered.indices.iter().map(|l| ScalarArg::Loop(LoopVar(l.0), 1)).collect();
+        let scalars = lowered.indices.iter().map(|l| ScalarArg::Loop(LoopVar(l.0), 1, 0)).collect();
         Ok(Launch { op, kernel, stream: 0, buffers, scalars })
     }
 

@@ -228,3 +228,60 @@ fn remat_adds_the_operations_it_says() {
         assert_eq!(all, plain + added, "{choice}");
     }
 }
+
+#[test]
+fn unroll_repeats_changes_no_bit_of_a_step() {
+    let text = |unroll: &str| {
+        format!(
+            "spec 1\nmodel M {{\nsize vocab = 8, d = 4, layers = 4\nsize batch = run, seq = run\n\
+             input tokens: ids<vocab>[batch, seq]\ninput targets: ids<vocab>[batch, seq]\n\
+             block Layer(x[batch, seq, d], s) -> [batch, seq, d] {{\n  param w[d] = normal(1)\n  x + tanh(x * w) * s\n}}\n\
+             param e[vocab, d] = normal(1)\n\
+             x = repeat[layers](Layer@layer, gather[vocab](e, tokens), s = [1, 2]{unroll})\n\
+             loss mean[batch, seq](cross_entropy[vocab](dot[d](x, e), targets))\n}}\n{RUN}"
+        )
+    };
+    let program = |text: &str| {
+        let loader = crate::spec::MemoryLoader { files: vec![("m.spec".into(), text.into())] };
+        let mut sources = SourceMap::new();
+        let (spec, notes) = check(&mut sources, &loader, "m.spec", &[]).unwrap();
+        assert!(notes.is_empty(), "{notes:?}");
+        compile(&spec, &sources, &Identity::default(), &mut Runner::default()).unwrap().program
+    };
+    // Parameters, states and inputs of small numbers that differ from byte to byte; ids stay below 8.
+    let memory = |program: &Program| {
+        use mlc_codegen::program::execute::{Precision, execute};
+        let bytes = program.info.spaces[0].bytes as usize;
+        let mut spaces = vec![vec![0u8; bytes]];
+        for tensor in &program.info.tensors {
+            for i in 0..tensor.shape.iter().product::<u64>() * tensor.layers.unwrap_or(1) {
+                let value = (i as f32 * 0.7).sin();
+                let at = (tensor.place.offset + 4 * i) as usize;
+                spaces[0][at..at + 4].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        for input in &program.info.entries[0].inputs {
+            for i in 0..input.shape.iter().product::<u64>() {
+                let at = (input.place.offset + 4 * i) as usize;
+                spaces[0][at..at + 4].copy_from_slice(&((i * 5 % 8) as i32).to_le_bytes());
+            }
+        }
+        execute(program, 0, &mut spaces, Precision::AsWritten).unwrap();
+        let read = |offset: u64, n: u64| spaces[0][offset as usize..(offset + n) as usize].to_vec();
+        let tensors = program.info.tensors.iter();
+        let sizes =
+            tensors.map(|t| (t.place.offset, 4 * t.shape.iter().product::<u64>() * t.layers.unwrap_or(1)));
+        let stored: Vec<Vec<u8>> = sizes.map(|(offset, n)| read(offset, n)).collect();
+        let loss = program.info.entries[0].outputs.iter().find(|o| o.name == "loss").unwrap();
+        (read(loss.place.offset, 4), stored)
+    };
+    let plain = program(&text(""));
+    let expected = memory(&plain);
+    assert!(f32::from_le_bytes(expected.0[..].try_into().unwrap()).is_finite());
+    for k in [2, 4] {
+        let unrolled = program(&text(&format!(", unroll = {k}")));
+        assert_ne!(unrolled.entries, plain.entries);
+        mlc_codegen::program::verify(&unrolled).unwrap();
+        assert_eq!(memory(&unrolled), expected, "unroll = {k}");
+    }
+}

@@ -81,6 +81,8 @@ pub struct Model {
     pub n_values: u32,
     /// Recognisers turned off by `lower { attention = reference }`, such as `attention`.
     pub lower_reference: Vec<String>,
+    /// Repeats some of whose iterations are laid out in a row.
+    pub unrolled: Vec<Unrolled>,
     /// Kernels of the user's own, in order.
     pub kernels: Vec<CustomKernel>,
     /// `model Name`.
@@ -325,6 +327,15 @@ pub struct Cycled {
     pub values: Vec<f64>,
     /// Where the list was written.
     pub span: Span,
+}
+
+/// `repeat[…](…, unroll = k)`
+#[derive(Clone, Debug)]
+pub struct Unrolled {
+    /// The repeat's axis: its name and number of iterations.
+    pub axis: Axis,
+    /// How many iterations stand in a row; a divisor of their number.
+    pub by: u64,
 }
 
 /// A typed expression with its place.

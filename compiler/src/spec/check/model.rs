@@ -64,6 +64,8 @@ pub struct Checker<'a> {
     pub(super) repeats: Vec<RepeatDim>,
     /// Names of auxiliary losses in the log, and where they stand.
     aux_logged: BTreeMap<String, Span>,
+    /// Repeats with `unroll`.
+    pub(super) unrolled: Vec<Unrolled>,
     /// Names of values at the top of the model, for messages about closed blocks.
     pub(super) model_values: BTreeSet<String>,
     /// Nesting of instances.
@@ -96,6 +98,7 @@ impl<'a> Checker<'a> {
             params: vec![],
             repeats: vec![],
             aux_logged: BTreeMap::new(),
+            unrolled: vec![],
             model_values: BTreeSet::new(),
             depth: 0,
             expr_depth: 0,
@@ -208,6 +211,7 @@ impl<'a> Checker<'a> {
             names,
             n_values: self.next_value,
             lower_reference,
+            unrolled: std::mem::take(&mut self.unrolled),
             kernels: vec![],
             span: model.name.span,
         })

@@ -45,7 +45,7 @@ impl<'a> Checker<'a> {
             return None;
         }
         let (generics, trip) = (self.generics(scope, body, block, body.path.span)?, trip?);
-        let rest = self.take_unroll(scope, block, &args[1..], trip)?;
+        let (rest, unroll) = self.take_unroll(scope, block, &args[1..], trip)?;
         let given = self.repeat_arguments(scope, r, block, &rest, trip, span)?;
         let Some(Some((Actual::Expr(init), _))) = given.first() else {
             self.error(
@@ -60,6 +60,9 @@ impl<'a> Checker<'a> {
         let name = self.instance_name(scope, body);
         let dim = self.repeat_dim(count, &name, trip);
         let path = format!("{}.{{{}}}", scope.path_of(&name), dim.variable);
+        if unroll > 1 {
+            self.unrolled.push(Unrolled { axis: dim.axis.clone(), by: unroll });
+        }
         self.repeats.push(dim.clone());
         let made = self.instance(body, block, generics, given, path, span);
         self.repeats.pop();
@@ -74,8 +77,7 @@ impl<'a> Checker<'a> {
             init,
             invariants: actuals.collect(),
             cycled: made.cycled,
-            // Laying iterations out in a row changes no number; a note says that it is not done.
-            unroll: 1,
+            unroll,
         };
         Some(Expr { kind: ExprKind::Repeat(Box::new(repeat)), ty, span })
     }
@@ -90,28 +92,25 @@ impl<'a> Checker<'a> {
         self.report(diagnostic);
     }
 
-    /// Takes `unroll = k` out of the arguments, unless the block has an argument of that name.
+    /// Takes `unroll = k` out of the arguments, with the k (1 if there is none), unless the block has an argument of that name.
     pub(super) fn take_unroll<'e>(
         &mut self,
         scope: &Scope,
         block: &ast::Block,
         args: &'e [Arg],
         trip: u64,
-    ) -> Option<Vec<&'e Arg>> {
+    ) -> Option<(Vec<&'e Arg>, u64)> {
         let own = block.formals.iter().any(|f| f.name.name == "unroll");
         let is_unroll = |a: &&Arg| !own && a.name.as_ref().is_some_and(|n| n.name == "unroll");
         let rest = args.iter().filter(|a| !is_unroll(a)).collect();
-        let Some(unroll) = args.iter().find(is_unroll) else { return Some(rest) };
+        let Some(unroll) = args.iter().find(is_unroll) else { return Some((rest, 1)) };
         let k = self.size_value(scope, &unroll.value)?;
         if !trip.is_multiple_of(k) {
             let title = format!("`unroll` must divide the number of iterations: {trip} by {k}");
             self.error(codes::RANGE, title, unroll.value.span, format!("{trip} is not a multiple of {k}"));
             return None;
         }
-        if let Some(name) = unroll.name.as_ref().filter(|_| k > 1) {
-            self.report(super::not_applied("unroll", name.span.to(unroll.value.span)));
-        }
-        Some(rest)
+        Some((rest, k))
     }
 
     pub(super) fn repeat_arguments(
