@@ -56,6 +56,16 @@ pub fn checked(graph: &Graph) -> Result<Program, String> {
     Ok(program)
 }
 
+/// What the graph's program computes, as KIR: the bits that machine code must have.
+///
+/// # Errors
+/// What a stage refuses.
+pub fn interpreted(graph: &Graph, environment: &Environment) -> Result<Outputs, String> {
+    let program = simulate::program(graph)?;
+    let mut kernels = InterpretedProgram::new(&program, &X86_64_V4).map_err(|e| e.to_string())?;
+    simulate::run_with(&program, graph, environment, &mut |spaces| kernels.run("train", spaces))
+}
+
 /// The first value that is off by more than 1e-5 of its tensor's largest and by more than thirty times what plain f32 is off
 /// at worst in that tensor: a badly conditioned model is no error of the program.
 fn farther(expected: &Outputs, rounded: &Outputs, found: &Outputs) -> Option<String> {

@@ -10,6 +10,7 @@ use mlc::graph::passes::sink_updates;
 use mlc::graph::recognise::recognise;
 use mlc::graph::verify::{Stage, verify};
 use mlc::lower::simulate;
+use mlc::remat::{keep_carries, keep_products, offload_residuals, recompute_residuals};
 use mlc::spec::{FileLoader, SourceMap, check};
 use mlc_codegen::program::Program;
 use mlc_tests::programs;
@@ -118,4 +119,26 @@ fn sink_updates_leaves_updates_that_need_every_gradient() {
 fn evaluation_and_logits_compute_what_their_graphs_mean() {
     checked(&graph(Entry::Eval, None));
     checked(&graph(Entry::Logits, None));
+}
+
+/// Whatever is saved, computed again or lies in the host's memory, the kernels compute the same bits.
+#[test]
+fn remat_changes_no_bit_of_a_training_step() {
+    let graph = graph(Entry::Train, Some(2));
+    let environment = programs::start(&graph);
+    let outputs =
+        |graph: Graph| programs::interpreted(&graph, &environment).unwrap_or_else(|e| panic!("{e}"));
+    let expected = outputs(graph.clone());
+    let passes: [(&str, fn(Graph) -> Graph); 4] = [
+        ("recompute-residuals", recompute_residuals),
+        ("keep-carries", keep_carries),
+        ("keep-products", keep_products),
+        ("offload-residuals", offload_residuals),
+    ];
+    for (name, pass) in passes {
+        let got = outputs(pass(graph.clone()));
+        for ((output, want), (_, got)) in expected.0.iter().zip(&got.0) {
+            assert_eq!(want.values, got.values, "{name}: {output:?}");
+        }
+    }
 }
