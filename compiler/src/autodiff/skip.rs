@@ -76,7 +76,7 @@ fn numbered(b: &mut Builder, layers: &[Axis]) -> ValueId {
             None => index,
             Some(outer) => {
                 let outer = b.scale(outer, axis.size as f64);
-                let ty = Type::new(DType::F32, [&b.ty(outer).axes[..], &[axis.clone()]].concat());
+                let ty = Type::new(DType::F32, [&b.ty(outer).axes[..], std::slice::from_ref(axis)].concat());
                 b.one(Op::Binary(BinaryOp::Add), &[outer, index], Some(ty), "layer")
             }
         });
