@@ -1,6 +1,7 @@
 //! `eval`: the loss on held-out data.
 
 use super::{start_rank, trained_values};
+use crate::abi::InputSource;
 use crate::args::Args;
 use crate::console::Console;
 use crate::data::{self, Source};
@@ -18,7 +19,7 @@ pub struct Evaluation {
     pub loss: f64,
     /// Mean of each auxiliary loss over batches, by name.
     pub auxiliary: Vec<(String, f64)>,
-    /// Tokens predicted.
+    /// Tokens predicted; those of weight 0 do not count.
     pub tokens: u64,
     /// A token is a byte.
     pub is_bytes: bool,
@@ -75,6 +76,8 @@ pub fn evaluate(
             }
         }
     }
+    let is_weighted = rank.program.info.entries[index].inputs.iter().any(|i| i.source == InputSource::Weight);
+    let tokens = if is_weighted { weight.round() as u64 } else { tokens };
     let mean = |total: f64| if weight == 0.0 { 0.0 } else { total / weight };
     auxiliary.iter_mut().for_each(|(_, total)| *total = mean(*total));
     Ok(Some(Evaluation { loss: mean(sum), auxiliary, tokens, is_bytes: source.is_bytes() }))
