@@ -67,7 +67,8 @@ pub fn cases() -> Vec<(Case, DType)> {
     ];
     all.extend(unary.map(Case::Unary));
     all.extend(
-        [B::Add, B::Sub, B::Mul, B::Div, B::Max, B::Min, B::Rem, B::Pow, B::And, B::Or].map(Case::Binary),
+        [B::Add, B::Sub, B::Mul, B::Div, B::Max, B::Min, B::Rem, B::Pow, B::And, B::Or, B::Threefry]
+            .map(Case::Binary),
     );
     use CompareOp as C;
     all.extend([C::Lt, C::Le, C::Gt, C::Ge, C::Eq, C::Ne].map(Case::Compare));
