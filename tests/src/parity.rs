@@ -78,7 +78,7 @@ pub struct Settings {
 /// One recorded training.
 #[derive(Debug, Deserialize)]
 pub struct Run {
-    /// `f32` or `f64`.
+    /// `f32`, `f64`, or `bf16` for matrix products in bf16 and the rest in f32.
     pub dtype: String,
     /// The optimizer, where the record has several.
     pub optimizer: Option<String>,
@@ -108,6 +108,11 @@ impl Record {
     pub fn by(&self, optimizer: &str, dtype: &str) -> &Run {
         let found = self.runs.iter().find(|r| r.optimizer.as_deref() == Some(optimizer) && r.dtype == dtype);
         found.unwrap_or_else(|| panic!("no {dtype} run by {optimizer} was recorded"))
+    }
+
+    /// The trainings with products in bf16, by PyTorch and by JAX.
+    pub fn bf16_runs(&self) -> impl Iterator<Item = &Run> {
+        self.runs.iter().filter(|run| run.dtype == "bf16")
     }
 
     /// The f32 trainings, which differ in the order of their roundings alone.

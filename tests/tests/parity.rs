@@ -1,14 +1,14 @@
-//! Losses of compiled trainings beside PyTorch's, from the same weights on the same tokens (`tests/parity/README.md`).
+//! Losses of compiled trainings beside those of PyTorch and JAX, from the same weights on the same tokens (`tests/parity/README.md`).
 
 use mlc_tests::harness::{Scratch, build, steps, succeed, train};
 use mlc_tests::parity::{Inputs, Record};
 
-/// Builds `tests/models/{model}/{model}.spec`, trains it from the parity inputs and returns the losses.
-fn losses(model: &str, record: &Record) -> Vec<f64> {
+/// Builds `tests/models/{model}/{model}.spec` with these overrides, trains it from the parity inputs and returns the losses.
+fn losses(model: &str, record: &Record, sets: &[&str]) -> Vec<f64> {
     let folder = Scratch::new(&format!("parity-{model}"));
     let (weights, tokens) = Inputs::new(model, &record.settings).write(model, folder.path());
     let binary = folder.join(model);
-    build(&format!("tests/models/{model}/{model}.spec"), &binary, &[]);
+    build(&format!("tests/models/{model}/{model}.spec"), &binary, sets);
     let data = format!("records:{}", tokens.display());
     let mut command = train(&binary, folder.path(), &["--data", &data, "--checkpoint-every", "never"]);
     succeed(command.arg("--init").arg(&weights));
@@ -39,7 +39,7 @@ fn t1_losses_are_as_near_to_pytorchs_as_those_of_its_peers() {
 #[test]
 fn t2_losses_are_pytorchs_within_2e_5() {
     let record = Record::read("t2");
-    let ours = losses("t2", &record);
+    let ours = losses("t2", &record, &[]);
     for theirs in record.f32_runs() {
         let off = distance(&ours, &theirs.loss);
         println!("t2 f32: {off:.2e} from PyTorch with {} threads", theirs.threads);
@@ -52,7 +52,7 @@ fn are_as_near_to_exact_as_twice_pytorchs(model: &str) {
     let record = Record::read(model);
     let exact = &record.exact().loss;
     let allowed = 2.0 * record.f32_runs().map(|run| distance(&run.loss, exact)).fold(0.0, f64::max);
-    let off = distance(&losses(model, &record), exact);
+    let off = distance(&losses(model, &record, &[]), exact);
     println!("{model} f32: {off:.2e} from f64, {allowed:.2e} allowed");
     assert!(off <= allowed, "{off:.2e} from PyTorch's f64, {allowed:.2e} allowed");
 }
@@ -75,4 +75,27 @@ fn mixtral_losses_are_as_near_to_exact_as_twice_pytorchs() {
 #[test]
 fn glam_losses_are_as_near_to_exact_as_twice_pytorchs() {
     are_as_near_to_exact_as_twice_pytorchs("glam");
+}
+
+/// The farthest ours may be from f64 is what PyTorch's and JAX's bf16 are at theirs.
+fn bf16_is_no_farther_than_the_peers(model: &str) {
+    let record = Record::read(model);
+    let exact = &record.exact().loss;
+    let peers: Vec<f64> = record.bf16_runs().map(|run| distance(&run.loss, exact)).collect();
+    let allowed = peers.iter().copied().fold(0.0, f64::max);
+    let ours = losses(model, &record, &["train.precision=bf16"]);
+    let off = distance(&ours, exact);
+    println!("{model} bf16: {off:.2e} from f64, the peers {peers:.2e?}");
+    assert!(off > 1e-6, "{off:.2e}: nothing was rounded to bf16");
+    assert!(off <= allowed, "{off:.2e} from f64, {allowed:.2e} allowed\nours {ours:?}\nexact {exact:?}");
+}
+
+#[test]
+fn t2_in_bf16_is_no_farther_from_exact_than_pytorch_and_jax() {
+    bf16_is_no_farther_than_the_peers("t2");
+}
+
+#[test]
+fn gqa_in_bf16_is_no_farther_from_exact_than_pytorch_and_jax() {
+    bf16_is_no_farther_than_the_peers("gqa");
 }

@@ -104,5 +104,6 @@ fn precision(model: &Model, p: &checked::Precision) -> Precision {
         stored: dtype(p.stored),
         reduce: dtype(p.reduce),
         of_param: p.of_param.iter().map(|(id, float)| (path(id), dtype(*float))).collect(),
+        stochastic: p.stochastic,
     }
 }

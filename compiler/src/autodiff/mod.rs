@@ -21,6 +21,7 @@ pub mod precision;
 mod rules;
 mod schedule;
 mod skip;
+mod stochastic_rounding;
 mod tape;
 mod training_step;
 mod update_rules;

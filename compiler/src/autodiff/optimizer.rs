@@ -10,6 +10,7 @@ use super::config::{Adafactor, DecayBy, MatrixAxes, Muon, MuonScale, Number, Rat
 use super::differentiate::Gradient;
 use super::schedule::{Scalars, learning_rate};
 use super::skip::{applies, first_nonfinite};
+use super::stochastic_rounding;
 use super::tape::cotangent_type;
 use super::update_rules::{Scalar, States, apply};
 use crate::graph::{
@@ -93,7 +94,8 @@ pub(super) fn append_update(
         applies
     });
     let peak = scalars.number(&mut b, &config.schedule.peak);
-    let mut step = Step { scalars, lr, peak, scale, applies, time: None, made: Vec::new() };
+    let stochastic = config.precision.stochastic;
+    let mut step = Step { scalars, lr, peak, scale, applies, time: None, made: Vec::new(), stochastic };
     for gradient in &loss.gradients {
         step.update(&mut b, gradient, rate(config, gradient)?);
     }
@@ -164,6 +166,8 @@ struct Step {
     time: Option<ValueId>,
     /// Scalar operands by what they depend on: parameters that agree share them.
     made: Vec<Made>,
+    /// Whether parameters of bf16 are rounded at random.
+    stochastic: bool,
 }
 
 /// Scalar operands made for one kind of parameter.
@@ -194,15 +198,22 @@ impl Step {
         }
         let scalars = self.scalar_operands(b, rate, &ty);
         operands.extend(scalars.iter().map(|(_, value)| *value));
+        let at_random = self.stochastic && at_rest == DType::Bf16;
+        if at_random {
+            operands.push(stochastic_rounding::draws(b, &gradient.param, &ty));
+        }
         let args: Vec<(Name, Type)> =
             operands.iter().map(|v| (b.graph.value_name(*v).clone(), b.ty(*v).clone())).collect();
         let (_, mut args) = b.open(&args);
         args[0] = b.cast(args[0], ty.dtype);
         let (tensors, scalar_args) = args.split_at(2 + states.0.len());
-        let scalars: Vec<(Scalar, ValueId)> =
+        let named: Vec<(Scalar, ValueId)> =
             scalars.iter().zip(scalar_args).map(|((name, _), arg)| (*name, *arg)).collect();
-        let mut results = apply(b, rate, tensors, &scalars);
-        results[0] = b.cast(results[0], at_rest);
+        let mut results = apply(b, rate, tensors, &named);
+        results[0] = match scalar_args.last() {
+            Some(draws) if at_random => stochastic_rounding::round(b, results[0], *draws),
+            Some(_) | None => b.cast(results[0], at_rest),
+        };
         let body = b.close(results);
         let kinds: Vec<Name> = states.0.iter().map(|(kind, _)| kind.clone()).collect();
         let op = Op::Update(Update { param: gradient.param.clone(), states: kinds.clone(), body });

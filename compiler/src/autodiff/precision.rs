@@ -45,6 +45,8 @@ pub struct Precision {
     pub reduce: DType,
     /// Parameters with a type of their own, at rest and in products, by logical path.
     pub of_param: BTreeMap<Name, DType>,
+    /// Whether parameters of bf16 are rounded at random rather than to nearest.
+    pub stochastic: bool,
 }
 
 impl Precision {
@@ -55,6 +57,7 @@ impl Precision {
         stored: DType::F32,
         reduce: DType::F32,
         of_param: BTreeMap::new(),
+        stochastic: false,
     };
 }
 

@@ -1014,6 +1014,8 @@ pub struct Precision {
     pub reduce: Float,
     /// Parameters with a width of their own, at rest and as operands of products.
     pub of_param: BTreeMap<ParamId, Float>,
+    /// Whether parameters of bf16 are rounded at random rather than to nearest.
+    pub stochastic: bool,
 }
 
 /// When and where the state is saved. Intervals of 0 are never.

@@ -292,6 +292,13 @@ pub static PRECISION: Section = Section {
             "Activations kept for the backward pass or handed from layer to layer.",
         ),
         key("reduce", FLOATS, Is("f32"), BAKED, "Sums, norms, softmax and the loss; only `f32`."),
+        key(
+            "rounding",
+            Kind::Word(&["nearest", "stochastic"]),
+            Is("nearest"),
+            BAKED,
+            "How an update rounds parameters of bf16.",
+        ),
     ],
     globs: &[Glob { verb: "params", value: Some(FLOATS) }],
 };

@@ -4,11 +4,11 @@ use super::llama;
 use super::training::{ADAMW, config};
 use crate::autodiff::config::Microbatch;
 use crate::autodiff::precision::{Precision, apply_precision};
-use crate::autodiff::{TrainConfig, training_step};
+use crate::autodiff::{TrainConfig, stochastic_rounding, training_step};
 use crate::graph::passes::{eliminate_dead, expand_composites};
 use crate::graph::verify::{Stage, verify};
-use crate::graph::{CompositeKind, DType, Graph, Op, OpId, RegionId, ValueId};
-use crate::interpret::{Mode, run, sample_environment};
+use crate::graph::{Axis, Builder, CompositeKind, DType, Graph, Op, OpId, Output, RegionId, Type, ValueId};
+use crate::interpret::{Mode, Tensor, run, sample_environment};
 use crate::remat::recompute_residuals;
 use crate::testing::after_pass;
 
@@ -183,5 +183,57 @@ fn llama_in_bf16_has_the_gradient_of_the_plain_model() {
         let off = (near - exact).abs() / exact.abs();
         // Some ten roundings of 2⁻⁹ lie on any path from a weight to the loss.
         assert!(off > 1e-8 && off < 0.05, "{name}: {off:e}");
+    }
+}
+
+/// Parameters at rest in bf16 have states and gradients in f32, and the store rounds.
+#[test]
+fn llama_at_rest_in_bf16_has_states_of_f32() {
+    for stochastic in [false, true] {
+        let precision = Precision { params: DType::Bf16, stochastic, ..bf16() };
+        let step = step_of(&llama(true), precision);
+        for (_, op) in ops(&step) {
+            let node = step.op(op);
+            let of = |v: &ValueId| step.ty(*v).dtype;
+            match &node.op {
+                Op::Param { .. } => assert_eq!(of(&node.results[0]), DType::Bf16),
+                Op::State { .. } => assert_eq!(of(&node.results[0]), DType::F32),
+                Op::Update(_) => {
+                    assert_eq!((of(&node.operands[0]), of(&node.operands[1])), (DType::Bf16, DType::F32));
+                }
+                _ => {}
+            }
+        }
+        // No table is widened to be looked up in.
+        let wide_table = |v: &ValueId| step.ty(*v).dtype == DType::F32 && step.ty(*v).has("vocab");
+        let casts = ops(&step).into_iter().filter(|(_, op)| matches!(step.op(*op).op, Op::Cast));
+        assert!(casts.into_iter().all(|(_, op)| !wide_table(&step.op(op).results[0])));
+    }
+}
+
+/// Of numbers at 0.3 of the way between neighbours, 0.3 go up: on either side of zero, and across a power of two.
+#[test]
+fn stochastic_rounding_is_right_on_average() {
+    const N: u64 = 4096;
+    for (lower, upper) in [(1.0, 1.0078125), (-1.0, -1.0078125), (0.99609375, 1.0), (3.0, 3.015625)] {
+        let mut b = Builder::new("rounding");
+        let ty = Type::new(DType::F32, vec![Axis::new("n", N)]);
+        let x = b.input("x", ty.clone(), 0);
+        let draws = stochastic_rounding::draws(&mut b, &"w".into(), &ty);
+        let y = stochastic_rounding::round(&mut b, x, draws);
+        b.output(Output::Report("y".into()), y);
+        let graph = b.finish();
+        let mut environment = sample_environment(&graph, 1);
+        let at = f64::from((lower + 0.3 * (upper - lower)) as f32);
+        environment.inputs.insert("x".into(), Tensor::floats(ty.clone(), vec![at; N as usize]));
+        let outputs = run(&graph, &environment, Mode::F32).unwrap();
+        let rounded = outputs.report("y").unwrap().as_floats();
+        assert!(rounded.iter().all(|y| *y == lower || *y == upper), "{lower} to {upper}");
+        let share = rounded.iter().filter(|y| **y == upper).count() as f64 / N as f64;
+        // Four standard deviations of a mean of N draws.
+        assert!((share - 0.3).abs() < 4.0 * (0.3 * 0.7 / N as f64).sqrt(), "{lower} to {upper}: {share}");
+        environment.inputs.insert("x".into(), Tensor::floats(ty, vec![lower; N as usize]));
+        let outputs = run(&graph, &environment, Mode::F32).unwrap();
+        assert!(outputs.report("y").unwrap().as_floats().iter().all(|y| *y == lower), "{lower} is kept");
     }
 }

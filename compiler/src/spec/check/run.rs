@@ -166,7 +166,17 @@ impl Run {
             found.push(super::not_available("`reduce = bf16`", field.origin.to(field.at)));
         }
         let [params, matmul, stored, reduce] = ["params", "matmul", "stored", "reduce"].map(float);
-        Some(Precision { params, matmul, stored, reduce, of_param })
+        let stochastic = section.text("rounding") == Some("stochastic");
+        if stochastic && params == Float::F32 && !of_param.values().any(|width| *width == Float::Bf16) {
+            let at = section.field("rounding");
+            let title = "`rounding = stochastic` without a parameter of bf16";
+            found.push(
+                Diagnostic::error(codes::PLACE, title)
+                    .at(at.at, "nothing is rounded")
+                    .help("write `params = bf16`, or `params \"GLOB\": bf16`"),
+            );
+        }
+        Some(Precision { params, matmul, stored, reduce, of_param, stochastic })
     }
 
     fn checkpoint(&self) -> Option<Checkpoint> {

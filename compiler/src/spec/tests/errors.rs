@@ -187,6 +187,7 @@ golden! {
     target_cuda_not_available: "E0207", train("") + "target cuda { arch = sm_90a }\n";
     reduce_in_bf16: "E0207", train("    precision = { matmul = bf16, reduce = bf16 }");
     precision_glob: "E0406", train("    precision = { matmul = bf16, params \"**.router\": f32 }");
+    rounding_of_nothing: "E0108", train("    precision = { rounding = stochastic }");
     precision_word: "E0402", train("    precision = bf61");
     pack_without_use: "E0205", train("    pack = documents(end = 0)");
     pack_without_end: "E0403", train("    pack = documents");
