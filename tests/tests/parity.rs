@@ -99,3 +99,20 @@ fn t2_in_bf16_is_no_farther_from_exact_than_pytorch_and_jax() {
 fn gqa_in_bf16_is_no_farther_from_exact_than_pytorch_and_jax() {
     bf16_is_no_farther_than_the_peers("gqa");
 }
+
+/// Most steps of an update are shorter than half the spacing of bf16. Rounded to nearest they are lost, rounded at random they add up.
+#[test]
+fn gqa_at_rest_in_bf16_needs_rounding_at_random() {
+    let record = Record::read("gqa");
+    let exact = &record.exact().loss;
+    let off = |rounding: &str| {
+        let roles = "params = bf16, matmul = bf16, stored = bf16";
+        let set = format!("train.precision={{ {roles}, rounding = {rounding} }}");
+        distance(&losses("gqa", &record, &[&set]), exact)
+    };
+    let (nearest, at_random) = (off("nearest"), off("stochastic"));
+    println!(
+        "gqa at rest in bf16: {nearest:.1e} from f64 with nearest, {at_random:.1e} with stochastic rounding"
+    );
+    assert!(at_random < 0.005 && nearest > 10.0 * at_random, "{nearest:.1e}, {at_random:.1e}");
+}
