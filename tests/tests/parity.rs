@@ -28,7 +28,7 @@ fn distance(ours: &[f64], theirs: &[f64]) -> f64 {
 #[test]
 fn t1_losses_are_as_near_to_pytorchs_as_those_of_its_peers() {
     let record = Record::read("t1");
-    let ours = losses("t1", &record);
+    let ours = losses("t1", &record, &[]);
     for theirs in record.f32_runs() {
         let off = distance(&ours, &theirs.loss);
         println!("t1 f32: {off:.2e} from PyTorch with {} threads", theirs.threads);
