@@ -1,4 +1,7 @@
 //! Kernels of the user's own: they train as the block they stand for, and what does not fit is refused with names.
+//!
+//! They are written in MLIR, which only LLVM's back end reads.
+#![cfg(feature = "llvm")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
