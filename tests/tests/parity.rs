@@ -85,7 +85,7 @@ fn bf16_is_no_farther_than_the_peers(model: &str) {
     let allowed = peers.iter().copied().fold(0.0, f64::max);
     let ours = losses(model, &record, &["train.precision=bf16"]);
     let off = distance(&ours, exact);
-    println!("{model} bf16: {off:.2e} from f64, the peers {peers:.2e?}");
+    println!("{model} bf16: {off:.2e} from f64, the peers {peers:?}");
     assert!(off > 1e-6, "{off:.2e}: nothing was rounded to bf16");
     assert!(off <= allowed, "{off:.2e} from f64, {allowed:.2e} allowed\nours {ours:?}\nexact {exact:?}");
 }
