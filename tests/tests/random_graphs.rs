@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use mlc::graph::verify::{Stage, verify};
-use mlc::graph::{Graph, parse, print};
+use mlc::graph::{Graph, Type, parse, print};
 use mlc::interpret::{Environment, Mode, Outputs, Tensor, Values, run};
 use mlc::passes::{Pass, passes};
 use mlc_tests::random_graph::{Random, coverage, reachable_ops, sample};
@@ -174,6 +174,26 @@ fn moved(environment: &Environment, direction: &BTreeMap<String, Vec<f64>>, h: f
     there
 }
 
+/// The elements of a tensor in the order of the axes of `ty`, which has the same ones.
+fn in_order(tensor: &Tensor, ty: &Type) -> Vec<f64> {
+    let axes = &tensor.ty.axes;
+    let stride = |name: &str| -> u64 {
+        let at = tensor.ty.position(name).expect("both have the same axes");
+        axes[at + 1..].iter().map(|a| a.size).product()
+    };
+    let strides: Vec<u64> = ty.axes.iter().map(|a| stride(&a.name)).collect();
+    let values = tensor.as_floats();
+    let at = |mut flat: u64| {
+        let mut offset = 0;
+        for (axis, stride) in ty.axes.iter().zip(&strides).rev() {
+            offset += flat % axis.size * stride;
+            flat /= axis.size;
+        }
+        values[offset as usize]
+    };
+    (0..ty.numel()).map(at).collect()
+}
+
 /// Along a random direction, the gradient's product with it is the loss's slope. The slope is measured in f64 by central
 /// differences of two widths; where these disagree a kink (max, floor, a comparison) lies between, and nothing is compared.
 #[test]
@@ -190,7 +210,9 @@ fn gradients_are_the_slopes_of_the_loss() {
         for (path, tensor) in &sample.environment.tensors {
             let along: Vec<f64> = tensor.as_floats().iter().map(|_| random.unit()).collect();
             let gradient = gradients.report(&format!("grad.{path}")).expect("every parameter has a gradient");
-            product += gradient.as_floats().iter().zip(&along).map(|(g, d)| g * d).sum::<f64>();
+            // The order of a value's axes carries no meaning, so a gradient may have another than its parameter.
+            let gradient = in_order(gradient, &tensor.ty);
+            product += gradient.iter().zip(&along).map(|(g, d)| g * d).sum::<f64>();
             direction.insert(path.to_string(), along);
         }
         let slope = |h: f64| {

@@ -130,7 +130,7 @@ mod tests {
             let keys: Vec<i64> = KNOWN
                 .iter()
                 .map(|k| word(k.1))
-                .chain((0..61).map(|i| 0x9e37_79b9_7f4a_7c15u64 as i64 * i))
+                .chain((0..61).map(|i| (0x9e37_79b9_7f4a_7c15u64 as i64).wrapping_mul(i)))
                 .collect();
             let bytes = |v: &[i64]| -> Vec<u8> { v.iter().flat_map(|x| x.to_le_bytes()).collect() };
             let mut buffers = vec![bytes(&counters), bytes(&keys), vec![0; 8 * n as usize]];

@@ -174,8 +174,7 @@ fn values_out_of_range_exit_2() {
         let output = folder.run(&format!("train --data @/text.txt --out @/run --set {set}"));
         assert_eq!((output.exit, output.err.contains(answer)), (Exit::Usage, true), "{set}: {}", output.err);
     }
-    let line =
-        "info --set train.schedule.warmup.steps=1k --set train.optimizer.decay=0 --set train.optimizer.clip=2";
+    let line = "info --set train.schedule.warmup.steps=1k --set train.optimizer.decay=0 --set train.optimizer.clip=2";
     assert_eq!(folder.run(line).exit, Exit::Done);
 }
 

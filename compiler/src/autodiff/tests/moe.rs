@@ -98,8 +98,8 @@ model M {{
         .unwrap_or_else(|e| panic!("{}", diagnostic::render_all(&e, &sources, false)));
     let graph = from_spec(&spec.model, Entry::Eval, 1, &sources).unwrap();
     // The ids that the dispatch gathers by.
-    let ops = graph.region(graph.body).ops.iter().map(|op| graph.op(*op));
-    let gather = ops.filter(|n| matches!(n.op, Op::Gather { .. })).last().unwrap();
+    let mut ops = graph.region(graph.body).ops.iter().map(|op| graph.op(*op));
+    let gather = ops.rfind(|n| matches!(n.op, Op::Gather { .. })).unwrap();
     let token = gather.operands[1];
     let mut environment = environment(&graph, 1);
     let ty = environment.inputs["gates"].ty.clone();

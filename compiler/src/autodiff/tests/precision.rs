@@ -158,7 +158,7 @@ fn llama_in_bf16_keeps_bf16() {
         }
         for result in &node.results[..l.carries + l.stacked_outs] {
             let ty = step.ty(*result);
-            let is_matrix = ["d", "ff", "hd"].iter().any(|axis| ty.has(*axis));
+            let is_matrix = ["d", "ff", "hd"].iter().any(|axis| ty.has(axis));
             assert_eq!(ty.dtype == DType::Bf16, is_matrix, "{}", step.value_name(*result));
             stacks += 1;
         }

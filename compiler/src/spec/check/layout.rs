@@ -373,7 +373,11 @@ pub fn operands(e: &Expr) -> Vec<&Expr> {
         ExprKind::Call(_, args) => args.iter().collect(),
         ExprKind::Repeat(r) => std::iter::once(&*r.init).chain(&r.invariants).collect(),
         ExprKind::Const(_) | ExprKind::Value(_) | ExprKind::Param(_) | ExprKind::Index => vec![],
-        ExprKind::ToReal(x) | ExprKind::ToInt(x) | ExprKind::Unary(_, x) | ExprKind::Rename(x, _) | ExprKind::Reduce(_, _, x) => {
+        ExprKind::ToReal(x)
+        | ExprKind::ToInt(x)
+        | ExprKind::Unary(_, x)
+        | ExprKind::Rename(x, _)
+        | ExprKind::Reduce(_, _, x) => {
             vec![x]
         }
         ExprKind::Softmax(_, x)
