@@ -115,7 +115,7 @@ impl Ziggurat {
         let density = |x: f64| (-0.5 * x * x).exp();
         let mut tables = Ziggurat { accept: [0; 256], width: [0.0; 256], height: [0.0; 256] };
         let base = Self::AREA / density(Self::R);
-        tables.accept[0] = (Self::R / base * steps) as u32;
+        tables.accept[0] = (Self::R / base * steps).round() as u32;
         tables.width[0] = (base / steps) as f32;
         tables.height[0] = 1.0;
         tables.width[255] = (Self::R / steps) as f32;
@@ -123,7 +123,7 @@ impl Ziggurat {
         let mut outer = Self::R;
         for layer in (1..255).rev() {
             let x = (-2.0 * (Self::AREA / outer + density(outer)).ln()).sqrt();
-            tables.accept[layer + 1] = (x / outer * steps) as u32;
+            tables.accept[layer + 1] = (x / outer * steps).round() as u32;
             tables.width[layer] = (x / steps) as f32;
             tables.height[layer] = density(x) as f32;
             outer = x;
