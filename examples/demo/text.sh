@@ -21,8 +21,8 @@ root=$PWD
 grep -o '"manifest_path":"[^"]*/Cargo.toml"' "$work/metadata" | cut -d'"' -f4 | grep -vF "$root/" | sed 's|/Cargo.toml$||' |
     while read -r folder; do
         package=$(basename "$folder")
-        # Interfaces of Linux and LLVM: generated, or one example repeated for every method, hardly prose.
-        case $package in linux-raw-sys-* | llvm-sys-* | mlir-sys-* | inkwell* | bindgen* | clang-sys-* | windows*) continue ;; esac
+        # Interfaces of Linux and LLVM, and the tables of code generators: generated, or one example repeated for every method, hardly prose.
+        case $package in linux-raw-sys-* | llvm-sys-* | mlir-sys-* | inkwell* | cranelift* | regalloc2-* | target-lexicon-* | wasmtime-* | gimli-* | object-* | bindgen* | clang-sys-* | windows*) continue ;; esac
         printf '%s %s %s\n' "$(sed 's/-[0-9][0-9.]*[0-9].*$//' <<<"$package")" "$package" "$folder"
     done | sort -k1,1 -k2,2Vr | sort -u -s -k1,1 >"$work/packages"
 
