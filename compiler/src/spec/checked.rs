@@ -7,10 +7,14 @@
 //! one instance for all iterations. Value ids are unique in the model, across all instances, so one table suffices.
 //! Bodies are closed: inside an instance only its own arguments, its own parameters and constants occur.
 
+mod layout;
 mod optimizer;
 mod run;
 
 use super::source::Span;
+pub use layout::{
+    Kept, Layout, MeshAxis, MeshKind, Regather, Scope, ShardRule, Split, Store, SubAxis, split_jointly,
+};
 pub use optimizer::{Adafactor, Decay, DecayBy, Group, Muon, MuonScale, Optimizer, ParamRate, Rule};
 pub use run::*;
 
@@ -21,6 +25,8 @@ pub struct Spec {
     pub model: Model,
     /// How to train it; `None` if a model was checked alone.
     pub train: Option<Train>,
+    /// How the run is laid out over devices; `None` is one device.
+    pub layout: Option<Layout>,
     /// The machine.
     pub target: Target,
 }

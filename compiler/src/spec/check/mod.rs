@@ -124,7 +124,7 @@ pub(super) fn checked<'a>(units: &'a Units, found: &mut Vec<Diagnostic>) -> Opti
         Some(run) => Some(run.finish(&model, frozen, found)?),
         None => None,
     };
-    Some(Checked { spec: Spec { model, train, target }, run, chosen })
+    Some(Checked { spec: Spec { model, train, layout: None, target }, run, chosen })
 }
 
 /// Applies the `with { … }` of the first target: overrides for one kind of hardware.

@@ -99,6 +99,7 @@ impl Run {
             batch: self.batch,
             seq: self.seq,
             microbatch: self.microbatch,
+            global_microbatch: self.microbatch,
             accumulation: (self.batch / self.microbatch).max(1),
             seed: self.keys.integer("seed")?,
             data: source(self.keys.get("data"))?,

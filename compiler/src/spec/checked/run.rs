@@ -14,7 +14,9 @@ pub struct Train {
     pub seq: u64,
     /// Sequences processed at once per data shard.
     pub microbatch: u64,
-    /// Microbatches per update: batch / (microbatch · data shards).
+    /// Sequences processed at once over all data shards: microbatch · data shards.
+    pub global_microbatch: u64,
+    /// Microbatches per update: batch / global_microbatch.
     pub accumulation: u64,
     /// Seed of everything random.
     pub seed: u64,
