@@ -235,11 +235,27 @@ impl CompiledProgram {
         let mut scratch = scratch(self.scratch_bytes);
         let bases: Vec<*mut u8> = spaces.iter_mut().map(|s| s.as_mut_ptr()).collect();
         let runtime = scratch.as_mut_ptr().cast::<c_void>();
-        let context = StepContext { spaces: bases.as_ptr(), launch, runtime };
+        let context = StepContext {
+            spaces: bases.as_ptr(),
+            launch,
+            collective,
+            coordinates: std::ptr::null(),
+            runtime,
+        };
         // SAFETY: spaces are as large as the program's verifier assumed, and scratch as its kernels ask.
         unsafe { function(&context) };
         Ok(())
     }
+}
+
+/// [`CollectiveFn`](mlc_runtime::abi::CollectiveFn) of a program that runs alone, hence has none.
+unsafe extern "C" fn collective(
+    _ctx: *const StepContext,
+    _op: u32,
+    _collective: u32,
+    _stage: u32,
+    _buffers: *const *mut u8,
+) {
 }
 
 /// Runs all tiles of a launch here and now, the second half first: the order must not matter.

@@ -253,6 +253,8 @@ fn program_info(spec: &Spec, train: &Train, identity: &Identity) -> (ProgramInfo
         cpu_features: Vec::new(),
         spaces: Vec::new(),
         scratch_bytes: 0,
+        mesh: Vec::new(),
+        collectives: Vec::new(),
         entries: Vec::new(),
         scalars: Vec::new(),
         tensors: Vec::new(),

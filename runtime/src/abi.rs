@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Bumped whenever a layout or convention in this module changes.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// One kernel: computes tiles `tile_begin..tile_end` of its launch.
 ///
@@ -41,6 +41,25 @@ pub type LaunchFn = unsafe extern "C" fn(
     tiles: i64,
 );
 
+/// Starts ([`COLLECTIVE_START`]) or finishes ([`COLLECTIVE_DONE`]) collective `collective` of [`ProgramInfo::collectives`]; `op`
+/// as in [`LaunchFn`].
+///
+/// `buffers` holds, for each part, the buffer sent from and the buffer received into, and last the staging buffer; the same
+/// at both stages. Between start and done nobody writes what is sent or touches what is received or the staging buffer. A start
+/// returns at once; a done returns when everything has been received and reduced. Starts happen in the same order on all ranks.
+pub type CollectiveFn = unsafe extern "C" fn(
+    ctx: *const StepContext,
+    op: u32,
+    collective: u32,
+    stage: u32,
+    buffers: *const *mut u8,
+);
+
+/// A collective begins.
+pub const COLLECTIVE_START: u32 = 0;
+/// A collective that has begun is waited for.
+pub const COLLECTIVE_DONE: u32 = 1;
+
 /// One entry (`train`, `eval`, `logits`): launches its kernels in order and returns.
 pub type EntryFn = unsafe extern "C" fn(ctx: *const StepContext);
 
@@ -52,6 +71,10 @@ pub struct StepContext {
     pub spaces: *const *mut u8,
     /// Called for every kernel launch.
     pub launch: LaunchFn,
+    /// Called for every collective.
+    pub collective: CollectiveFn,
+    /// The rank's coordinates, one per axis of [`ProgramInfo::mesh`].
+    pub coordinates: *const i64,
     /// The runtime's own state; generated code passes it through untouched.
     pub runtime: *mut core::ffi::c_void,
 }
@@ -122,6 +145,108 @@ pub struct Place {
     pub offset: u64,
 }
 
+/// One axis of the mesh. Ranks are numbered row-major, the first axis slowest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshAxisInfo {
+    /// Its name in the spec; `tensor.0`, `tensor.1` for parts of an axis that rules split jointly.
+    pub name: String,
+    /// Number of ranks along it.
+    pub size: u64,
+    /// Whether neighbours along it may sit in different machines.
+    pub over_nodes: bool,
+}
+
+/// How one axis of a tensor is split over ranks: the axis is cut into `blocks` equal blocks, and each block into as many equal
+/// parts as the mesh axes have ranks together. A rank holds its part of every block, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AxisSplit {
+    /// Which axis of the tensor.
+    pub axis: u32,
+    /// Indices into [`ProgramInfo::mesh`], the coarsest first.
+    pub mesh: Vec<u32>,
+    /// 1: contiguous parts.
+    pub blocks: u64,
+}
+
+/// How elements are combined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reduction {
+    /// Sum, in the order of the ranks of the group.
+    Sum,
+    /// Maximum; NaN if any is NaN.
+    Max,
+    /// Minimum; NaN if any is NaN.
+    Min,
+}
+
+/// What a collective does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CollectiveKind {
+    /// Every rank receives what every rank sends.
+    AllGather,
+    /// Every rank receives the reduction of the blocks meant for it.
+    ReduceScatter(Reduction),
+    /// Every rank receives the reduction of what all send.
+    AllReduce(Reduction),
+    /// Every rank receives the blocks meant for it.
+    AllToAll,
+}
+
+/// One collective of the program: what [`CollectiveFn`] is called with the index of.
+///
+/// A group is made of the ranks that differ in the mesh axes `mesh` only; `p` is a rank's place in it, row-major over those
+/// axes in their order. For every part, a box of `dims` elements goes from each rank to each:
+/// * element `i` of the box from rank `p` to rank `q` is read at `Σ i·send + q·send_block` of `p`'s send buffer,
+/// * and lands at `Σ i·recv + p·recv_block` of `q`'s receive buffer; reductions have `recv_block = 0`, and combine the boxes of
+///   all ranks in the order of `p` instead, in f32 if the elements are shorter.
+///
+/// All strides are in elements. For an all-gather and an all-reduce `send_block` is 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectiveInfo {
+    /// What it does.
+    pub kind: CollectiveKind,
+    /// Indices into [`ProgramInfo::mesh`], the first one major.
+    pub mesh: Vec<u32>,
+    /// What travels together, in order.
+    pub parts: Vec<CollectivePartInfo>,
+    /// Size of the staging buffer: [`CollectiveInfo::staging`].
+    pub staging_bytes: u64,
+}
+
+/// One tensor of a collective.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectivePartInfo {
+    /// Element type in memory.
+    pub dtype: DType,
+    /// Element type on the wire; differs only as bf16 for f32.
+    pub wire: DType,
+    /// Sizes of the box.
+    pub dims: Vec<u64>,
+    /// Strides of the box in the send buffer.
+    pub send: Vec<u64>,
+    /// Strides of the box in the receive buffer.
+    pub recv: Vec<u64>,
+    /// From one receiver's box to the next in the send buffer.
+    pub send_block: u64,
+    /// From one sender's box to the next in the receive buffer.
+    pub recv_block: u64,
+}
+
+impl CollectiveInfo {
+    /// Bytes an engine may need besides the buffers for a group of `ranks`: packed messages out and in. An all-reduce is done as a
+    /// reduce-scatter and an all-gather of its elements, padded to a multiple of the group.
+    pub fn staging(&self, ranks: u64) -> u64 {
+        let message: u64 = self.parts.iter().map(|p| p.dims.iter().product::<u64>() * p.wire.bytes()).sum();
+        match self.kind {
+            CollectiveKind::AllGather => message * (1 + ranks),
+            CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => message * 2 * ranks,
+            CollectiveKind::AllReduce(_) => (message + 16 * ranks) * 2 + message,
+        }
+    }
+}
+
 /// One executable entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EntryInfo {
@@ -148,8 +273,11 @@ pub struct InputInfo {
     pub source: InputSource,
     /// Element type; ids are [`DType::I32`].
     pub dtype: DType,
-    /// Size of each axis.
+    /// Size of each axis, of all ranks together.
     pub shape: Vec<u64>,
+    /// Axes that are split over ranks; the buffer holds this rank's part, row-major.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub split: Vec<AxisSplit>,
     /// Ids must lie in `0..bound`; 0 when unbounded.
     pub bound: u64,
     /// The buffer.
@@ -195,12 +323,15 @@ pub const STEP_KEY: &str = "step";
 /// Keys of the scalars that hold the seed of the run, 32 bits each, low half first: a f64 would not hold all 64.
 pub const SEED_KEYS: [&str; 2] = ["seed.low", "seed.high"];
 
+/// Prefix of keys of the scalars that hold the rank's coordinate along an axis of the mesh: `mesh.tensor`.
+pub const MESH_KEY: &str = "mesh.";
+
 /// A run-time scalar the step reads from memory: a key that changes without a rebuild, the step counter, or half of the
 /// seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScalarInfo {
-    /// The spec key (`train.optimizer.lr`, `train.schedule.warmup.steps`, …), or one of [`STEP_KEY`] and [`SEED_KEYS`], which the
-    /// runtime writes.
+    /// The spec key (`train.optimizer.lr`, `train.schedule.warmup.steps`, …), or one of [`STEP_KEY`], [`SEED_KEYS`] and
+    /// those with [`MESH_KEY`], which the runtime writes.
     pub key: String,
     /// Always [`DType::F64`].
     pub dtype: DType,
@@ -213,7 +344,7 @@ pub struct ScalarInfo {
 impl ScalarInfo {
     /// Whether the runtime itself knows the value, so that nobody sets it by this key.
     pub fn is_own(&self) -> bool {
-        self.key == STEP_KEY || SEED_KEYS.contains(&self.key.as_str())
+        self.key == STEP_KEY || SEED_KEYS.contains(&self.key.as_str()) || self.key.starts_with(MESH_KEY)
     }
 }
 
@@ -231,8 +362,11 @@ pub struct TensorInfo {
     pub layers: Option<u64>,
     /// Axis names of one logical tensor.
     pub axes: Vec<String>,
-    /// Axis sizes of one logical tensor.
+    /// Axis sizes of one logical tensor, of all ranks together.
     pub shape: Vec<u64>,
+    /// Axes that are split over ranks; the buffer holds this rank's part, row-major in `[layers] + local shape`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub split: Vec<AxisSplit>,
     /// Element type at rest.
     pub dtype: DType,
     /// First value of every element.
@@ -380,6 +514,12 @@ pub struct ProgramInfo {
     pub spaces: Vec<SpaceInfo>,
     /// Scratch per thread in bytes, the largest any kernel asks for.
     pub scratch_bytes: u64,
+    /// The mesh; empty for one rank.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mesh: Vec<MeshAxisInfo>,
+    /// Collectives of all entries.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub collectives: Vec<CollectiveInfo>,
     /// Entries, in the order of [`ProgramTable::entries`].
     pub entries: Vec<EntryInfo>,
     /// Run-time scalars.

@@ -43,6 +43,8 @@ pub struct Rank<'p> {
     /// The program it runs.
     pub program: &'p Program,
     bases: Vec<*mut u8>,
+    /// One per axis of the mesh.
+    coordinates: Vec<i64>,
     launcher: Box<Launcher>,
     /// Keeps `bases` mapped.
     _spaces: Vec<Memory>,
@@ -80,6 +82,7 @@ impl<'p> Rank<'p> {
         Ok(Rank {
             program,
             bases: spaces.iter().map(Memory::base).collect(),
+            coordinates: vec![0; program.info.mesh.len()],
             launcher: Box::new(launcher),
             _spaces: spaces,
         })
@@ -97,6 +100,8 @@ impl<'p> Rank<'p> {
         let context = StepContext {
             spaces: self.bases.as_ptr(),
             launch: if profiled { launch_profiled } else { launch },
+            collective,
+            coordinates: self.coordinates.as_ptr(),
             runtime: std::ptr::from_ref::<Launcher>(&self.launcher).cast_mut().cast::<c_void>(),
         };
         // SAFETY: the context holds what the ABI promises: the base of every space and a launcher that outlives the call.
@@ -187,6 +192,16 @@ unsafe extern "C" fn launch(
         let launcher = &*(*ctx).runtime.cast::<Launcher>();
         launcher.run(kernel, buffers, scalars, tiles);
     }
+}
+
+/// [`crate::abi::CollectiveFn`] of a rank that is alone: it holds everything already, and no program for one rank has any.
+unsafe extern "C" fn collective(
+    _ctx: *const StepContext,
+    _op: u32,
+    _collective: u32,
+    _stage: u32,
+    _buffers: *const *mut u8,
+) {
 }
 
 /// [`crate::abi::LaunchFn`] of a profiled run.

@@ -131,3 +131,14 @@ pub enum ReduceOp {
     /// Minimum; +inf over nothing.
     Min,
 }
+
+impl ReduceOp {
+    /// `sum`, `max`, `min`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ReduceOp::Sum => "sum",
+            ReduceOp::Max => "max",
+            ReduceOp::Min => "min",
+        }
+    }
+}

@@ -86,6 +86,8 @@ fn program() -> Program {
         cpu_features: vec![],
         spaces: vec![SpaceInfo { name: "device".into(), bytes: 6 * 4 * N }],
         scratch_bytes: 0,
+        mesh: vec![],
+        collectives: vec![],
         entries: vec![entry],
         scalars: vec![],
         tensors: vec![],

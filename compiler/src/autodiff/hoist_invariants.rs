@@ -128,6 +128,7 @@ fn is_costly(graph: &Graph, node: &OpNode) -> bool {
         | Op::Rename { .. }
         | Op::RotatePairs { .. }
         | Op::Transfer { .. }
+        | Op::Mesh(_)
         | Op::Slice { .. }
         | Op::Concat { .. }
         | Op::Update(_) => false,

@@ -195,6 +195,7 @@ impl Apply<'_> {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Mesh(_)
             | Op::Slice { .. }
             | Op::Concat { .. }
             | Op::Update(_) => {
@@ -273,6 +274,7 @@ impl Apply<'_> {
             | Op::ScatterAdd { .. }
             | Op::CumSum { .. }
             | Op::Transfer { .. }
+            | Op::Mesh(_)
             | Op::Slice { .. }
             | Op::Concat { .. } => false,
             Op::Input { .. }

@@ -7,7 +7,9 @@
 use super::loss_head::Joint;
 use super::tape::Tape;
 use super::{AutodiffError, composites, loops};
-use crate::graph::{BinaryOp, Builder, CompareOp, Name, Op, OpId, OpNode, ReduceOp, Type, UnaryOp, ValueId};
+use crate::graph::{
+    BinaryOp, Builder, CompareOp, MeshOp, Name, Op, OpId, OpNode, ReduceOp, Type, UnaryOp, ValueId,
+};
 
 /// Cotangents of the operands; `None` is zero.
 pub(super) type Cotangents = Vec<Option<ValueId>>;
@@ -83,6 +85,15 @@ pub(super) fn pull(
             // y = x, wherever it lies; gradients stay where they are made.
             let g = only(g);
             Ok(vec![t.towards(node.operands[0], |_| g)])
+        }
+        Op::Mesh(MeshOp::Constrain { split }) => {
+            // What is said of a value holds for its gradient.
+            let g = only(g);
+            let op = Op::Mesh(MeshOp::Constrain { split: split.clone() });
+            Ok(vec![t.towards(node.operands[0], |t| t.b.one(op, &[g], None, "grad"))])
+        }
+        Op::Mesh(MeshOp::Reshard { .. } | MeshOp::LocalPart { .. } | MeshOp::Collective(_)) => {
+            unreachable!("graphs are differentiated before they are sharded")
         }
         Op::CumSum { axis, exclusive, reverse } => {
             // y[i] = Σ x[j] over j ≤ i  →  x̅[j] = Σ g[i] over i ≥ j

@@ -270,6 +270,7 @@ impl Tape {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Mesh(_)
             | Op::Slice { .. }
             | Op::Concat { .. }
             | Op::Loop(_)

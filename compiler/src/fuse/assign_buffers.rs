@@ -141,6 +141,7 @@ impl Assign {
                 | Op::CumSum { .. }
                 | Op::RotatePairs { .. }
                 | Op::Transfer { .. }
+                | Op::Mesh(_)
                 | Op::Slice { .. }
                 | Op::Concat { .. }
                 | Op::Loop(_)

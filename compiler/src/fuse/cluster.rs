@@ -196,6 +196,7 @@ impl<'g> Clusterer<'g> {
                 Op::Gather { .. }
                 | Op::ScatterAdd { .. }
                 | Op::Transfer { .. }
+                | Op::Mesh(_)
                 | Op::CumSum { .. }
                 | Op::Concat { .. }
                 | Op::Composite(_)

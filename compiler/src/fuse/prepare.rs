@@ -35,7 +35,7 @@ const INNER_ROW: u64 = 256;
 pub fn prepare(graph: &Graph) -> Result<Graph> {
     let graph = expand_composites(graph.clone());
     let graph = &eliminate_dead(share_common(eliminate_dead(graph)));
-    let mut pass = Prepare { from: graph, builder: Builder::new(graph.name.as_str()), map: BTreeMap::new() };
+    let mut pass = Prepare { from: graph, builder: Builder::like(graph), map: BTreeMap::new() };
     pass.region_ops(graph.body, &[])?;
     let results = graph.region(graph.body).results.clone();
     for (value, output) in results.iter().zip(&graph.outputs) {
@@ -150,6 +150,7 @@ impl Prepare<'_> {
             | Op::Rename { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Mesh(_)
             | Op::Slice { .. }
             | Op::Concat { .. } => {
                 self.copy(id);

@@ -32,6 +32,13 @@ impl Builder {
         Builder { graph: Graph::new(name), origin: Origin::default(), stack: vec![RegionId(0)] }
     }
 
+    /// Starts a graph with the name and the mesh of another.
+    pub fn like(graph: &Graph) -> Builder {
+        let mut builder = Builder::new(&graph.name);
+        builder.graph.mesh = graph.mesh.clone();
+        builder
+    }
+
     /// Goes on with an existing graph, in its body.
     pub fn resume(graph: Graph) -> Builder {
         let body = graph.body;
@@ -314,6 +321,7 @@ impl Builder {
             .map(|v| {
                 let value = &from.values[v.index()];
                 let copy = self.graph.add_value(&value.name, value.ty.clone());
+                self.graph.values[copy.index()].sharding = value.sharding.clone();
                 map.insert(*v, copy);
                 copy
             })
@@ -334,6 +342,9 @@ impl Builder {
             .map(|v| (from.value_name(*v).clone(), from.ty(*v).clone()))
             .collect();
         let (_, args) = self.open(&args);
+        for (copy, arg) in args.iter().zip(&from.region(region).args) {
+            self.graph.values[copy.index()].sharding = from.sharding(*arg).clone();
+        }
         let results = self.inline(from, region, &args);
         self.close(results)
     }

@@ -15,6 +15,7 @@ pub mod custom;
 mod custom_from_spec;
 pub mod from_spec;
 pub mod grouped;
+pub mod mesh;
 pub mod parse;
 pub mod passes;
 pub mod print;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 
 pub use build::Builder;
 pub use custom::Custom;
+pub use mesh::{Collective, CollectiveKind, CollectivePart, Mesh, MeshAxis, MeshOp, Sharding, Split};
 pub use mlc_codegen::abi::{DType, Init};
 pub use mlc_codegen::program::{BinaryOp, Bound, CompareOp, ReduceOp, UnaryOp};
 
@@ -258,8 +260,10 @@ impl Default for Origin {
 pub struct Value {
     /// Unique in the graph.
     pub name: Name,
-    /// Type.
+    /// Type. Of all ranks together until the graph is partitioned, of one rank's part afterwards.
     pub ty: Type,
+    /// How it lies on the mesh; whole until the graph is sharded.
+    pub sharding: Sharding,
 }
 
 /// An op in its place.
@@ -300,6 +304,8 @@ pub enum Output {
 pub struct Graph {
     /// Name, usually the model's.
     pub name: Name,
+    /// The ranks; empty until the graph is sharded.
+    pub mesh: Mesh,
     /// Values by id.
     pub values: Vec<Value>,
     /// Ops by id. Ops not in any region are dead and never printed.
@@ -454,6 +460,8 @@ pub enum Op {
         /// Axis of the result, of the sum of their sizes.
         axis: Name,
     },
+    /// What concerns several ranks.
+    Mesh(MeshOp),
     /// Repetition.
     Loop(Loop),
     /// A named function with its meaning in primitives.
@@ -636,6 +644,7 @@ impl Graph {
     pub fn new(name: impl Into<Name>) -> Graph {
         Graph {
             name: name.into(),
+            mesh: Mesh::default(),
             values: Vec::new(),
             ops: Vec::new(),
             regions: vec![Region::default()],
@@ -648,6 +657,11 @@ impl Graph {
     /// The type of a value.
     pub fn ty(&self, value: ValueId) -> &Type {
         &self.values[value.index()].ty
+    }
+
+    /// How a value lies on the mesh.
+    pub fn sharding(&self, value: ValueId) -> &Sharding {
+        &self.values[value.index()].sharding
     }
 
     /// The name of a value.
@@ -669,7 +683,7 @@ impl Graph {
     pub fn add_value(&mut self, name: &str, ty: Type) -> ValueId {
         let id = ValueId(self.values.len() as u32);
         let name = self.fresh_name(name);
-        self.values.push(Value { name, ty });
+        self.values.push(Value { name, ty, sharding: Sharding::whole() });
         id
     }
 
@@ -729,6 +743,7 @@ impl Graph {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Mesh(_)
             | Op::Slice { .. }
             | Op::Concat { .. } => Vec::new(),
         }
@@ -755,6 +770,7 @@ impl Op {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Mesh(_)
             | Op::Slice { .. }
             | Op::Concat { .. }
             | Op::Loop(_)
@@ -800,6 +816,7 @@ impl Op {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Mesh(_)
             | Op::Slice { .. }
             | Op::Concat { .. }
             | Op::Loop(_)

@@ -28,8 +28,9 @@
 use super::custom::Argument;
 use super::shape::{dtype_name, op_name};
 use super::{
-    Attention, Bound, Composite, CompositeKind, DType, Graph, Init, Loop, Name, Op, OpId, OpNode, Origin,
-    Output, Pairs, Phase, RegionId, Type, Update, ValueId,
+    Attention, Axis, Bound, CollectivePart, Composite, CompositeKind, DType, Graph, Init, Loop, Mesh,
+    MeshAxis, MeshOp, Name, Op, OpId, OpNode, Origin, Output, Pairs, Phase, RegionId, Sharding, Type, Update,
+    Value, ValueId,
 };
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -200,7 +201,7 @@ impl Printer<'_> {
 
     fn graph(&mut self) {
         let graph = self.graph;
-        self.emit(&format!("graph @{} {{", word(&graph.name)));
+        self.emit(&format!("graph @{}{} {{", word(&graph.name), mesh_text(&graph.mesh)));
         self.open.push(graph.body);
         self.ops(graph.body);
         let results = graph.regions.get(graph.body.index()).map(|r| r.results.clone()).unwrap_or_default();
@@ -313,7 +314,7 @@ impl Printer<'_> {
     }
 
     fn ty(&self, id: ValueId) -> String {
-        self.graph.values.get(id.index()).map(|v| type_text(&v.ty)).unwrap_or_default()
+        self.graph.values.get(id.index()).map(placed_text).unwrap_or_default()
     }
 
     /// Mnemonic, operands and attributes.
@@ -343,6 +344,7 @@ impl Printer<'_> {
             | Op::Cast
             | Op::Broadcast
             | Op::Transfer { .. } => plain,
+            Op::Mesh(op) => format!("{plain}{}", mesh_op_text(op)),
             Op::Rename { pairs } => {
                 let pairs: Vec<String> =
                     pairs.iter().map(|(from, to)| format!("{} -> {}", word(from), word(to))).collect();
@@ -363,6 +365,62 @@ impl Printer<'_> {
             Op::Loop(l) => loop_text(l),
             Op::Composite(c) => composite_text(c),
             Op::Update(u) => update_text(u),
+        }
+    }
+}
+
+/// ` on data=2 over nodes, tensor=4`; nothing for one rank.
+fn mesh_text(mesh: &Mesh) -> String {
+    if mesh.axes.is_empty() {
+        return String::new();
+    }
+    let axis = |a: &MeshAxis| {
+        format!("{}={}{}", word(&a.name), a.size, if a.over_nodes { " over nodes" } else { "" })
+    };
+    format!(" on {}", mesh.axes.iter().map(axis).collect::<Vec<_>>().join(", "))
+}
+
+/// A value's type with how it lies on the mesh.
+fn placed_text(value: &Value) -> String {
+    let Sharding { split, partial } = &value.sharding;
+    if value.sharding.is_whole() {
+        return type_text(&value.ty);
+    }
+    let axis = |a: &Axis| {
+        let on: String =
+            split.get(&a.name).into_iter().flat_map(|s| &s.over).map(|m| format!(" @{}", word(m))).collect();
+        let blocks = split.get(&a.name).filter(|s| s.blocks > 1).map(|s| format!(" in {}", s.blocks));
+        format!("{}={}{on}{}", word(&a.name), a.size, blocks.unwrap_or_default())
+    };
+    let axes: Vec<String> = value.ty.axes.iter().map(axis).collect();
+    let terms: Vec<String> = partial.iter().map(|(m, op)| format!("{} {}", op.name(), word(m))).collect();
+    let terms = if terms.is_empty() { String::new() } else { format!(" partial({})", terms.join(", ")) };
+    format!("{}[{}]{terms}", dtype_name(value.ty.dtype), axes.join(", "))
+}
+
+/// Attributes of an op between ranks.
+fn mesh_op_text(op: &MeshOp) -> String {
+    let spaced = |names: &[Name]| names.iter().map(|n| word(n)).collect::<Vec<_>>().join(" ");
+    let because =
+        |cause: &Name| if cause.is_empty() { String::new() } else { format!(" because {}", quoted(cause)) };
+    match op {
+        MeshOp::Constrain { split } => {
+            let one = |(axis, over): (&Name, &Vec<Name>)| {
+                format!("{} -> {}", word(axis), if over.is_empty() { "none".into() } else { spaced(over) })
+            };
+            format!(" to {}", split.iter().map(one).collect::<Vec<_>>().join(", "))
+        }
+        MeshOp::Reshard { cause } => because(cause),
+        MeshOp::LocalPart { axis, over } => format!(" along {} over {}", word(axis), spaced(over)),
+        MeshOp::Collective(c) => {
+            let axes = |key: &str, of: fn(&CollectivePart) -> &Option<Name>| {
+                let names: Vec<String> =
+                    c.parts.iter().filter_map(|p| of(p).as_ref()).map(|n| word(n)).collect();
+                if names.is_empty() { String::new() } else { format!(" {key} {}", names.join(", ")) }
+            };
+            let wire = c.wire.map(|d| format!(" wire {}", dtype_name(d))).unwrap_or_default();
+            let (split, join) = (axes("split", |p| &p.split), axes("join", |p| &p.join));
+            format!(" over {}{split}{join}{wire}{}", spaced(&c.over), because(&c.cause))
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Shape rules: the result types of every op, as one table.
 
-use super::{Axis, DType, Graph, Loop, Name, Op, ReduceOp, Space, Type, UnaryOp, ValueId};
+use super::{
+    Axis, CollectiveKind, CollectivePart, DType, Graph, Loop, MeshOp, Name, Op, ReduceOp, Space, Type,
+    UnaryOp, ValueId,
+};
 use std::fmt;
 
 /// Why operands don't fit an op.
@@ -165,6 +168,7 @@ pub fn infer(graph: &Graph, op: &Op, operands: &[ValueId], given: Option<&Type>)
             arity(1)?;
             agree(given, types[0].clone(), op)
         }
+        Op::Mesh(mesh_op) => mesh_types(graph, op, mesh_op, &types, given),
         Op::Slice { from, to, at } => {
             arity(1)?;
             slice_along(types[0], from, to, *at, required()?)
@@ -273,12 +277,96 @@ pub fn op_name(op: &Op) -> String {
         Op::RotatePairs { .. } => "rotate_pairs".into(),
         Op::Transfer { to: Space::Device } => "to_device".into(),
         Op::Transfer { to: Space::Host } => "to_host".into(),
+        Op::Mesh(mesh_op) => mesh_op_name(mesh_op),
         Op::Slice { .. } => "slice".into(),
         Op::Concat { .. } => "concat".into(),
         Op::Loop(_) => "loop".into(),
         Op::Composite(c) => composite_name(&c.kind).into(),
         Op::Update(_) => "update".into(),
     }
+}
+
+fn mesh_op_name(op: &MeshOp) -> String {
+    match op {
+        MeshOp::Constrain { .. } => "constrain".into(),
+        MeshOp::Reshard { .. } => "reshard".into(),
+        MeshOp::LocalPart { .. } => "local_part".into(),
+        MeshOp::Collective(c) => match c.kind {
+            CollectiveKind::AllGather => "all_gather".into(),
+            CollectiveKind::ReduceScatter(op) => format!("reduce_scatter_{}", op.name()),
+            CollectiveKind::AllReduce(op) => format!("all_reduce_{}", op.name()),
+            CollectiveKind::AllToAll => "all_to_all".into(),
+        },
+    }
+}
+
+/// Types of what concerns several ranks; those of collectives are one rank's.
+fn mesh_types(
+    graph: &Graph,
+    op: &Op,
+    mesh_op: &MeshOp,
+    types: &[&Type],
+    given: Option<&Type>,
+) -> Result<Vec<Type>> {
+    match mesh_op {
+        MeshOp::Constrain { .. } | MeshOp::Reshard { .. } => match types {
+            [ty] => agree(given, (*ty).clone(), op),
+            _ => fail(format!("{} takes 1 operand, got {}", op_name(op), types.len())),
+        },
+        MeshOp::LocalPart { axis, over } => match types {
+            [ty] => agree(given, cut(ty, axis, graph.mesh.ways(over))?, op),
+            _ => fail(format!("local_part takes 1 operand, got {}", types.len())),
+        },
+        MeshOp::Collective(c) if c.parts.len() != types.len() || types.is_empty() => {
+            fail(format!("{} has axes for {} operands, got {}", op_name(op), c.parts.len(), types.len()))
+        }
+        MeshOp::Collective(c) => {
+            let ways = graph.mesh.ways(&c.over);
+            let (splits, joins) = match c.kind {
+                CollectiveKind::AllGather => (false, true),
+                CollectiveKind::ReduceScatter(_) => (true, false),
+                CollectiveKind::AllReduce(_) => (false, false),
+                CollectiveKind::AllToAll => (true, true),
+            };
+            let one = |(ty, part): (&&Type, &CollectivePart)| {
+                if part.split.is_some() != splits || part.join.is_some() != joins {
+                    return fail(format!("{} has other axes than its kind", op_name(op)));
+                }
+                let mut ty = (*ty).clone();
+                if let Some(axis) = &part.split {
+                    ty = cut(&ty, axis, ways)?;
+                }
+                match &part.join {
+                    Some(join) => grown(&ty, join, ways),
+                    None => Ok(ty),
+                }
+            };
+            types.iter().zip(&c.parts).map(one).collect()
+        }
+    }
+}
+
+/// The type with one axis `ways` times shorter.
+fn cut(ty: &Type, axis: &Name, ways: u64) -> Result<Type> {
+    resized(ty, axis, |size| {
+        if size % ways == 0 {
+            Ok(size / ways)
+        } else {
+            fail(format!("axis {axis}={size} does not split {ways} ways"))
+        }
+    })
+}
+
+/// The type with one axis `ways` times longer.
+fn grown(ty: &Type, axis: &Name, ways: u64) -> Result<Type> {
+    resized(ty, axis, |size| Ok(size * ways))
+}
+
+fn resized(ty: &Type, axis: &Name, size: impl Fn(u64) -> Result<u64>) -> Result<Type> {
+    let Some(at) = ty.position(axis) else { return fail(format!("{} has no axis {axis}", show(ty))) };
+    let mut ty = ty.clone();
+    ty.axes[at].size = size(ty.axes[at].size)?;
+    Ok(ty)
 }
 
 /// Mnemonic of a composite.

@@ -21,8 +21,8 @@
 use super::print::{Lines, print_lines};
 use super::shape::{self, op_name, show};
 use super::{
-    Attention, BinaryOp, CompareOp, Composite, CompositeKind, DType, Graph, Loop, Name, Op, OpId, OpNode,
-    Output, Phase, RegionId, Space, Type, UnaryOp, Update, ValueId,
+    Attention, BinaryOp, CompareOp, Composite, CompositeKind, DType, Graph, Loop, MeshOp, Name, Op, OpId,
+    OpNode, Output, Phase, RegionId, Space, Type, UnaryOp, Update, ValueId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -34,6 +34,10 @@ pub enum Stage {
     Graph,
     /// Forward, backward and update: a loss head has become its loop.
     Training,
+    /// Every value lies on the mesh in a known way; where that changes, there is a reshard.
+    Sharded,
+    /// What one rank computes, with collectives between ranks.
+    Spmd,
     /// Ready to be lowered: of the composites only attention and its gradient are left.
     Fused,
     /// A piece of text standing for itself: everything goes.
@@ -46,6 +50,8 @@ impl Stage {
         match self {
             Stage::Graph => "graph",
             Stage::Training => "training",
+            Stage::Sharded => "sharded",
+            Stage::Spmd => "spmd",
             Stage::Fused => "fused",
             Stage::Any => "any",
         }
@@ -90,6 +96,13 @@ impl Stage {
             | Op::Slice { .. }
             | Op::Concat { .. }
             | Op::Loop(_) => true,
+            Op::Mesh(op) => match op {
+                MeshOp::Constrain { .. } => matches!(self, Stage::Graph | Stage::Training | Stage::Any),
+                MeshOp::Reshard { .. } => matches!(self, Stage::Sharded | Stage::Any),
+                MeshOp::Collective(_) | MeshOp::LocalPart { .. } => {
+                    matches!(self, Stage::Spmd | Stage::Fused | Stage::Any)
+                }
+            },
         }
     }
 }
@@ -389,6 +402,7 @@ impl Verifier<'_> {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Mesh(_)
             | Op::Slice { .. }
             | Op::Concat { .. } => {}
         }
@@ -420,6 +434,7 @@ impl Verifier<'_> {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Mesh(_)
             | Op::Slice { .. }
             | Op::Concat { .. }
             | Op::Loop(_)
@@ -514,6 +529,7 @@ impl Verifier<'_> {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Mesh(_)
             | Op::Slice { .. }
             | Op::Concat { .. } => {}
         }
@@ -768,6 +784,7 @@ fn dtype_unfit(op: &Op, types: &[&Type]) -> Option<String> {
         | Op::Const(_)
         | Op::Index { .. }
         | Op::Transfer { .. }
+        | Op::Mesh(_)
         | Op::Loop(_)
         | Op::Composite(_)
         | Op::Update(_) => true,

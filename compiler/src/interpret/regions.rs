@@ -3,8 +3,8 @@
 use super::array::{Array, Data};
 use super::number::Number;
 use super::{Environment, EnvironmentError, Outputs, Tensor, ops, state_name};
-use crate::graph::shape::show;
-use crate::graph::{BinaryOp, Graph, Loop, Name, Op, OpNode, RegionId, Type, ValueId};
+use crate::graph::shape::{op_name, show};
+use crate::graph::{BinaryOp, Graph, Loop, MeshOp, Name, Op, OpNode, RegionId, Type, ValueId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -82,7 +82,13 @@ impl<N: Number> Interpreter<'_, N> {
             Op::CumSum { axis, exclusive, reverse } => ops::cumsum(ty, axis, *exclusive, *reverse, get(0)),
             Op::ScatterAdd { axis } => ops::scatter_add(ty, axis, get(0), get(1)),
             Op::RotatePairs { axis, pairs } => ops::rotate_pairs(ty, axis, *pairs, get(0)),
-            Op::Transfer { .. } => get(0).clone(),
+            Op::Transfer { .. } | Op::Mesh(MeshOp::Constrain { .. } | MeshOp::Reshard { .. }) => {
+                get(0).clone()
+            }
+            Op::Mesh(MeshOp::LocalPart { .. } | MeshOp::Collective(_)) => {
+                let message = format!("{} runs on several ranks", op_name(&node.op));
+                return Err(EnvironmentError { message });
+            }
             Op::Slice { from, to, at } => {
                 let size = ty.size_of(to).expect("checked by the shape rule");
                 let part = get(0).slice(from, *at as usize, Some(size));

@@ -319,6 +319,7 @@ impl<'f> Builder<'f> {
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
             | Op::Transfer { .. }
+            | Op::Mesh(_)
             | Op::CumSum { .. }
             | Op::Slice { .. }
             | Op::Concat { .. }

@@ -133,6 +133,8 @@ pub fn empty_info() -> ProgramInfo {
         cpu_features: Vec::new(),
         spaces: Vec::new(),
         scratch_bytes: 0,
+        mesh: Vec::new(),
+        collectives: Vec::new(),
         entries: Vec::new(),
         scalars: Vec::new(),
         tensors: Vec::new(),

@@ -59,6 +59,7 @@ pub fn product_flops(graph: &Graph, op: OpId) -> u64 {
         | Op::CumSum { .. }
         | Op::RotatePairs { .. }
         | Op::Transfer { .. }
+        | Op::Mesh(_)
         | Op::Slice { .. }
         | Op::Concat { .. }
         | Op::Update(_) => 0,

@@ -184,6 +184,7 @@ fn tensor(
         layers,
         axes: ["from", "to"][2 - shape.len()..].iter().map(|s| (*s).to_owned()).collect(),
         shape: shape.to_vec(),
+        split: vec![],
         dtype: DType::F32,
         init,
         place: place(offset),
@@ -198,6 +199,7 @@ fn ids(name: &str, source: InputSource, shape: &[u64], offset: u64) -> InputInfo
         source,
         dtype: DType::I32,
         shape: shape.to_vec(),
+        split: vec![],
         bound,
         place: place(offset),
     }
@@ -230,6 +232,8 @@ pub fn info() -> ProgramInfo {
         cpu_features: vec!["sse2".to_owned()],
         spaces: vec![SpaceInfo { name: "device".to_owned(), bytes: at::END }],
         scratch_bytes: VOCAB * 4,
+        mesh: vec![],
+        collectives: vec![],
         entries: vec![
             entry(
                 "train",

@@ -112,6 +112,7 @@ impl Walk<'_> {
             | Op::CumSum { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
+            | Op::Mesh(_)
             | Op::Slice { .. }
             | Op::Concat { .. }
             | Op::Update(_) => Vec::new(),

@@ -5,7 +5,7 @@ use crate::graph::custom::{Argument, Custom};
 use crate::graph::shape::composite_name;
 use crate::graph::{
     Attention, Axis, Bound, Composite, CompositeKind, Loop, LossHead, Name, Op, Origin, Region, RegionId,
-    RopeScaling, Type, Update, ValueId,
+    RopeScaling, Sharding, Type, Update, ValueId,
 };
 use std::collections::BTreeMap;
 
@@ -27,13 +27,16 @@ struct Block {
     args: Vec<Role>,
     yields: Vec<Role>,
     /// Types written on the `yield` lines.
-    types: Vec<Type>,
+    types: Vec<(Type, Sharding)>,
     score: Option<RegionId>,
 }
 
 impl Parser {
     /// An op with a region, whole.
-    pub(super) fn block_op(&mut self, mnemonic: &str) -> Result<(Op, Vec<ValueId>, Vec<Type>, Origin)> {
+    pub(super) fn block_op(
+        &mut self,
+        mnemonic: &str,
+    ) -> Result<(Op, Vec<ValueId>, Vec<(Type, Sharding)>, Origin)> {
         enum Header {
             Loop { axis: Name, trip: u64, block: Option<u64>, reverse: bool },
             Composite(CompositeKind),
@@ -355,7 +358,7 @@ impl Parser {
             let value = self.value(0)?;
             self.expect(":")?;
             let at = self.at;
-            if self.ty()? != *self.graph.ty(value) {
+            if self.ty()?.0 != *self.graph.ty(value) {
                 return self.error_at(at, "the yielded value has another type");
             }
             self.newline()?;

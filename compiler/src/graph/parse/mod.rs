@@ -4,6 +4,7 @@
 //! twice. Whether operands fit their op is the verifier's question.
 
 mod blocks;
+mod mesh;
 mod origin;
 mod tokens;
 mod words;
@@ -11,8 +12,10 @@ mod words;
 use super::print::pairs_name;
 use super::shape::dtype_name;
 use super::{
-    Axis, Graph, Init, Name, Op, OpId, OpNode, Output, Pairs, RegionId, Space, Type, Value, ValueId,
+    Axis, DType, Graph, Init, Mesh, MeshAxis, MeshOp, Name, Op, OpId, OpNode, Output, Pairs, ReduceOp,
+    RegionId, Sharding, Space, Split, Type, Value, ValueId,
 };
+use mesh::collective_kind;
 use std::collections::BTreeMap;
 use std::fmt;
 use tokens::{Spot, Token, tokenize};
@@ -203,14 +206,13 @@ impl Parser {
         self.error(format!("expected a number, found {}", self.peek()))
     }
 
-    fn ty(&mut self) -> Result<Type> {
+    /// A type with how it lies on the mesh: `f32[batch=8 @data @fsdp, d=4 @tensor in 2] partial(sum ep)`.
+    fn ty(&mut self) -> Result<(Type, Sharding)> {
         let at = self.at;
-        let word = self.name("an element type")?;
-        let Some(dtype) = DTYPES.into_iter().find(|d| dtype_name(*d) == word.as_str()) else {
-            return self.error_at(at, format!("`{word}` is not an element type"));
-        };
+        let dtype = self.dtype()?;
         self.expect("[")?;
         let mut axes: Vec<Axis> = Vec::new();
+        let mut sharding = Sharding::whole();
         while !self.accept("]") {
             if !axes.is_empty() {
                 self.expect(",")?;
@@ -222,13 +224,52 @@ impl Parser {
             if axes.iter().any(|a| a.name == name) {
                 return self.error_at(at, format!("axis {name} appears twice"));
             }
+            let mut over = Vec::new();
+            while self.accept("@") {
+                over.push(self.name("a mesh axis")?);
+            }
+            if !over.is_empty() {
+                let blocks = if self.accept_word("in") { self.size("the number of blocks")? } else { 1 };
+                sharding.split.insert(name.clone(), Split { over, blocks });
+            }
             axes.push(Axis { name, size });
         }
         let numel = axes.iter().try_fold(1u64, |n, a| n.checked_mul(a.size));
         if numel.is_none_or(|n| n > NUMEL_MAX) {
             return self.error_at(at, "a tensor has at most 2^50 elements");
         }
-        Ok(Type { dtype, axes })
+        if self.accept_word("partial") {
+            self.expect("(")?;
+            loop {
+                let op = self.reduction()?;
+                sharding.partial.insert(self.name("a mesh axis")?, op);
+                if !self.accept(",") {
+                    break;
+                }
+            }
+            self.expect(")")?;
+        }
+        Ok((Type { dtype, axes }, sharding))
+    }
+
+    /// `sum`, `max` or `min`.
+    fn reduction(&mut self) -> Result<ReduceOp> {
+        let at = self.at;
+        let word = self.name("a reduction")?;
+        match [ReduceOp::Sum, ReduceOp::Max, ReduceOp::Min].into_iter().find(|op| op.name() == word.as_str())
+        {
+            Some(op) => Ok(op),
+            None => self.error_at(at, format!("`{word}` is not a reduction; use sum, max or min")),
+        }
+    }
+
+    fn dtype(&mut self) -> Result<DType> {
+        let at = self.at;
+        let word = self.name("an element type")?;
+        match DTYPES.into_iter().find(|d| dtype_name(*d) == word.as_str()) {
+            Some(dtype) => Ok(dtype),
+            None => self.error_at(at, format!("`{word}` is not an element type")),
+        }
     }
 
     /// `%name`, to be looked up in the region `up` levels out.
@@ -271,13 +312,13 @@ impl Parser {
         }
     }
 
-    fn define(&mut self, at: usize, name: Name, ty: Type) -> Result<ValueId> {
+    fn define(&mut self, at: usize, name: Name, (ty, sharding): (Type, Sharding)) -> Result<ValueId> {
         if self.graph.name_counts.contains_key(&name) {
             return self.error_at(at, format!("%{name} is defined twice"));
         }
         self.graph.name_counts.insert(name.clone(), 1);
         let id = ValueId(self.graph.values.len() as u32);
-        self.graph.values.push(Value { name: name.clone(), ty });
+        self.graph.values.push(Value { name: name.clone(), ty, sharding });
         self.scopes.last_mut().expect("a region is open").insert(name, id);
         Ok(id)
     }
@@ -286,6 +327,9 @@ impl Parser {
         self.expect_word("graph")?;
         self.expect("@")?;
         self.graph.name = self.name("the graph's name")?;
+        if self.accept_word("on") {
+            self.graph.mesh = self.mesh()?;
+        }
         self.expect("{")?;
         self.newline()?;
         self.scopes.push(BTreeMap::new());
@@ -303,6 +347,28 @@ impl Parser {
         match self.peek() {
             Token::End => Ok(()),
             other => self.error(format!("expected the end of the text after the graph, found {other}")),
+        }
+    }
+
+    /// `data=2 over nodes, tensor=4`
+    fn mesh(&mut self) -> Result<Mesh> {
+        let mut axes: Vec<MeshAxis> = Vec::new();
+        loop {
+            let at = self.at;
+            let name = self.name("a mesh axis")?;
+            self.expect("=")?;
+            let size = self.size("a mesh axis's size")?;
+            let over_nodes = self.accept_word("over");
+            if over_nodes {
+                self.expect_word("nodes")?;
+            }
+            if axes.iter().any(|a| a.name == name) {
+                return self.error_at(at, format!("the mesh axis {name} appears twice"));
+            }
+            axes.push(MeshAxis { name, size, over_nodes });
+            if !self.accept(",") {
+                return Ok(Mesh { axes });
+            }
         }
     }
 
@@ -384,6 +450,9 @@ impl Parser {
             "to_device" => Op::Transfer { to: Space::Device },
             "to_host" => Op::Transfer { to: Space::Host },
             "rename" => self.rename()?,
+            "constrain" => Op::Mesh(self.constrain()?),
+            "reshard" => Op::Mesh(MeshOp::Reshard { cause: self.cause()? }),
+            "local_part" => Op::Mesh(self.local_part()?),
             "dot" if self.accept_word("over") => Op::Dot { over: self.names("an axis")? },
             "dot" => Op::Dot { over: Vec::new() },
             "gather" => Op::Gather { axis: self.along()? },
@@ -407,6 +476,7 @@ impl Parser {
                 self.expect("->")?;
                 Op::Concat { parts, axis: self.name("an axis")? }
             }
+            _ if collective_kind(mnemonic).is_some() => Op::Mesh(self.collective(mnemonic, operands.len())?),
             _ => match element_op(mnemonic) {
                 Some(Op::Reduce { op, .. }) => {
                     self.expect_word("over")?;

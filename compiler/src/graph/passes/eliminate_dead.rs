@@ -97,7 +97,7 @@ fn sweep_loop(graph: &mut Graph, id: OpId, l: &Loop, needed: &BTreeSet<ValueId>)
 
 /// The same graph with dense arenas.
 fn rebuilt(graph: &Graph) -> Graph {
-    let mut builder = Builder::new(&graph.name);
+    let mut builder = Builder::like(graph);
     let results = builder.inline(graph, graph.body, &[]);
     for (output, value) in graph.outputs.iter().zip(results) {
         builder.output(output.clone(), value);

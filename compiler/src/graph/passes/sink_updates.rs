@@ -118,6 +118,7 @@ fn is_parallel(graph: &Graph, node: &OpNode, axis: &Name) -> bool {
         | Op::ScatterAdd { .. }
         | Op::RotatePairs { .. }
         | Op::Transfer { .. }
+        | Op::Mesh(_)
         | Op::CumSum { .. }
         | Op::Loop(_)
         | Op::Composite(_) => false,

@@ -350,6 +350,7 @@ fn is_elementwise(op: &Op) -> bool {
         | Op::CumSum { .. }
         | Op::RotatePairs { .. }
         | Op::Transfer { .. }
+        | Op::Mesh(_)
         | Op::Slice { .. }
         | Op::Concat { .. }
         | Op::Loop(_)
