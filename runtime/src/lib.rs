@@ -41,6 +41,7 @@ pub mod random;
 pub mod ranges;
 pub mod rank;
 pub mod settings;
+pub mod shard;
 pub mod signals;
 pub mod step;
 
