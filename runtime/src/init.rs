@@ -1,18 +1,19 @@
 //! The first value of every parameter and optimizer state.
 //!
-//! Element i of a logical tensor is a pure function of (seed, logical path of the layer's tensor, i), hence the same for
-//! any number of threads and wherever a slice of the tensor lives. Normals come in pairs: elements 2j and 2j + 1 share
-//! the random block j.
+//! Element i of a logical tensor, i the index in the whole tensor, is a pure function of (seed, logical path of the layer's
+//! tensor, i), hence the same for any number of threads, on any mesh, and wherever a slice of the tensor lives. Normals come in
+//! pairs: elements 2j and 2j + 1 share the random block j.
 
 use crate::abi::{DType, Init};
 use crate::numeric::f32_to_bf16;
 use crate::program::LogicalTensor;
 use crate::random::{Stream, normal::normals};
 use crate::rank::Rank;
+use crate::shard::Runs;
 
-/// Elements set by one tile; even, so that no pair is split.
+/// Elements set by one tile.
 const CHUNK: u64 = 8192;
-/// Normals drawn at a time; even for the same reason.
+/// Normals drawn at a time; even, so that only the first of a run may be the second of its pair.
 const BATCH: usize = 512;
 
 /// Sets every persistent tensor.
@@ -21,7 +22,7 @@ pub fn init_all(rank: &mut Rank, seed: u64) {
     init(rank, &program.logical_tensors(), seed);
 }
 
-/// Sets the given tensors, on all threads.
+/// Sets this rank's parts of the given tensors, on all threads.
 pub fn init(rank: &mut Rank, tensors: &[LogicalTensor], seed: u64) {
     let mut first_chunk = Vec::with_capacity(tensors.len() + 1);
     let mut chunks = 0;
@@ -30,6 +31,8 @@ pub fn init(rank: &mut Rank, tensors: &[LogicalTensor], seed: u64) {
         chunks += tensor.elements.div_ceil(CHUNK);
     }
     let streams: Vec<Stream> = tensors.iter().map(|t| Stream::new(seed, &t.name)).collect();
+    let runs: Vec<Runs> =
+        tensors.iter().map(|t| rank.part(&t.tensor.shape, &t.tensor.split).runs()).collect();
     let addresses: Vec<usize> = tensors.iter().map(|t| rank.address(t.place) as usize).collect();
     rank.pool().run(chunks as i64, &|begin, end, _thread| {
         for chunk in begin as u64..end as u64 {
@@ -44,27 +47,38 @@ pub fn init(rank: &mut Rank, tensors: &[LogicalTensor], seed: u64) {
                 let address = (addresses[index] + (start * width) as usize) as *mut u8;
                 std::slice::from_raw_parts_mut(address, (elements * width) as usize)
             };
-            fill(bytes, tensor.tensor.dtype, tensor.tensor.init, stream, start);
+            for (local, global, length) in runs[index].within(start..start + elements) {
+                let begin = ((local - start) * width) as usize;
+                let piece = &mut bytes[begin..begin + (length * width) as usize];
+                fill(piece, tensor.tensor.dtype, tensor.tensor.init, stream, global);
+            }
         }
     });
 }
 
-/// Writes elements `start..` of a tensor, `start` even.
+/// Writes elements `start..` of a tensor.
 fn fill(bytes: &mut [u8], dtype: DType, init: Init, stream: &Stream, start: u64) {
     match init {
         Init::Constant(value) => fill_with(bytes, dtype, |_| value),
         Init::Uniform { low, high } => {
             fill_with(bytes, dtype, |i| low + (high - low) * stream.unit(start + i));
         }
-        Init::Normal { std } => {
-            let width = dtype.bytes() as usize;
-            let mut normal = [0.0; BATCH];
-            for (part, batch) in bytes.chunks_mut(BATCH * width).zip(0..) {
-                let numbers = &mut normal[..part.len() / width];
-                normals(stream, (start + batch * BATCH as u64) / 2, numbers);
-                fill_with(part, dtype, |i| std * numbers[i as usize]);
-            }
-        }
+        Init::Normal { std } => fill_normal(bytes, dtype, std, stream, start),
+    }
+}
+
+fn fill_normal(bytes: &mut [u8], dtype: DType, std: f64, stream: &Stream, start: u64) {
+    let width = dtype.bytes() as usize;
+    let mut normal = [0.0; BATCH];
+    let (mut rest, mut at) = (bytes, start);
+    while !rest.is_empty() {
+        // A run may begin with the second number of a pair.
+        let skip = (at % 2) as usize;
+        let elements = (BATCH - skip).min(rest.len() / width);
+        normals(stream, at / 2, &mut normal[..skip + elements]);
+        let (part, after) = rest.split_at_mut(elements * width);
+        fill_with(part, dtype, |i| std * normal[skip + i as usize]);
+        (rest, at) = (after, at + elements as u64);
     }
 }
 
@@ -100,8 +114,10 @@ mod tests {
     fn fill_depends_on_the_index_and_not_on_the_chunk() {
         for init in [Init::Normal { std: 0.02 }, Init::Uniform { low: -1.0, high: 2.0 }, Init::Constant(3.0)]
         {
-            let whole = filled(100, 0, init);
-            assert_eq!(whole[40..], filled(60, 40, init));
+            let whole = filled(2000, 0, init);
+            for (begin, end) in [(40, 100), (41, 42), (41, 100), (1, 2000), (511, 1535), (1999, 2000)] {
+                assert_eq!(whole[begin..end], filled((end - begin) as u64, begin as u64, init));
+            }
         }
     }
 

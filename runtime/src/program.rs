@@ -1,7 +1,11 @@
 //! The program inside this binary: the generated table, checked once so that the rest can rely on it.
 
-use crate::abi::{ABI_VERSION, EntryFn, EntryInfo, Place, ProgramInfo, ProgramTable, TensorInfo, TensorRole};
+use crate::abi::{
+    ABI_VERSION, AxisSplit, EntryFn, EntryInfo, MESH_KEY, Place, ProgramInfo, ProgramTable, TensorInfo,
+    TensorRole,
+};
 use crate::failure::Failure;
+use crate::shard::{self, local_elements};
 
 /// A checked program.
 pub struct Program {
@@ -17,14 +21,14 @@ pub struct LogicalTensor<'a> {
     pub tensor: &'a TensorInfo,
     /// Full name, `layer.3.attn.wq` or `layer.3.attn.wq.m`.
     pub name: String,
-    /// Where its bytes lie: contiguous, row-major in `tensor.shape`.
+    /// Where a rank's part of it lies: contiguous, row-major in the local shape.
     pub place: Place,
-    /// Number of elements.
+    /// Number of elements a rank holds, the same on all.
     pub elements: u64,
 }
 
 impl LogicalTensor<'_> {
-    /// Length in bytes.
+    /// Length of a rank's part in bytes.
     pub fn bytes(&self) -> u64 {
         self.elements * self.tensor.dtype.bytes()
     }
@@ -110,7 +114,7 @@ impl Program {
     pub fn logical_tensors(&self) -> Vec<LogicalTensor<'_>> {
         let mut all = Vec::new();
         for tensor in &self.info.tensors {
-            let elements: u64 = tensor.shape.iter().product();
+            let elements = local_elements(&tensor.shape, &tensor.split, &self.info.mesh);
             for layer in 0..tensor.layers.unwrap_or(1) {
                 let name = match tensor.layers {
                     Some(_) => tensor.path.replace("{i}", &layer.to_string()),
@@ -129,46 +133,88 @@ impl Program {
         params.map(|t| t.shape.iter().product::<u64>() * t.layers.unwrap_or(1)).sum()
     }
 
-    /// Bytes of all memory spaces and of the scratch of `threads` threads.
+    /// Ranks the program is made for.
+    pub fn ranks(&self) -> u64 {
+        self.info.mesh.iter().map(|axis| axis.size).product()
+    }
+
+    /// Bytes of all memory spaces of one rank and of the scratch of `threads` threads.
     pub fn memory_bytes(&self, threads: usize) -> u64 {
         let scratch = self.info.scratch_bytes.saturating_mul(threads as u64);
         self.info.spaces.iter().fold(scratch, |sum, space| sum.saturating_add(space.bytes))
     }
 }
 
-/// Every described buffer lies inside its space and is aligned to its element.
+/// Every described buffer lies inside its space and is aligned to its element, every split fits, and every scalar of the mesh
+/// names an axis.
 fn check_places(info: &ProgramInfo) -> Result<(), Failure> {
-    let check = |what: &str, place: Place, bytes: Option<u64>, align: u64| {
-        let space = info.spaces.get(place.space as usize);
-        let end = bytes.and_then(|b| place.offset.checked_add(b));
-        match (space, end) {
-            (Some(space), Some(end)) if end <= space.bytes && place.offset.is_multiple_of(align) => Ok(()),
-            _ => Err(damaged(&format!(
-                "{what} lies outside memory or is not aligned (space {}, offset {}, {bytes:?} bytes)",
-                place.space, place.offset
-            ))),
-        }
-    };
-    let product = |shape: &[u64], unit: u64| shape.iter().try_fold(unit, |n, &size| n.checked_mul(size));
+    let ranks = info.mesh.iter().try_fold(1u64, |ranks, axis| ranks.checked_mul(axis.size));
+    if ranks.is_none_or(|ranks| ranks == 0) {
+        return Err(damaged("its mesh has an impossible number of ranks"));
+    }
     for tensor in &info.tensors {
-        let unit = tensor.dtype.bytes().checked_mul(tensor.layers.unwrap_or(1));
-        let bytes = unit.and_then(|unit| product(&tensor.shape, unit));
-        check(&format!("tensor `{}`", tensor.path), tensor.place, bytes, tensor.dtype.bytes())?;
+        let what = format!("tensor `{}`", tensor.path);
+        let layers = tensor.layers.unwrap_or(1);
+        let bytes = local_bytes(info, &what, &tensor.shape, &tensor.split, tensor.dtype.bytes())?;
+        let bytes = bytes.and_then(|bytes| bytes.checked_mul(layers));
+        check_place(info, &what, tensor.place, bytes, tensor.dtype.bytes())?;
     }
     for scalar in &info.scalars {
-        check(&format!("scalar `{}`", scalar.key), scalar.place, Some(8), 8)?;
+        let what = format!("scalar `{}`", scalar.key);
+        check_place(info, &what, scalar.place, Some(8), 8)?;
+        let axis = scalar.key.strip_prefix(MESH_KEY);
+        if axis.is_some_and(|name| !info.mesh.iter().any(|axis| axis.name == name)) {
+            return Err(damaged(&format!("{what} names no axis of the mesh")));
+        }
     }
     for entry in &info.entries {
         for input in &entry.inputs {
             let what = format!("input `{}` of `{}`", input.name, entry.name);
-            check(&what, input.place, product(&input.shape, input.dtype.bytes()), input.dtype.bytes())?;
+            if !input.split.is_empty() && input.shape != [entry.batch, entry.seq] {
+                return Err(damaged(&format!("{what} is split and not of shape [batch, seq]")));
+            }
+            let bytes = local_bytes(info, &what, &input.shape, &input.split, input.dtype.bytes())?;
+            check_place(info, &what, input.place, bytes, input.dtype.bytes())?;
         }
         for output in &entry.outputs {
             let what = format!("output `{}` of `{}`", output.name, entry.name);
-            check(&what, output.place, product(&output.shape, output.dtype.bytes()), output.dtype.bytes())?;
+            let bytes = local_bytes(info, &what, &output.shape, &[], output.dtype.bytes())?;
+            check_place(info, &what, output.place, bytes, output.dtype.bytes())?;
         }
     }
     Ok(())
+}
+
+/// Bytes of one rank's part of a tensor; `None` if they are too many to count.
+fn local_bytes(
+    info: &ProgramInfo,
+    what: &str,
+    shape: &[u64],
+    split: &[AxisSplit],
+    unit: u64,
+) -> Result<Option<u64>, Failure> {
+    shard::check(shape, split, &info.mesh).map_err(|why| damaged(&format!("{what}: {why}")))?;
+    let whole = shape.iter().try_fold(unit, |n, &size| n.checked_mul(size));
+    let parts: u64 = split.iter().flat_map(|cut| &cut.mesh).map(|&m| info.mesh[m as usize].size).product();
+    Ok(whole.map(|bytes| bytes / parts))
+}
+
+fn check_place(
+    info: &ProgramInfo,
+    what: &str,
+    place: Place,
+    bytes: Option<u64>,
+    align: u64,
+) -> Result<(), Failure> {
+    let space = info.spaces.get(place.space as usize);
+    let end = bytes.and_then(|b| place.offset.checked_add(b));
+    match (space, end) {
+        (Some(space), Some(end)) if end <= space.bytes && place.offset.is_multiple_of(align) => Ok(()),
+        _ => Err(damaged(&format!(
+            "{what} lies outside memory or is not aligned (space {}, offset {}, {bytes:?} bytes)",
+            place.space, place.offset
+        ))),
+    }
 }
 
 fn damaged(what: &str) -> Failure {

@@ -6,12 +6,13 @@ use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::time::{Duration, Instant};
 
-use crate::abi::{DType, KernelFn, Place, SpaceInfo, StepContext};
+use crate::abi::{AxisSplit, DType, KernelFn, Place, SpaceInfo, StepContext};
 use crate::device::memory::Memory;
 use crate::device::pool::Pool;
 use crate::failure::Failure;
 use crate::numeric::bf16_to_f32;
 use crate::program::Program;
+use crate::shard::Part;
 
 /// Scratch of neighbouring threads must not share a cache line or a page.
 const SCRATCH_ALIGN: u64 = 4096;
@@ -86,6 +87,16 @@ impl<'p> Rank<'p> {
             launcher: Box::new(launcher),
             _spaces: spaces,
         })
+    }
+
+    /// The rank's place in the mesh, one coordinate per axis.
+    pub fn coordinates(&self) -> Vec<u64> {
+        self.coordinates.iter().map(|&at| at as u64).collect()
+    }
+
+    /// What this rank holds of a tensor.
+    pub fn part(&self, shape: &[u64], split: &[AxisSplit]) -> Part {
+        Part::of(shape, split, &self.program.info.mesh, &self.coordinates())
     }
 
     /// The threads, for work of the runtime itself.

@@ -1,10 +1,11 @@
 //! One call of an entry: fill its inputs, write the run-time scalars, run it, read its outputs.
 
-use crate::abi::{DType, EntryInfo, InputInfo, InputSource, STEP_KEY};
+use crate::abi::{DType, EntryInfo, InputInfo, InputSource, MESH_KEY, Place, STEP_KEY};
 use crate::data::Source;
 use crate::data::documents::Documents;
 use crate::failure::Failure;
 use crate::rank::Rank;
+use crate::shard::{AxisPart, Part};
 
 /// Which windows of the data make up a batch.
 #[derive(Clone, Copy, Debug)]
@@ -58,51 +59,101 @@ pub fn run_batch(
     read_outcome(rank, entry)
 }
 
-/// Writes the batch, and what it says of documents, into the inputs of an entry, row by row.
+/// Writes this rank's part of the batch, and what it says of documents, into the inputs of an entry. Only rows of which the
+/// rank holds something are read.
 fn fill_inputs(rank: &mut Rank, entry: &EntryInfo, source: &mut Source, pick: Pick) -> Result<(), Failure> {
     let end = rank.program.info.run.document_end;
-    let mut window = vec![0u32; entry.seq as usize + 1];
+    let seq = entry.seq as usize;
+    let inputs: Vec<(&InputInfo, [AxisPart; 2])> = entry
+        .inputs
+        .iter()
+        .filter(|input| input.source != InputSource::Position)
+        .map(|input| (input, rows_and_columns(rank, input, entry.seq)))
+        .collect();
+    let mut window = vec![0u32; seq + 1];
     for row in 0..entry.batch {
+        if inputs.iter().all(|(_, [rows, _])| rows.local_of(row).is_none()) {
+            continue;
+        }
         let start = match pick {
             Pick::Samples(first) => source.sample(first + row, &mut window),
             Pick::Windows { first, count } => source.window(first + row % count, &mut window),
         };
-        let documents = Documents::of(&window[..entry.seq as usize], end);
-        for input in &entry.inputs {
+        let documents = Documents::of(&window[..seq], end);
+        for (input, layout) in &inputs {
             let (shift, ids) = match input.source {
-                InputSource::Tokens => (0, &window[..entry.seq as usize]),
+                InputSource::Tokens => (0, &window[..seq]),
                 InputSource::Targets => (1, &window[1..]),
                 InputSource::Segments => (0, documents.segments.as_slice()),
                 InputSource::Positions => (0, documents.positions.as_slice()),
                 InputSource::Weight => (0, documents.weights.as_slice()),
                 InputSource::Position => continue,
             };
-            write_ids(rank, input, row * entry.seq, ids)
+            write_row(rank, input, layout, row, ids)
                 .map_err(|bad| out_of_range(input, ids[bad], &source.locate(start + (shift + bad) as u64)))?;
         }
     }
     Ok(())
 }
 
-/// Writes `ids` as elements `first..` of an input. The error is the index of the first id outside the input's bound.
-pub fn write_ids(rank: &mut Rank, input: &InputInfo, first: u64, ids: &[u32]) -> Result<(), usize> {
-    let bound = if input.bound == 0 { 1 << 31 } else { input.bound };
-    if let Some(bad) = ids.iter().position(|&id| u64::from(id) >= bound) {
-        return Err(bad);
+/// An input seen as rows of `seq` elements: which rows and columns this rank holds. Those without a split may have any shape.
+fn rows_and_columns(rank: &Rank, input: &InputInfo, seq: u64) -> [AxisPart; 2] {
+    match rank.part(&input.shape, &input.split).axes.as_slice() {
+        &[rows, columns] => [rows, columns],
+        axes => {
+            let elements: u64 = axes.iter().map(|axis| axis.size).product();
+            let columns = seq.min(elements).max(1);
+            [AxisPart::whole(elements / columns), AxisPart::whole(columns)]
+        }
     }
-    let elements: u64 = input.shape.iter().product();
-    let buffer = rank.bytes_mut(input.place, elements * input.dtype.bytes());
-    let width = input.dtype.bytes() as usize;
-    for (element, &id) in buffer.chunks_exact_mut(width).skip(first as usize).zip(ids) {
-        match input.dtype {
-            DType::I32 => element.copy_from_slice(&id.to_le_bytes()),
-            DType::I64 => element.copy_from_slice(&u64::from(id).to_le_bytes()),
-            DType::F32 => element.copy_from_slice(&(id as f32).to_le_bytes()),
-            DType::F64 => element.copy_from_slice(&f64::from(id).to_le_bytes()),
-            DType::Bf16 | DType::Bool => element.fill(0),
+}
+
+/// Writes row `row` of an input, as far as this rank holds it, from all ids of the row. The error is the index in `ids` of the
+/// first one that lies outside the input's bound.
+fn write_row(
+    rank: &mut Rank,
+    input: &InputInfo,
+    [rows, columns]: &[AxisPart; 2],
+    row: u64,
+    ids: &[u32],
+) -> Result<(), usize> {
+    let Some(local_row) = rows.local_of(row) else { return Ok(()) };
+    let bound = if input.bound == 0 { 1 << 31 } else { input.bound };
+    let width = input.dtype.bytes();
+    let line = Place { offset: input.place.offset + local_row * columns.local() * width, ..input.place };
+    let buffer = rank.bytes_mut(line, columns.local() * width);
+    let runs = Part { axes: vec![*columns] }.runs();
+    for (piece, run) in buffer.chunks_exact_mut((runs.length() * width).max(1) as usize).zip(0..) {
+        let first = runs.global(run) as usize;
+        for (element, (at, &id)) in
+            piece.chunks_exact_mut(width as usize).zip(ids.iter().enumerate().skip(first))
+        {
+            if u64::from(id) >= bound {
+                return Err(at);
+            }
+            write_id(element, input.dtype, id);
         }
     }
     Ok(())
+}
+
+/// Writes an input that is not made of tokens of a source: a row by itself.
+///
+/// # Errors
+/// The index of the first id outside the input's bound.
+pub fn write_ids(rank: &mut Rank, input: &InputInfo, ids: &[u32]) -> Result<(), usize> {
+    let layout = rows_and_columns(rank, input, ids.len() as u64);
+    write_row(rank, input, &layout, 0, ids)
+}
+
+fn write_id(element: &mut [u8], dtype: DType, id: u32) {
+    match dtype {
+        DType::I32 => element.copy_from_slice(&id.to_le_bytes()),
+        DType::I64 => element.copy_from_slice(&u64::from(id).to_le_bytes()),
+        DType::F32 => element.copy_from_slice(&(id as f32).to_le_bytes()),
+        DType::F64 => element.copy_from_slice(&f64::from(id).to_le_bytes()),
+        DType::Bf16 | DType::Bool => element.fill(0),
+    }
 }
 
 fn out_of_range(input: &InputInfo, id: u32, place: &str) -> Failure {
@@ -112,11 +163,18 @@ fn out_of_range(input: &InputInfo, id: u32, place: &str) -> Failure {
     ))
 }
 
-/// Writes every run-time scalar; `step` is the 0-based index of the step about to run.
+/// Writes every run-time scalar: `scalars`, the 0-based index of the step about to run, and the rank's place in the mesh.
 pub fn write_scalars(rank: &mut Rank, scalars: &[f64], step: u64) {
     let program = rank.program;
     for (scalar, &value) in program.info.scalars.iter().zip(scalars) {
-        rank.write_f64(scalar.place, if scalar.key == STEP_KEY { step as f64 } else { value });
+        let axis = scalar.key.strip_prefix(MESH_KEY);
+        let axis = axis.and_then(|name| program.info.mesh.iter().position(|axis| axis.name == name));
+        let value = match axis {
+            Some(axis) => rank.coordinates()[axis] as f64,
+            None if scalar.key == STEP_KEY => step as f64,
+            None => value,
+        };
+        rank.write_f64(scalar.place, value);
     }
 }
 

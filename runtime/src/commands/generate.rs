@@ -80,12 +80,12 @@ fn next_logits(
     let documents = Documents::of(&ids, None);
     for input in &entry.inputs {
         let written = match input.source {
-            InputSource::Tokens => write_ids(rank, input, 0, &ids),
-            InputSource::Position => write_ids(rank, input, 0, &[window.len() as u32 - 1]),
+            InputSource::Tokens => write_ids(rank, input, &ids),
+            InputSource::Position => write_ids(rank, input, &[window.len() as u32 - 1]),
             // The text is one document.
-            InputSource::Segments => write_ids(rank, input, 0, &documents.segments),
-            InputSource::Positions => write_ids(rank, input, 0, &documents.positions),
-            InputSource::Weight => write_ids(rank, input, 0, &documents.weights),
+            InputSource::Segments => write_ids(rank, input, &documents.segments),
+            InputSource::Positions => write_ids(rank, input, &documents.positions),
+            InputSource::Weight => write_ids(rank, input, &documents.weights),
             InputSource::Targets => Ok(()),
         };
         written.map_err(|at| {
