@@ -2,7 +2,10 @@
 //!
 //! The bound is first-order running error analysis (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed.,
 //! §3.3): each op passes its operands' errors on by its derivative and adds its own rounding, in units of the type it is
-//! written in. Comparing a compiled run with the interpreter then needs no tolerance: the bound follows from the graph.
+//! written in, and that of the reference, which computes every op in f64 whatever its type. The second share is nothing
+//! beside f32, but both are equal for an op written in f64: there the reference is as far from the real number as what is
+//! compared with it, and on the other side of it if it happens so. Comparing a compiled run with the interpreter then needs
+//! no tolerance: the bound follows from the graph.
 
 use crate::graph::{BinaryOp, CompareOp, DType, UnaryOp};
 use mlc_codegen::math::threefry2x32_20;
@@ -250,7 +253,7 @@ impl Number for Rounded {
     }
 }
 
-/// An f64 with the distance an evaluation in the written types may lie from it.
+/// An f64, itself rounded at every op, with the distance an evaluation in the written types may lie from it.
 #[derive(Clone, Copy)]
 pub(super) struct Bounded {
     value: f64,
@@ -276,7 +279,7 @@ fn unit(dtype: DType) -> f64 {
     }
 }
 
-/// Absolute error of an op that underflows: the smallest positive number.
+/// Absolute error of an op that underflows: the smallest positive number, twice what rounding to nearest leaves.
 fn tiny(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => f64::from_bits(1),
@@ -290,11 +293,37 @@ fn through(error: f64, slope: f64) -> f64 {
     if error == 0.0 { 0.0 } else { error * slope.abs() }
 }
 
+/// Roundings of one op, in units of half a last place of its result.
+#[derive(Clone, Copy)]
+struct Roundings {
+    /// Of an evaluation in the written type.
+    written: f64,
+    /// Of the reference in f64.
+    reference: f64,
+}
+
+impl Roundings {
+    fn new(written: f64, reference: f64) -> Roundings {
+        Roundings { written, reference }
+    }
+
+    /// Their absolute error in results of this size: of the reference's, and of what the evaluation gets from operands that
+    /// are off already.
+    fn error(self, dtype: DType, value: f64, passed: f64) -> f64 {
+        let written = self.written * unit(dtype) * (value.abs() + passed);
+        written + self.reference * unit(DType::F64) * value.abs()
+    }
+}
+
 impl Bounded {
-    /// A result with its passed-on error and `units` roundings of its own.
-    fn made(dtype: DType, value: f64, passed: f64, units: f64) -> Bounded {
-        let error = passed + units * unit(dtype) * value.abs() + tiny(dtype);
-        // An infinity or NaN is compared as such.
+    /// A result with its passed-on error and its own roundings.
+    fn made(dtype: DType, value: f64, passed: f64, own: Roundings) -> Bounded {
+        Bounded::off_by(value, passed + own.error(dtype, value, passed) + tiny(dtype) + tiny(DType::F64))
+    }
+
+    /// An infinity or NaN is compared as such. A bound beyond all numbers, or one that infinities cancel in, says nothing.
+    fn off_by(value: f64, error: f64) -> Bounded {
+        let error = if error.is_nan() { f64::INFINITY } else { error };
         Bounded { value, error: if value.is_finite() { error } else { 0.0 } }
     }
 }
@@ -313,26 +342,29 @@ impl Number for Bounded {
         self.error
     }
 
-    /// The functions' own errors, in roundings, are those the code generator states for its polynomials.
+    /// The functions' own errors are those the code generator states for its polynomials, and twice a last place for those
+    /// of the reference; its composed ones add up their steps, its series for erf is good to eight last places.
     fn unary(dtype: DType, op: UnaryOp, a: Bounded) -> Bounded {
         let (x, e) = (a.value, a.error);
         let y = unary(op, x);
-        let (passed, units) = match op {
+        let own = Roundings::new;
+        let (passed, own) = match op {
             UnaryOp::Neg | UnaryOp::Abs => return Bounded { value: y, error: e },
             UnaryOp::Floor => return Bounded { value: y, error: ((x + e).floor() - (x - e).floor()).abs() },
             // eˣ⁺ᵉ − eˣ = eˣ·(eᵉ − 1), exact for large e too.
-            UnaryOp::Exp => (if e == 0.0 { 0.0 } else { y * e.exp_m1() }, 4.0),
+            UnaryOp::Exp => (if e == 0.0 { 0.0 } else { y * e.exp_m1() }, own(4.0, 4.0)),
             // The slope at the near end of the interval bounds it inside.
-            UnaryOp::Log => (through(e, 1.0 / (x - e).max(x / 16.0)), 4.0),
-            UnaryOp::Sqrt => (through(e, 0.5 / (x - e).max(x / 16.0).sqrt()), 2.0),
-            UnaryOp::Rsqrt => (through(e, 0.5 * (x - e).max(x / 16.0).powf(-1.5)), 4.0),
-            UnaryOp::Tanh => (e.min(2.0), 8.0),
-            UnaryOp::Sigmoid => (through(e, 0.25), 8.0),
-            UnaryOp::Sin | UnaryOp::Cos => (e + 2.0 * unit(dtype), 4.0),
-            UnaryOp::Erf => (through(e, std::f64::consts::FRAC_2_SQRT_PI), 8.0),
-            UnaryOp::Not => (0.0, 0.0),
+            UnaryOp::Log => (through(e, 1.0 / (x - e).max(x / 16.0)), own(4.0, 4.0)),
+            UnaryOp::Sqrt => (through(e, 0.5 / (x - e).max(x / 16.0).sqrt()), own(2.0, 1.0)),
+            UnaryOp::Rsqrt => (through(e, 0.5 * (x - e).max(x / 16.0).powf(-1.5)), own(4.0, 3.0)),
+            UnaryOp::Tanh => (e.min(2.0), own(8.0, 4.0)),
+            UnaryOp::Sigmoid => (through(e, 0.25), own(8.0, 6.0)),
+            UnaryOp::Sin | UnaryOp::Cos => (e + 2.0 * unit(dtype), own(4.0, 4.0)),
+            UnaryOp::Erf => (through(e, std::f64::consts::FRAC_2_SQRT_PI), own(8.0, 16.0)),
+            // Of truth values alone.
+            UnaryOp::Not => return Bounded { value: y, error: 0.0 },
         };
-        Bounded::made(dtype, y, passed, units)
+        Bounded::made(dtype, y, passed, own)
     }
 
     fn binary(dtype: DType, op: BinaryOp, a: Bounded, b: Bounded) -> Bounded {
@@ -348,17 +380,20 @@ impl Number for Bounded {
             }
             BinaryOp::Max | BinaryOp::Min => return Bounded { value: z, error: ex.max(ey) },
             BinaryOp::Pow => {
-                let own = (8.0 + 4.0 * (y * x.ln()).abs()) * unit(dtype) * z.abs();
-                through(ex, y * z / x) + through(ey, z * x.ln()) + own
+                // Logarithm and product are relative to the exponent, which the exponential makes relative to the result.
+                let exponent = (y * x.ln()).abs();
+                let own = Roundings::new(8.0 + 4.0 * exponent, 4.0 + 5.0 * exponent);
+                return Bounded::made(dtype, z, through(ex, y * z / x) + through(ey, z * x.ln()), own);
             }
             BinaryOp::And | BinaryOp::Or | BinaryOp::Threefry => 0.0,
         };
-        Bounded::made(dtype, z, passed, 2.0)
+        // A quotient may be a product with a reciprocal where it is compiled: two roundings.
+        Bounded::made(dtype, z, passed, Roundings::new(2.0, 1.0))
     }
 
     fn cast(from: DType, to: DType, a: Bounded) -> Bounded {
         let widens = from == to || to == DType::F64 || (from, to) == (DType::Bf16, DType::F32);
-        if widens { a } else { Bounded::made(to, a.value, a.error, 1.0) }
+        if widens { a } else { Bounded::made(to, a.value, a.error, Roundings::new(1.0, 0.0)) }
     }
 
     fn compare(op: CompareOp, a: Bounded, b: Bounded) -> Truth {
@@ -388,9 +423,11 @@ impl Number for Bounded {
         sum.terms += 1.0;
     }
     /// Any order of n additions stays within (n − 1)·u·Σ|terms| to first order (Higham §4.2); one more for products, one
-    /// for the result.
+    /// for the result. The reference adds in one order, which may err to the other side.
     fn total(dtype: DType, sum: BoundedSum) -> Bounded {
-        let own = (sum.terms + 1.0) * (unit(dtype) * sum.magnitude + tiny(dtype));
-        Bounded::made(dtype, sum.value, sum.passed + own, 0.0)
+        let each = sum.terms + 1.0;
+        let own = Roundings::new(each, each).error(dtype, sum.magnitude, sum.passed);
+        let underflow = (each + 1.0) * (tiny(dtype) + tiny(DType::F64));
+        Bounded::off_by(sum.value, sum.passed + own + underflow)
     }
 }

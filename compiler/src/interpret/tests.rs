@@ -304,3 +304,27 @@ fn bounds_grow_where_rounding_could_turn_a_comparison() {
     assert_eq!(out.errors, [4.0, 0.0]);
     assert_eq!(out.as_floats()[1], 5.0);
 }
+
+#[test]
+fn bounds_that_overflow_allow_everything() {
+    let text = "graph @f {
+        %a = input : f32[m=1]
+        %e = exp %a : f32[m=1]
+        %b = mul %e, %e : f32[m=1]
+        %c = mul %b, %b : f32[m=1]
+        %f = floor %c : f32[m=1]
+        %d = exp %f : f32[m=1]
+        %z = sub %d, %d : f32[m=1]
+        %w = mul %z, %z : f32[m=1]
+        %y = mul %w, %z : f32[m=1]
+        return y = %y
+    }";
+    let graph = parse(text).unwrap();
+    // The power is 500, give or take a rounding, so its whole part is off by 1 and the exponential by as much as it is, 1e217.
+    // What is left of the difference is 0, with the square of that for a bound; at last infinity times 0.
+    let inputs = [(Name::from("a"), floats(&[("m", 1)], &[500f64.ln() / 4.0]))].into_iter().collect();
+    let environment = Environment { inputs, ..Environment::default() };
+    let out = run(&graph, &environment, Mode::Bounds).unwrap().report("y").unwrap().clone();
+    assert_eq!(out.as_floats(), [0.0]);
+    assert_eq!(out.errors, [f64::INFINITY]);
+}

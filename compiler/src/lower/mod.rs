@@ -12,6 +12,8 @@ pub(crate) mod attend_tests;
 pub mod attention;
 #[cfg(test)]
 mod attention_tests;
+#[cfg(test)]
+mod bounds_tests;
 mod custom;
 pub mod gemm;
 pub mod lookup;
