@@ -7,10 +7,10 @@
 //! come by its place, one after another until one fails.
 //!
 //! ```text
-//! cargo run -p mlc-tests --bin mutate -- [--list] [--only PART-OF-A-PATH] [--again FILE] [--jobs N] [--every N]
+//! cargo run -p mlc-tests --bin mutate -- [--list] [--only PART-OF-A-PATH] [--again FILE] [--every N] [--rooms] [--jobs N]
 //! ```
 //! Prints a line for each survivor and the share that was caught, per table and of all. `--again` takes only the survivors
-//! that an earlier run printed to FILE. Mutants that can't change what is computed are listed in
+//! that an earlier run printed to FILE; `--rooms` leaves the comparisons of `mlc-tests` out. Mutants that can't change what is computed are listed in
 //! `tests/mutation/survivors.txt`, each with the reason; one that is caught all the same is reported as stale.
 
 mod copy;
@@ -34,6 +34,10 @@ fn option(name: &str) -> Option<String> {
     arguments.iter().position(|a| a == name).and_then(|i| arguments.get(i + 1).cloned())
 }
 
+fn flag(name: &str) -> bool {
+    std::env::args().any(|a| a == name)
+}
+
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace");
     let number = |name: &str, default: usize| option(name).map_or(default, |n| n.parse().expect("a number"));
@@ -41,7 +45,7 @@ fn main() -> ExitCode {
     let tables = Tables::read(root);
     let listed = Listed::read(root, &tables);
     let chosen = chosen(&tables);
-    if std::env::args().any(|a| a == "--list") {
+    if flag("--list") {
         chosen.iter().for_each(|(n, m)| println!("{n} {}:{} {}", m.file, m.line, m.name()));
         return ExitCode::SUCCESS;
     }
@@ -49,7 +53,7 @@ fn main() -> ExitCode {
     let copy = target.join("mutation");
     copy::copy_sources(root, &copy);
     let dropped = copy::write_what_compiles(&tables, &copy, &target);
-    let suite = Suite::build(&copy, &target, jobs);
+    let suite = Suite::build(&copy, &target, flag("--rooms"), jobs);
     let kept: Vec<(u32, &Mutant)> =
         chosen.into_iter().filter(|(n, _)| !dropped.contains(n)).step_by(number("--every", 1)).collect();
     let survivors = survivors(&suite, &kept, jobs);

@@ -15,6 +15,9 @@ const SWAPS: &[(&str, &str)] = &[
     ("skip", "take"),
 ];
 
+/// Methods whose answer is turned around.
+const PREDICATES: &[&str] = &["contains", "is_empty", "has", "contains_key", "same_as", "same_axes"];
+
 /// Variants that may be mistaken for each other, each for the next.
 const VARIANTS: &[(&str, &[&str])] = &[
     (
@@ -98,9 +101,7 @@ impl Finder<'_> {
             let at = e.method.span().byte_range().start - e.span().byte_range().start;
             let changed = format!("{}{new}{}", &text[..at], &text[at + name.len()..]);
             self.place(e, vec![(changed, format!("`.{name}` → `.{new}`"))]);
-        } else if ["contains", "is_empty", "has", "contains_key", "same_as", "same_axes"]
-            .contains(&name.as_str())
-        {
+        } else if PREDICATES.contains(&name.as_str()) {
             self.place(e, vec![(format!("!({text})"), format!("`.{name}` → not"))]);
         }
     }
@@ -151,6 +152,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
         }
         match e {
             syn::Expr::Binary(b) if !has_let(e) => self.binary(b),
+            syn::Expr::Unary(u) if matches!(u.op, syn::UnOp::Not(_)) && turns_around(&u.expr) => {}
             syn::Expr::Unary(u) if matches!(u.op, syn::UnOp::Not(_) | syn::UnOp::Neg(_)) => {
                 let (inner, op) = (self.of(&u.expr).to_string(), self.of(&u.op).to_string());
                 self.place(e, vec![(inner, format!("`{op}` → nothing"))]);
@@ -158,7 +160,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
             syn::Expr::MethodCall(m) => self.method(m),
             syn::Expr::Path(p) => self.variant(p),
             syn::Expr::Lit(l) => self.literal(l),
-            syn::Expr::If(i) if !has_let(&i.cond) => {
+            syn::Expr::If(i) if !has_let(&i.cond) && !turns_around(&i.cond) => {
                 let condition = self.of(&i.cond).to_string();
                 self.place(&*i.cond, vec![(format!("!({condition})"), "condition → not".into())]);
             }
@@ -222,6 +224,22 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     fn visit_pat(&mut self, _: &'ast syn::Pat) {}
     fn visit_type(&mut self, _: &'ast syn::Type) {}
     fn visit_attribute(&mut self, _: &'ast syn::Attribute) {}
+}
+
+/// Whether a mutant of the expression itself already gives the opposite, so that a `!` before it would be the same again.
+fn turns_around(e: &syn::Expr) -> bool {
+    use syn::BinOp::*;
+    match e {
+        syn::Expr::Binary(b) => matches!(b.op, Eq(_) | Ne(_) | Lt(_) | Le(_) | Gt(_) | Ge(_)),
+        syn::Expr::Unary(u) => matches!(u.op, syn::UnOp::Not(_)),
+        syn::Expr::MethodCall(m) => {
+            let name = m.method.to_string();
+            PREDICATES.contains(&name.as_str())
+                || ["is_some", "is_none", "is_ok", "is_err"].contains(&name.as_str())
+        }
+        syn::Expr::Paren(p) => turns_around(&p.expr),
+        _ => false,
+    }
 }
 
 /// Whether an expression holds a `let` of a condition, which can't stand in a `match`.
