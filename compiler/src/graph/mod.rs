@@ -28,6 +28,10 @@ mod spaces;
 pub mod verify;
 
 #[cfg(test)]
+mod composite_tests;
+#[cfg(test)]
+mod shape_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
