@@ -249,3 +249,29 @@ fn lower_attention_with_two_group_axes() {
         check_with(&graph, 3);
     }
 }
+
+/// Two operations for each product of numbers, in the scores that the bound leaves: q·k and p·v forward; q·k, do·v and ds·k
+/// for the queries; those two, ds·q and p·do for keys and values.
+#[test]
+fn lower_counts_the_operations_of_attention() {
+    let flops = |q, kv, bound, bias: Option<Bias>| {
+        let graph = trained(q, kv, bound, bias, |b, a| b.add(a[0], a[a.len() - 1]));
+        simulate::program(&graph).unwrap_or_else(|e| panic!("{e}")).info.entries[0].flops
+    };
+    let shared: &[(&str, u64)] = &[("seq", 7), ("pos", 7)];
+    for (bound, pairs) in [(Bound::Full, 49), (Bound::Causal, 28), (Bound::Window(3), 18)] {
+        let per_pair = 2 * 4 * (2 + 3 + 4);
+        assert_eq!(flops(Q, KV, bound, Some(Bias::Given(shared))), 12 * pairs * per_pair, "{bound:?}");
+        // The gradient of a bias needs q·k and do·v again.
+        let learned = flops(Q, KV, bound, Some(Bias::Learned(shared)));
+        assert_eq!(learned, 12 * pairs * (per_pair + 2 * 4 * 2), "{bound:?}");
+    }
+    // Fewer keys than queries.
+    let q: &[(&str, u64)] = &[("seq", 9), ("hd", 2)];
+    let kv: &[(&str, u64)] = &[("pos", 5), ("hd", 2)];
+    let bias: &[(&str, u64)] = &[("pos", 5)];
+    for (bound, pairs) in [(Bound::Full, 45), (Bound::Causal, 35), (Bound::Window(7), 35)] {
+        let got = flops(q, kv, bound, Some(Bias::Given(bias)));
+        assert_eq!(got, pairs * 2 * 2 * (2 + 3 + 4), "{bound:?}");
+    }
+}

@@ -70,6 +70,23 @@ fn lower_gives_a_product_its_tail() {
     assert_eq!(kernels(&program), ["gemm_6x5x4_f32", "gemm_6x4x5_f32"]);
 }
 
+/// Two operations for each product of numbers, whatever its dimensions are to the kernel; a loop's count for each iteration.
+#[test]
+fn lower_counts_the_operations_of_products() {
+    let flops =
+        |graph: &Graph| simulate::program(graph).unwrap_or_else(|e| panic!("{e}")).info.entries[0].flops;
+    let mut b = Builder::new("counts");
+    // Two batch axes that no stride joins.
+    let x = b.input("x", ty(&[("batch", 2), ("m", 5), ("heads", 3), ("k", 7)]), 0);
+    let y = b.input("y", ty(&[("heads", 3), ("k", 7), ("batch", 2), ("n", 11)]), 0);
+    let z = b.dot(x, y, &names(&["k"]));
+    report(&mut b, "z", z);
+    let graph = b.finish();
+    check(&graph, 2);
+    assert_eq!(flops(&graph), 2 * 2 * 3 * 5 * 7 * 11);
+    assert_eq!(flops(&layers(false)), 3 * 2 * 3 * 4 * 4);
+}
+
 #[test]
 fn lower_walks_contracted_heads_with_one_stride() {
     // Heads come out with their own axis order; the projection back wants (kv, group, hd) together.
