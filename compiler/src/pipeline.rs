@@ -80,6 +80,7 @@ pub fn compile(
     runner: &mut Runner,
 ) -> Result<Compiled> {
     let train = run_of(spec)?;
+    one_device(spec)?;
     let inputs = input_sources(&spec.model).map_err(CompileError::Spec)?;
     let config = with_microbatches(train_config(&spec.model, train), train);
     let mut schedules = Vec::new();
@@ -145,7 +146,7 @@ pub fn kernel_checks(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> R
 
 /// Entries with their batch.
 fn entries_of(model: &Model, train: &Train) -> Vec<(Entry, u64)> {
-    let mut entries = vec![(Entry::Train, train.batch), (Entry::Eval, train.microbatch)];
+    let mut entries = vec![(Entry::Train, train.batch), (Entry::Eval, train.global_microbatch)];
     if has_logits(model) {
         entries.push((Entry::Logits, 1));
     }
@@ -162,8 +163,16 @@ fn run_of(spec: &Spec) -> Result<&Train> {
     })
 }
 
+/// Only runs on one device can be built yet.
+fn one_device(spec: &Spec) -> Result<()> {
+    let Some(layout) = spec.layout.as_ref().filter(|layout| layout.devices() > 1) else { return Ok(()) };
+    let title = format!("a run over {} devices can't be built yet", layout.devices());
+    let error = Diagnostic::error(codes::NOT_AVAILABLE, title).at(layout.mesh[0].span, "in this mesh");
+    Err(CompileError::Spec(vec![error.help("build it for one device: take out `mesh`, `shard` and `store`")]))
+}
+
 fn with_microbatches(config: TrainConfig, train: &Train) -> TrainConfig {
-    let cut = Microbatch { axis: "batch".into(), size: train.microbatch };
+    let cut = Microbatch { axis: "batch".into(), size: train.global_microbatch };
     TrainConfig { microbatch: (train.accumulation > 1).then_some(cut), ..config }
 }
 

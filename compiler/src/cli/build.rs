@@ -167,5 +167,6 @@ fn default_output(spec: &Path) -> PathBuf {
 /// The command that builds this binary again, for the binary's own messages.
 fn rebuild_command(args: &SpecArgs) -> String {
     let sets: String = args.sets.iter().map(|set| format!(" --set {set}")).collect();
-    format!("mlc build {}{sets}", args.spec.display())
+    let devices = args.devices.map(|n| format!(" --devices {n}")).unwrap_or_default();
+    format!("mlc build {}{sets}{devices}", args.spec.display())
 }

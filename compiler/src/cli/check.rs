@@ -1,10 +1,11 @@
 //! `mlc check`
 
-use super::files::{Checked, expanded, failure, grouped, read_spec};
+use super::files::{Checked, MessageKind, expanded, failure, grouped, read_spec};
 use super::{Failure, SpecArgs};
 use clap::Args;
 use mlc::pipeline::{self, Runner};
-use mlc::spec::checked::Model;
+use mlc::spec::checked::{Model, Spec};
+use mlc::spec::placement;
 
 /// Arguments of `mlc check`.
 #[derive(Args)]
@@ -19,7 +20,7 @@ pub struct CheckArgs {
     params: bool,
 }
 
-/// Checks, then prints a summary, and what the choices of `remat` come to.
+/// Checks, then prints a summary, where parameters lie, and what the choices of `remat` come to.
 pub fn run(args: &CheckArgs) -> Result<(), Failure> {
     let checked = read_spec(&args.spec)?;
     if args.expand {
@@ -29,13 +30,38 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
     if args.params {
         print_params(&checked.spec.model);
     }
+    if args.spec.format.kind == MessageKind::Json {
+        println!("{}", summary_json(&checked));
+        return Ok(());
+    }
     print!("{}", summary(&checked));
+    let spec = &checked.spec;
+    if let Some(layout) = &spec.layout {
+        print!("{}", placement::table(layout, &spec.model, spec.train.as_ref(), &checked.sources));
+    }
     if checked.spec.train.as_ref().is_some_and(|train| !train.remat.is_default()) {
         let report = pipeline::graphs(&checked.spec, &checked.sources, &mut Runner::default())
             .map_err(|e| failure(e, &checked.sources, args.spec.format))?;
         print!("{}", report.unwrap_or_default());
     }
     Ok(())
+}
+
+/// What a script asks for, as one object.
+fn summary_json(checked: &Checked) -> serde_json::Value {
+    let Spec { model, train, layout, .. } = &checked.spec;
+    let run = train.as_ref().map(|t| {
+        serde_json::json!({
+            "steps": t.steps, "batch": t.batch, "seq": t.seq, "accumulation": t.accumulation,
+        })
+    });
+    serde_json::json!({
+        "model": model.name,
+        "parameters": model.parameter_count(),
+        "tensors": model.params.len(),
+        "run": run,
+        "layout": layout.as_ref().map(|l| placement::json(l, model, train.as_ref(), &checked.sources)),
+    })
 }
 
 /// Two lines: the model, the run.

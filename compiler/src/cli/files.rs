@@ -3,7 +3,7 @@
 use super::{Failure, SpecArgs};
 use mlc::pipeline::CompileError;
 use mlc::spec::checked::Spec;
-use mlc::spec::{Diagnostic, FileLoader, SourceMap, check, diagnostic, expand};
+use mlc::spec::{Diagnostic, FileLoader, SourceMap, check_for, diagnostic, expand_for};
 use std::io::IsTerminal;
 use std::path::Path;
 
@@ -19,7 +19,7 @@ pub struct Checked {
 pub fn read_spec(args: &SpecArgs) -> Result<Checked, Failure> {
     let mut sources = SourceMap::new();
     let path = args.spec.to_string_lossy();
-    match check(&mut sources, &FileLoader, &path, &args.sets) {
+    match check_for(&mut sources, &FileLoader, &path, &args.sets, args.devices) {
         Ok((spec, notes)) => {
             show(&notes, &sources, args.format);
             Ok(Checked { spec, sources })
@@ -38,7 +38,7 @@ pub fn read_spec(args: &SpecArgs) -> Result<Checked, Failure> {
 /// As [`read_spec`], notes left out: the spec was read before with other sizes.
 pub fn read_quietly(args: &SpecArgs) -> Result<Checked, Failure> {
     let mut sources = SourceMap::new();
-    match check(&mut sources, &FileLoader, &args.spec.to_string_lossy(), &args.sets) {
+    match check_for(&mut sources, &FileLoader, &args.spec.to_string_lossy(), &args.sets, args.devices) {
         Ok((spec, _)) => Ok(Checked { spec, sources }),
         Err(errors) => {
             show(&errors, &sources, args.format);
@@ -50,7 +50,8 @@ pub fn read_quietly(args: &SpecArgs) -> Result<Checked, Failure> {
 /// The canonical full text of a spec that checks.
 pub fn expanded(args: &SpecArgs) -> Result<String, Failure> {
     let mut sources = SourceMap::new();
-    expand::expand(&mut sources, &FileLoader, &args.spec.to_string_lossy(), &args.sets).map_err(|errors| {
+    let path = args.spec.to_string_lossy();
+    expand_for(&mut sources, &FileLoader, &path, &args.sets, args.devices).map_err(|errors| {
         show(&errors, &sources, args.format);
         Failure::Spec
     })

@@ -106,6 +106,10 @@ pub struct SpecArgs {
     /// Override a key of the spec: `--set Llama.layers=4 --set train.optimizer.lr=1e-4`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
+    /// Devices to lay the run out over; they must be the product of the mesh, whose `auto` axis takes what the others
+    /// leave.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub devices: Option<u64>,
     #[command(flatten)]
     pub format: files::MessageFormat,
 }

@@ -13,10 +13,12 @@ mod run;
 
 use super::source::Span;
 pub use layout::{
-    Kept, Layout, MeshAxis, MeshKind, Regather, Scope, ShardRule, Split, Store, SubAxis, split_jointly,
+    Atom, Kept, Layout, MeshAxis, MeshKind, Regather, Scope, ShardRule, Split, Store, SubAxis, Won,
+    split_jointly,
 };
 pub use optimizer::{Adafactor, Decay, DecayBy, Group, Muon, MuonScale, Optimizer, ParamRate, Rule};
 pub use run::*;
+use std::collections::BTreeMap;
 
 /// Everything known about a run.
 #[derive(Clone, Debug)]
@@ -90,6 +92,9 @@ pub struct Model {
     pub lower_reference: Vec<String>,
     /// Repeats some of whose iterations are laid out in a row.
     pub unrolled: Vec<Unrolled>,
+    /// What rules for roles and values say: path of the value, tensor axis, names of the [`Atom`]s it is split over, none for
+    /// an axis that stays whole. Empty without a mesh of several devices.
+    pub constraints: BTreeMap<String, BTreeMap<String, Vec<String>>>,
     /// Kernels of the user's own, in order.
     pub kernels: Vec<CustomKernel>,
     /// `model Name`.

@@ -5,7 +5,7 @@
 
 use super::ast::{Binding, Item, Statement};
 use super::check::{Checked, checked};
-use super::checked::TargetKind;
+use super::checked::{Layout, MeshKind, TargetKind};
 use super::decode::{Decoded, Field, Typed};
 use super::diagnostic::Diagnostic;
 use super::load::{Loader, Units};
@@ -22,8 +22,22 @@ pub fn expand(
     path: &str,
     sets: &[String],
 ) -> Result<String, Vec<Diagnostic>> {
+    expand_for(sources, loader, path, sets, None)
+}
+
+/// As [`expand`], for a number of devices.
+///
+/// # Errors
+/// As [`super::check::check_for`].
+pub fn expand_for(
+    sources: &mut SourceMap,
+    loader: &dyn Loader,
+    path: &str,
+    sets: &[String],
+    devices: Option<u64>,
+) -> Result<String, Vec<Diagnostic>> {
     let (units, mut found) = super::check::load_with_overrides(sources, loader, path, sets)?;
-    let checked = checked(&units, &mut found);
+    let checked = checked(&units, devices, &mut found);
     match checked {
         Some(checked) if !found.iter().any(Diagnostic::is_error) => {
             let mut out = Expand { sources, out: String::new(), level: 0 };
@@ -81,12 +95,26 @@ impl Expand<'_> {
                 // The model, its files and the run are written out; targets stand last.
                 Item::Use(_) | Item::Model(_) | Item::Block(_) | Item::Target(_) => {}
                 Item::Section(s) if s.kind.name == "train" => {}
+                // The layout is written out.
+                Item::Section(s) if s.kind.name == "mesh" || s.kind.name == "store" => {}
+                Item::Shard(_) if checked.spec.layout.is_some() => {}
                 Item::Section(_) | Item::Shard(_) | Item::Freeze(_) | Item::Adapter(_) | Item::Kernel(_) => {
                     let origin = self.origin(item.span());
                     self.line(&format!("# {origin}"));
                     self.lines(&print::item(item));
                 }
             }
+        }
+        if let Some(layout) = &checked.spec.layout {
+            self.mesh(layout);
+            self.rules(root);
+        }
+        if let Some(store) = &checked.store {
+            self.line("store {");
+            self.level += 1;
+            self.section(store);
+            self.level -= 1;
+            self.line("}");
         }
         if let Some(run) = &checked.run {
             self.line("train {");
@@ -150,6 +178,34 @@ impl Expand<'_> {
         let Some(c) = checked.spec.model.consts.iter().find(|c| c.name == binding.name.name) else { return };
         let text = self.sources.text(c.origin).to_string();
         self.sourced(&format!("const {} = {text}", c.name), c.origin);
+    }
+
+    // ---- layout
+
+    /// The axes with the sizes they came to.
+    fn mesh(&mut self, layout: &Layout) {
+        self.line("mesh {");
+        self.level += 1;
+        for axis in &layout.mesh {
+            let kind = if axis.kind == MeshKind::Pipeline { " pipeline" } else { "" };
+            let nodes = if axis.over_nodes { " over nodes" } else { "" };
+            let auto = axis.auto.map(|(low, high)| format!("auto({low}..{high}), ")).unwrap_or_default();
+            let origin = self.origin(axis.span);
+            self.line(&format!("{} = {}{kind}{nodes}  # {auto}{origin}", axis.name, axis.size));
+        }
+        self.level -= 1;
+        self.line("}");
+    }
+
+    fn rules(&mut self, root: &super::ast::File) {
+        let rules = root.items.iter().filter_map(|i| if let Item::Shard(s) = i { Some(s) } else { None });
+        self.line("shard {");
+        self.level += 1;
+        for rule in rules.flat_map(|shard| &shard.rules) {
+            self.sourced(&print::shard_rule(rule), rule.span);
+        }
+        self.level -= 1;
+        self.line("}");
     }
 
     // ---- run

@@ -17,14 +17,15 @@ pub mod glob;
 pub mod library;
 pub mod load;
 pub mod parse;
+pub mod placement;
 pub mod print;
 pub mod schema;
 pub mod set;
 pub mod source;
 
-pub use check::check;
+pub use check::{check, check_for};
 pub use diagnostic::{Diagnostic, Severity};
-pub use expand::expand;
+pub use expand::{expand, expand_for};
 pub use load::{FileLoader, Loader, MemoryLoader};
 pub use source::{Location, SourceId, SourceMap, Span};
 

@@ -175,7 +175,8 @@ fn layout(l: &Layout) -> String {
     format!("[{}]", join(&l.dims, dim))
 }
 
-fn shard_rule(rule: &ShardRule) -> String {
+/// `params "**": d -> fsdp`
+pub fn shard_rule(rule: &ShardRule) -> String {
     let scope = match &rule.scope {
         ShardScope::Every => String::new(),
         ShardScope::Role(r) => format!("role {}: ", r.name),

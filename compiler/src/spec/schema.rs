@@ -375,25 +375,22 @@ pub static LOG: Section = Section {
 /// `store { … }`
 pub static STORE: Section = Section {
     keys: &[
-        later("params", Kind::Word(&["sharded", "whole"]), Is("sharded"), BAKED, "Parameters at rest."),
-        later(
-            "grads",
-            Kind::Word(&["sharded", "whole"]),
-            Is("sharded"),
-            BAKED,
-            "Gradients between microbatches.",
-        ),
-        later("state", Kind::Word(&["sharded", "whole"]), Is("sharded"), BAKED, "Optimizer states."),
-        later(
+        key("params", Kind::Word(KEPT), Is("sharded"), BAKED, "Parameters at rest."),
+        key("grads", Kind::Word(KEPT), Is("sharded"), BAKED, "Gradients, from their sum to the update."),
+        key("state", Kind::Word(KEPT), Is("sharded"), BAKED, "Optimizer states."),
+        key(
             "regather",
-            Kind::Word(&["backward", "never"]),
+            Kind::Word(&["backward", "forward"]),
             Is("backward"),
             BAKED,
-            "When parameters are gathered again.",
+            "Pass of the last gathering of parameters: `backward` gathers again, `forward` keeps them until then.",
         ),
     ],
     globs: &[],
 };
+
+/// How a kind of tensor lies at rest.
+const KEPT: &[&str] = &["sharded", "whole"];
 
 /// `pipeline { … }`, without `stages = n over axis`, which has a form of its own.
 pub static PIPELINE: Section = Section {
@@ -491,6 +488,8 @@ pub fn reference() -> String {
     }
     out += "\n### Target\n| key | takes | default | | meaning |\n|---|---|---|---|---|\n";
     rows("", &TARGET, &mut out);
+    out += "\n### Store\n| key | takes | default | | meaning |\n|---|---|---|---|---|\n";
+    rows("", &STORE, &mut out);
     out
 }
 

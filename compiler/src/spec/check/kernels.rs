@@ -7,7 +7,7 @@ use crate::spec::diagnostic::{Diagnostic, nearest};
 use crate::spec::load::Units;
 
 use super::choose::Chosen;
-use super::layout::operands;
+use super::values::operands;
 
 /// Reads every `kernel` of the model and of the file asked for; one that computes nothing is an error.
 pub fn check_kernels(units: &Units, chosen: &Chosen<'_>, model: &mut Model, found: &mut Vec<Diagnostic>) {

@@ -2,10 +2,11 @@
 //!
 //! 1. `load`: the file and those it uses.
 //! 2. `choose`: which model the run trains, with the overrides of `with` and `--set`.
-//! 3. `run`: the sections of the run, typed by the tables of `schema.rs`.
-//! 4. `model`: sizes, then every statement; blocks are instantiated at each use (`blocks`), expressions typed (`expr`,
+//! 3. `mesh`: the devices, and the parts of the batch.
+//! 4. `run`: the sections of the run, typed by the tables of `schema.rs`.
+//! 5. `model`: sizes, then every statement; blocks are instantiated at each use (`blocks`), expressions typed (`expr`,
 //!    `calls`), name tables resolved (`names`).
-//! 5. `layout`: mesh, sharding and the other constructs that speak about parameters; parameter groups.
+//! 6. `layout`: sharding (`shard`) and the other constructs that speak about parameters; parameter groups.
 //!
 //! Every step collects what it finds; a name that failed to check is poison, and what uses it stays silent.
 
@@ -17,6 +18,7 @@ mod declare;
 mod expr;
 mod kernels;
 mod layout;
+mod mesh;
 mod model;
 mod names;
 mod optimizer;
@@ -27,20 +29,24 @@ mod repeat;
 mod routing;
 mod run;
 mod scope;
+mod shard;
 mod sizes;
 mod unused;
+mod values;
 
 use super::ast;
 use super::checked::Spec;
 use super::codes;
+use super::decode::Decoded;
 use super::diagnostic::{Diagnostic, limit, sort};
 use super::load::{Loader, Units, load};
 use super::source::{SourceMap, Span};
 use model::RunSizes;
 
 pub use calls::FUNCTIONS;
-pub use layout::operands;
+pub use mesh::MAX_DEVICES;
 pub use model::{MAX_INSTANCE_DEPTH, MAX_NODES, MAX_SIZE, MAX_TOTAL_DEPTH};
+pub use values::operands;
 
 /// Placeholder for a size given by the run, when a model is checked alone.
 pub const PLACEHOLDER_BATCH: u64 = 8;
@@ -57,8 +63,22 @@ pub fn check(
     path: &str,
     sets: &[String],
 ) -> Result<(Spec, Vec<Diagnostic>), Vec<Diagnostic>> {
+    check_for(sources, loader, path, sets, None)
+}
+
+/// As [`check`], for a number of devices.
+///
+/// # Errors
+/// As [`check`]; the mesh is for another number.
+pub fn check_for(
+    sources: &mut SourceMap,
+    loader: &dyn Loader,
+    path: &str,
+    sets: &[String],
+    devices: Option<u64>,
+) -> Result<(Spec, Vec<Diagnostic>), Vec<Diagnostic>> {
     let (units, mut found) = load_with_overrides(sources, loader, path, sets)?;
-    let checked = checked(&units, &mut found);
+    let checked = checked(&units, devices, &mut found);
     sort(&mut found);
     match checked {
         Some(checked) if !found.iter().any(Diagnostic::is_error) => Ok((checked.spec, found)),
@@ -72,6 +92,8 @@ pub(super) struct Checked<'a> {
     pub spec: Spec,
     /// The typed `train` section.
     pub run: Option<run::Run>,
+    /// The typed `store` section, if there is a mesh.
+    pub store: Option<Decoded>,
     /// The model's tree.
     pub chosen: choose::Chosen<'a>,
 }
@@ -98,13 +120,19 @@ pub(super) fn load_with_overrides(
 }
 
 /// Checks files that have been read; `None` after an error that leaves nothing to go on with.
-pub(super) fn checked<'a>(units: &'a Units, found: &mut Vec<Diagnostic>) -> Option<Checked<'a>> {
+pub(super) fn checked<'a>(
+    units: &'a Units,
+    devices: Option<u64>,
+    found: &mut Vec<Diagnostic>,
+) -> Option<Checked<'a>> {
     let root = &units.units[0].file;
-    let run = run::Run::read(root, found);
-    let has_run = run.is_some();
+    let has_run = root.items.iter().any(|i| matches!(i, ast::Item::Section(s) if s.kind.name == "train"));
+    let mesh = mesh::mesh(root, devices, has_run, found);
+    let data_shards = mesh::data_shards(root, &mesh);
+    let run = run::Run::read(root, data_shards, found);
     let target = run::target(root, has_run, found);
     let chosen = choose::choose(units, found)?;
-    let placeholders = RunSizes { batch: PLACEHOLDER_BATCH, seq: PLACEHOLDER_SEQ, span: None };
+    let placeholders = RunSizes { batch: PLACEHOLDER_BATCH * data_shards, seq: PLACEHOLDER_SEQ, span: None };
     let sizes = run.as_ref().map_or(placeholders, run::Run::sizes);
     let mut model = model::check_model(&chosen, sizes, found)?;
     if run.is_none() && model.sizes.iter().any(|s| s.by_run) {
@@ -118,13 +146,13 @@ pub(super) fn checked<'a>(units: &'a Units, found: &mut Vec<Diagnostic>) -> Opti
         found.append(&mut checker.found);
     }
     kernels::check_kernels(units, &chosen, &mut model, found);
-    layout::check_layout(root, &model, has_run, found);
+    let (layout, store) = layout::check_layout(root, &mut model, mesh, has_run, found).unzip();
     let frozen = optimizer::frozen(root, &model, has_run, found);
     let train = match &run {
         Some(run) => Some(run.finish(&model, frozen, found)?),
         None => None,
     };
-    Some(Checked { spec: Spec { model, train, layout: None, target }, run, chosen })
+    Some(Checked { spec: Spec { model, train, layout, target }, run, store, chosen })
 }
 
 /// Applies the `with { … }` of the first target: overrides for one kind of hardware.

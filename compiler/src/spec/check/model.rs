@@ -212,6 +212,7 @@ impl<'a> Checker<'a> {
             n_values: self.next_value,
             lower_reference,
             unrolled: std::mem::take(&mut self.unrolled),
+            constraints: BTreeMap::new(),
             kernels: vec![],
             span: model.name.span,
         })

@@ -3,8 +3,8 @@
 //! A rule's glob is matched with the paths of named values and of block instances inside repeats: nothing else is saved
 //! per iteration. Where the text gives one value several names (an argument, `q = F@f(x)`), each of them names it.
 
-use super::layout::operands;
 use super::run::{hits_nothing, part_of_repeat};
+use super::values::operands;
 use crate::spec::checked::*;
 use crate::spec::decode::Decoded;
 use crate::spec::diagnostic::Diagnostic;

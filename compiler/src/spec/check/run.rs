@@ -19,8 +19,9 @@ pub struct Run {
     pub batch: u64,
     /// Tokens per sequence.
     pub seq: u64,
-    /// Sequences processed at once.
+    /// Sequences processed at once per data shard.
     pub microbatch: u64,
+    data_shards: u64,
     span: Span,
 }
 
@@ -42,8 +43,8 @@ pub fn section<'a>(file: &'a File, kind: &str, found: &mut Vec<Diagnostic>) -> O
 }
 
 impl Run {
-    /// Types the `train` section; `None` if the file has none.
-    pub fn read(file: &File, found: &mut Vec<Diagnostic>) -> Option<Run> {
+    /// Types the `train` section, for a batch split into this many parts; `None` if the file has none.
+    pub fn read(file: &File, data_shards: u64, found: &mut Vec<Diagnostic>) -> Option<Run> {
         let item = section(file, "train", found)?;
         let keys = decode(&item.section, &schema::TRAIN, "train", found);
         let seq = keys.integer("seq").unwrap_or(super::PLACEHOLDER_SEQ);
@@ -52,25 +53,50 @@ impl Run {
             Typed::Batch(n, true) => tokens_to_sequences(*n, seq, &keys, found),
             _ => super::PLACEHOLDER_BATCH,
         };
-        let microbatch = keys.integer("microbatch").unwrap_or(batch);
-        if !batch.is_multiple_of(microbatch) {
-            let below = (1..=microbatch.min(batch)).rev().find(|m| batch % m == 0).unwrap_or(1);
-            let above = (microbatch..=batch).find(|m| batch % m == 0).unwrap_or(batch);
-            found.push(
-                Diagnostic::error(
-                    codes::BATCH_DIVIDE,
-                    format!("the batch does not divide into microbatches: {batch} by {microbatch}"),
-                )
-                .at(keys.field("microbatch").at, format!("{batch} is not a multiple of {microbatch}"))
-                .and(keys.field("batch").at, "the batch")
-                .help(if below == above {
-                    format!("use {below}")
-                } else {
-                    format!("use {below} or {above}")
-                }),
-            );
+        let whole = (batch / data_shards).max(1);
+        let microbatch = keys.integer("microbatch").unwrap_or(whole);
+        let run = Run { keys, batch, seq, microbatch, data_shards, span: item.kind.span };
+        if !batch.is_multiple_of(run.global_microbatch()) {
+            found.push(run.does_not_divide());
         }
-        Some(Run { keys, batch, seq, microbatch, span: item.kind.span })
+        Some(run)
+    }
+
+    /// Sequences processed at once over all data shards.
+    fn global_microbatch(&self) -> u64 {
+        self.microbatch.saturating_mul(self.data_shards)
+    }
+
+    fn does_not_divide(&self) -> Diagnostic {
+        let Run { batch, microbatch, data_shards, .. } = *self;
+        let written = self.keys.field("microbatch").at;
+        let at_once = match data_shards {
+            1 => microbatch.to_string(),
+            shards if written.is_written() => format!("{microbatch} · {shards} data shards"),
+            shards => format!("{shards} data shards"),
+        };
+        let title = format!("the batch does not divide into microbatches: {batch} by {at_once}");
+        let batch_at = self.keys.field("batch").at;
+        let place = if written.is_written() { written } else { batch_at };
+        let label = format!("{batch} is not a multiple of {}", self.global_microbatch());
+        let mut diagnostic = Diagnostic::error(codes::BATCH_DIVIDE, title).at(place, label);
+        if written.is_written() {
+            diagnostic = diagnostic.and(batch_at, "the batch");
+        }
+        let per_shard = batch / data_shards;
+        if !batch.is_multiple_of(data_shards) {
+            let fits = [per_shard, per_shard + 1].into_iter().filter(|n| *n > 0);
+            let fits: Vec<String> = fits.map(|n| (n * data_shards).to_string()).collect();
+            return diagnostic
+                .help(format!("a batch for {data_shards} data shards is {}", fits.join(" or ")));
+        }
+        let below = (1..=microbatch.min(per_shard)).rev().find(|m| per_shard % m == 0).unwrap_or(1);
+        let above = (microbatch..=per_shard).find(|m| per_shard % m == 0).unwrap_or(per_shard);
+        diagnostic.help(if below == above {
+            format!("use {below}")
+        } else {
+            format!("use {below} or {above}")
+        })
     }
 
     /// The sizes the model takes from the run.
@@ -80,7 +106,7 @@ impl Run {
             if at.is_written() { at } else { self.keys.field(other).at }
         };
         RunSizes {
-            batch: self.microbatch,
+            batch: self.global_microbatch(),
             seq: self.seq,
             span: Some((place("microbatch", "batch"), place("seq", "seq"))),
         }
@@ -99,8 +125,8 @@ impl Run {
             batch: self.batch,
             seq: self.seq,
             microbatch: self.microbatch,
-            global_microbatch: self.microbatch,
-            accumulation: (self.batch / self.microbatch).max(1),
+            global_microbatch: self.global_microbatch(),
+            accumulation: (self.batch / self.global_microbatch()).max(1),
             seed: self.keys.integer("seed")?,
             data: source(self.keys.get("data"))?,
             tokenizer: self.keys.text("tokenizer").map(str::to_string),

@@ -1,7 +1,7 @@
 //! How a run is laid out over devices: the mesh, the rules that split tensors over it, and what lies split at rest.
 
 use super::*;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 /// The devices, and what is split over them. Ranks number the devices row-major over the axes in order: the first axis
 /// is the slowest, the last one joins neighbours.
@@ -158,31 +158,100 @@ impl Layout {
         names.iter().filter_map(|name| self.axis(name)).map(|axis| axis.size).product()
     }
 
-    /// The split of a parameter where it is used: by the by-axis rules alone.
-    pub fn in_use(&self, param: &Param) -> Split {
+    /// What rules make of a parameter where it is used: the by-axis rules alone.
+    pub fn rules_in_use(&self, param: &Param) -> Vec<Won<'_>> {
         let rules = self.rules.iter().filter(|rule| rule.scope == Scope::Every);
-        split(rules, |axis| param.axes().any(|a| a.name == axis))
+        winners(rules, |axis| param.axes().any(|a| a.name == axis))
     }
 
-    /// The split of a parameter at rest where its kind of tensor is [`Kept::Sharded`].
-    pub fn at_rest(&self, id: ParamId, param: &Param) -> Split {
+    /// What rules make of a parameter at rest, for kinds of tensors that are [`Kept::Sharded`].
+    pub fn rules_at_rest(&self, id: ParamId, param: &Param) -> Vec<Won<'_>> {
         let rules = self.rules.iter().filter(|rule| match &rule.scope {
             Scope::Every => true,
             Scope::Params(ids) => ids.contains(&id),
             Scope::Role(_) | Scope::Values(_) => false,
         });
-        split(rules, |axis| param.axes().any(|a| a.name == axis))
+        winners(rules, |axis| param.axes().any(|a| a.name == axis))
     }
 
-    /// The split of a value with these axes by the by-axis rules and those that name it.
-    pub fn of_value(&self, axes: &[Axis], role: Option<&str>, path: &str) -> Split {
+    /// What the by-axis rules and those that name it make of a value with these axes.
+    pub fn rules_of_value(&self, axes: &[Axis], role: Option<&str>, path: &str) -> Vec<Won<'_>> {
         let rules = self.rules.iter().filter(|rule| rule.scope == Scope::Every || rule.names(role, path));
-        split(rules, |axis| axes.iter().any(|a| a.name == axis))
+        winners(rules, |axis| axes.iter().any(|a| a.name == axis))
     }
+}
+
+impl Layout {
+    /// The split of a parameter where it is used: by the by-axis rules alone.
+    pub fn in_use(&self, param: &Param) -> Split {
+        split(&self.rules_in_use(param))
+    }
+
+    /// The split of a parameter at rest where its kind of tensor is [`Kept::Sharded`].
+    pub fn at_rest(&self, id: ParamId, param: &Param) -> Split {
+        split(&self.rules_at_rest(id, param))
+    }
+
+    /// The mesh axes, cut wherever a rule cuts one, in order; those of one device are left out. No rule splits a part of one.
+    pub fn atoms(&self) -> Vec<Atom> {
+        let mut atoms = vec![];
+        for axis in &self.mesh {
+            let parts = self.rules.iter().flat_map(|rule| rule.parts.iter().flatten());
+            let mut cuts: BTreeSet<u64> = [1, axis.size].into();
+            for part in parts.filter(|part| part.axis == axis.name) {
+                cuts.extend([part.before, part.before * part.size]);
+            }
+            let cuts: Vec<u64> = cuts.into_iter().collect();
+            for (i, cut) in cuts.windows(2).enumerate() {
+                let whole = cuts.len() == 2;
+                let name = if whole { axis.name.clone() } else { format!("{}.{i}", axis.name) };
+                let part = SubAxis { axis: axis.name.clone(), before: cut[0], size: cut[1] / cut[0] };
+                atoms.push(Atom { name, part, over_nodes: axis.over_nodes });
+            }
+        }
+        atoms
+    }
+
+    /// Names of the atoms that parts of mesh axes consist of, in order.
+    pub fn atoms_of(&self, parts: &[SubAxis]) -> Vec<String> {
+        let atoms = self.atoms();
+        let within = |part: &SubAxis| {
+            let inside = atoms.iter().filter(|atom| atom.part.overlaps(part));
+            inside.map(|atom| atom.name.clone()).collect::<Vec<_>>()
+        };
+        parts.iter().flat_map(within).collect()
+    }
+}
+
+/// A part of a mesh axis that no rule cuts further.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Atom {
+    /// The axis's name; `tensor.0`, `tensor.1` and so on, coarsest first, where rules cut it.
+    pub name: String,
+    /// The part.
+    pub part: SubAxis,
+    /// Whether neighbours along it are on different machines.
+    pub over_nodes: bool,
 }
 
 /// Tensor axis to what it is split over, major first. Axes that stay whole are absent.
 pub type Split = BTreeMap<String, Vec<SubAxis>>;
+
+fn split(won: &[Won<'_>]) -> Split {
+    let split = won.iter().filter(|w| !w.parts.is_empty());
+    split.map(|w| (w.axis.to_string(), w.parts.to_vec())).collect()
+}
+
+/// A tensor axis with the rule that won it.
+#[derive(Clone, Copy, Debug)]
+pub struct Won<'a> {
+    /// The tensor axis.
+    pub axis: &'a str,
+    /// What it is split over, major first; empty if it stays whole.
+    pub parts: &'a [SubAxis],
+    /// The last rule that names it.
+    pub rule: &'a ShardRule,
+}
 
 impl ShardRule {
     /// Whether it is a `role` or `values` rule for a value of this role and path.
@@ -195,43 +264,45 @@ impl ShardRule {
     }
 }
 
-/// A rule holds for those of its axes that the tensor has; per axis the last rule wins.
-fn split<'a>(rules: impl Iterator<Item = &'a ShardRule>, has: impl Fn(&str) -> bool) -> Split {
-    let mut result = Split::new();
-    for rule in rules {
-        for (axis, parts) in rule.axes.iter().zip(&rule.parts).filter(|(axis, _)| has(axis)) {
-            result.insert(axis.clone(), parts.clone());
-        }
+impl SubAxis {
+    /// Whether two parts are of one mesh axis and share some of its ways.
+    pub fn overlaps(&self, other: &SubAxis) -> bool {
+        let ends_before = |a: &SubAxis, b: &SubAxis| a.before * a.size <= b.before;
+        self.axis == other.axis && !ends_before(self, other) && !ends_before(other, self)
     }
-    result.retain(|_, parts| !parts.is_empty());
-    result
 }
 
-/// Splits tensor axes of these sizes over mesh axes (name, size), both major first. Each tensor axis takes as many ways as
-/// its size allows (the greatest common divisor with what is left of the mesh axis) and goes on to the next mesh axis once
-/// one is used up; what it can't take is left to the next tensor axis. `None` if ways are left over at the end.
+/// A rule holds for those of its axes that the tensor has; per axis the last rule wins. In order of names.
+fn winners<'a>(rules: impl Iterator<Item = &'a ShardRule>, has: impl Fn(&str) -> bool) -> Vec<Won<'a>> {
+    let mut won = BTreeMap::new();
+    for rule in rules {
+        for (axis, parts) in rule.axes.iter().zip(&rule.parts).filter(|(axis, _)| has(axis)) {
+            won.insert(axis.as_str(), Won { axis, parts, rule });
+        }
+    }
+    won.into_values().collect()
+}
+
+/// Splits tensor axes of these sizes over mesh axes (name, size), both major first. Each tensor axis takes of each mesh axis
+/// as many ways as its size allows, the greatest common divisor of what is left of both; the rest is left to the next
+/// tensor axis. `None` if ways are left over at the end, which is so just where the product of the sizes is not a multiple
+/// of that of the mesh.
 pub fn split_jointly(sizes: &[u64], mesh: &[(&str, u64)]) -> Option<Vec<Vec<SubAxis>>> {
-    // The mesh axis to split over next, and the ways of it that are taken.
-    let (mut next, mut before) = (0, 1);
+    let mut taken = vec![1; mesh.len()];
     let mut all = vec![];
     for size in sizes {
         let (mut rest, mut parts) = (*size, vec![]);
-        while let Some((axis, whole)) = mesh.get(next) {
-            let left = whole / before;
-            let ways = gcd(rest, left);
+        for ((axis, whole), before) in mesh.iter().zip(&mut taken) {
+            let ways = gcd(rest, whole / *before);
             if ways > 1 {
-                parts.push(SubAxis { axis: axis.to_string(), before, size: ways });
+                parts.push(SubAxis { axis: axis.to_string(), before: *before, size: ways });
             }
             rest /= ways;
-            before *= ways;
-            if before < *whole {
-                break;
-            }
-            (next, before) = (next + 1, 1);
+            *before *= ways;
         }
         all.push(parts);
     }
-    (next == mesh.len()).then_some(all)
+    mesh.iter().zip(&taken).all(|((_, whole), taken)| whole == taken).then_some(all)
 }
 
 fn gcd(a: u64, b: u64) -> u64 {

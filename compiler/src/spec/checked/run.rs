@@ -1,7 +1,6 @@
 //! The run: training, data, schedule, remat, precision, checkpoints, the machine.
 
 use super::*;
-use std::collections::BTreeMap;
 
 /// A training run with all defaults filled in.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use crate::spec::checked::{ExprKind, Spec, Statement};
 use crate::spec::diagnostic::{Diagnostic, render_all};
-use crate::spec::{MemoryLoader, SourceMap, check};
+use crate::spec::{MemoryLoader, SourceMap, check, check_for};
 
 /// The shipped model family.
 pub const LLAMA: &str = include_str!("../../../../specs/llama.spec");
@@ -11,11 +11,20 @@ pub const LLAMA70B: &str = include_str!("../../../../specs/llama70b.spec");
 
 /// Checks the file `main.spec`, with the shipped specs beside it; errors come back rendered.
 pub fn check_text(text: &str, sets: &[&str]) -> Result<(Spec, Vec<Diagnostic>), String> {
+    check_text_for(text, sets, None)
+}
+
+/// As [`check_text`], for a number of devices.
+pub fn check_text_for(
+    text: &str,
+    sets: &[&str],
+    devices: Option<u64>,
+) -> Result<(Spec, Vec<Diagnostic>), String> {
     let mut sources = SourceMap::new();
     let files = [("main.spec", text), ("llama.spec", LLAMA), ("llama70b.spec", LLAMA70B)];
     let loader = MemoryLoader { files: files.map(|(n, t)| (n.to_string(), t.to_string())).to_vec() };
     let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
-    check(&mut sources, &loader, "main.spec", &sets).map_err(|d| render_all(&d, &sources, false))
+    check_for(&mut sources, &loader, "main.spec", &sets, devices).map_err(|d| render_all(&d, &sources, false))
 }
 
 /// The spec, or a panic with the messages.

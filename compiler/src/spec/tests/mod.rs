@@ -4,6 +4,7 @@ mod check;
 mod docs;
 mod errors;
 mod expand;
+mod layout;
 mod limits;
 mod load;
 mod model;
