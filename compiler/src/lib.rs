@@ -17,5 +17,6 @@ pub mod passes;
 pub mod pipeline;
 pub mod remat;
 pub mod schedule;
+pub mod sharding;
 pub mod spec;
 pub mod units;

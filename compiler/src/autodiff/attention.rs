@@ -79,7 +79,7 @@ fn score_with_slopes(b: &mut Builder, score: RegionId, learned: &[usize]) -> Res
 ///
 /// The gradient of an extra may have more axes than the extra, over which it is still to be summed: see
 /// [`extra_gradient_type`].
-fn attention_grad(b: &mut Builder, operands: &[ValueId], a: Attention) -> Vec<ValueId> {
+pub(crate) fn attention_grad(b: &mut Builder, operands: &[ValueId], a: Attention) -> Vec<ValueId> {
     let names: Vec<&str> = match operands.len() {
         6 => vec!["q", "k", "v", "o", "lse", "do"],
         _ => vec!["q", "k", "v"],

@@ -5,7 +5,7 @@
 
 pub mod accumulate;
 pub mod activity;
-mod attention;
+pub(crate) mod attention;
 mod batch_positions;
 mod composites;
 pub mod config;
