@@ -234,15 +234,26 @@ pub struct CollectivePartInfo {
     pub recv_block: u64,
 }
 
+/// An all-reduce of messages up to this size sends everything to every rank, a larger one each rank's range of the elements, and
+/// then the results.
+pub const ALL_REDUCE_AT_ONCE: u64 = 64 << 10;
+
 impl CollectiveInfo {
-    /// Bytes an engine may need besides the buffers for a group of `ranks`: packed messages out and in. An all-reduce is done as a
-    /// reduce-scatter and an all-gather of its elements, padded to a multiple of the group.
+    /// Bytes an engine may need besides the buffers for a group of `ranks`: packed messages out and in. A large all-reduce also
+    /// gathers its results there.
     pub fn staging(&self, ranks: u64) -> u64 {
-        let message: u64 = self.parts.iter().map(|p| p.dims.iter().product::<u64>() * p.wire.bytes()).sum();
+        let elements = |p: &CollectivePartInfo| p.dims.iter().product::<u64>();
+        let message: u64 = self.parts.iter().map(|p| elements(p) * p.wire.bytes()).sum();
         match self.kind {
             CollectiveKind::AllGather => message * (1 + ranks),
             CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => message * 2 * ranks,
-            CollectiveKind::AllReduce(_) => (message + 16 * ranks) * 2 + message,
+            CollectiveKind::AllReduce(_) if message <= ALL_REDUCE_AT_ONCE => message * ranks,
+            CollectiveKind::AllReduce(_) => {
+                let more = |p: &CollectivePartInfo| {
+                    elements(p) * p.dtype.bytes() + elements(p).div_ceil(ranks) * ranks * p.wire.bytes()
+                };
+                message + self.parts.iter().map(more).sum::<u64>()
+            }
         }
     }
 }

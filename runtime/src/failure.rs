@@ -18,6 +18,10 @@ pub enum Exit {
     Machine = 4,
     /// Too many steps in a row were skipped: 5.
     Skipped = 5,
+    /// The ranks do not fit the program: another number than it was built for, or not the same program everywhere: 6.
+    Launch = 6,
+    /// Another rank has ended, or did not come within the watchdog's time: 7.
+    Lost = 7,
     /// SIGTERM or SIGINT came; the step was finished and saved, and the same command line continues from there: 75
     /// (`EX_TEMPFAIL` of sysexits.h).
     Preempted = 75,

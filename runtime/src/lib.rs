@@ -26,12 +26,16 @@
 pub mod abi;
 pub mod args;
 pub mod checkpoint;
+pub mod collective;
 pub mod commands;
 pub mod console;
 pub mod data;
 pub mod device;
+pub mod engine;
 pub mod failure;
 pub mod init;
+pub mod launch;
+pub mod mesh;
 pub mod metrics;
 pub mod numeric;
 pub mod options;
@@ -44,6 +48,7 @@ pub mod settings;
 pub mod shard;
 pub mod signals;
 pub mod step;
+pub mod world;
 
 use std::ffi::{CStr, c_char};
 use std::time::Instant;

@@ -117,7 +117,8 @@ fn general_usage() -> String {
        info       describe this binary: model, parameters, memory, keys\n\n\
      BINARY COMMAND --help lists the options of a command.\n\n\
      exit codes: 0 done, 1 data, checkpoint or file missing or wrong, 2 wrong command line, 3 the loss is not finite,\n            \
-     4 this machine lacks CPU features or memory, 75 stopped by SIGTERM or SIGINT after saving"
+     4 this machine lacks CPU features or memory, 5 too many steps were skipped,\n            \
+     6 the ranks do not fit the program, 7 another rank has ended or does not come, 75 stopped by SIGTERM or SIGINT after saving"
         .to_owned()
 }
 

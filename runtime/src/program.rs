@@ -4,6 +4,7 @@ use crate::abi::{
     ABI_VERSION, AxisSplit, EntryFn, EntryInfo, MESH_KEY, Place, ProgramInfo, ProgramTable, TensorInfo,
     TensorRole,
 };
+use crate::collective::plan;
 use crate::failure::Failure;
 use crate::shard::{self, local_elements};
 
@@ -84,6 +85,9 @@ impl Program {
                 entries.len(),
                 info.entries.len()
             )));
+        }
+        if let Some(what) = plan::problem(&info) {
+            return Err(damaged(&what));
         }
         check_places(&info)?;
         Ok(Program { info, entries })

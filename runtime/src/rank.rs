@@ -6,13 +6,16 @@ use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::time::{Duration, Instant};
 
-use crate::abi::{AxisSplit, DType, KernelFn, Place, SpaceInfo, StepContext};
+use crate::abi::{AxisSplit, COLLECTIVE_START, DType, KernelFn, Place, SpaceInfo, StepContext};
+use crate::collective::{Collectives, Moment};
 use crate::device::memory::Memory;
 use crate::device::pool::Pool;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
+use crate::mesh::Mesh;
 use crate::numeric::bf16_to_f32;
 use crate::program::Program;
 use crate::shard::Part;
+use crate::world::World;
 
 /// Scratch of neighbouring threads must not share a cache line or a page.
 const SCRATCH_ALIGN: u64 = 4096;
@@ -26,6 +29,23 @@ pub struct RankOptions {
     pub pin: bool,
     /// Measure every op.
     pub profile: bool,
+}
+
+/// A program that is to run as another number of ranks than it was built for.
+pub fn wrong_ranks(program: &Program, ranks: usize) -> Failure {
+    let built = Mesh::new(&program.info.mesh).ranks();
+    let axes: Vec<String> = program.info.mesh.iter().map(|a| format!("{} = {}", a.name, a.size)).collect();
+    let mesh = if axes.is_empty() { String::new() } else { format!(" ({})", axes.join(", ")) };
+    Failure {
+        exit: Exit::Launch,
+        message: format!(
+            "error: this binary was built for {built} rank{}{mesh}, and {ranks} {} started\nStart {built}, or build again:\n  {} \
+             --devices {ranks}",
+            if built == 1 { "" } else { "s" },
+            if ranks == 1 { "was" } else { "were" },
+            program.info.rebuild
+        ),
+    }
 }
 
 /// Time spent in one op of the op table.
@@ -51,21 +71,50 @@ pub struct Rank<'p> {
     _spaces: Vec<Memory>,
 }
 
-/// What the launch callback finds behind `StepContext::runtime`.
+/// What the callbacks find behind `StepContext::runtime`.
+struct Caller<'a> {
+    program: &'a Program,
+    launcher: &'a Launcher,
+}
+
+/// What launches need.
 struct Launcher {
     pool: Pool,
     scratch: Memory,
     scratch_stride: usize,
-    /// Indexed by op; empty unless profiling. Only the thread that calls the entry touches it.
-    times: UnsafeCell<Vec<OpTime>>,
+    /// Only the thread that calls the entry touches it.
+    own: UnsafeCell<Own>,
+}
+
+/// What belongs to the thread that calls the entry.
+struct Own {
+    /// Indexed by op; empty unless profiling.
+    times: Vec<OpTime>,
+    collectives: Collectives,
+    /// 0-based, for messages.
+    step: u64,
+    /// Generated code cannot be left in the middle: once a collective has failed, the rest of the call does nothing.
+    failure: Option<Failure>,
 }
 
 impl<'p> Rank<'p> {
-    /// Starts the threads and reserves and touches all memory of the program.
+    /// The only rank of a program: [`Rank::of`] a run of one.
     ///
     /// # Errors
-    /// The machine does not give the memory or the threads.
+    /// As for [`Rank::of`].
     pub fn new(program: &'p Program, options: RankOptions) -> Result<Rank<'p>, Failure> {
+        Rank::of(program, options, World::alone())
+    }
+
+    /// Starts the threads of one rank of a run and reserves and touches all its memory.
+    ///
+    /// # Errors
+    /// The machine does not give the memory or the threads, or the program is for another number of ranks.
+    pub fn of(program: &'p Program, options: RankOptions, world: World) -> Result<Rank<'p>, Failure> {
+        let mesh = Mesh::new(&program.info.mesh);
+        if mesh.ranks() != world.ranks() {
+            return Err(wrong_ranks(program, world.ranks()));
+        }
         let pool = Pool::new(options.threads, options.pin)?;
         let spaces = program.info.spaces.iter().map(Memory::reserve).collect::<Result<Vec<_>, _>>()?;
         let scratch_stride = program.info.scratch_bytes.next_multiple_of(SCRATCH_ALIGN);
@@ -78,12 +127,14 @@ impl<'p> Rank<'p> {
         }
         let times =
             if options.profile { vec![OpTime::default(); program.info.ops.len()] } else { Vec::new() };
-        let launcher =
-            Launcher { pool, scratch, scratch_stride: scratch_stride as usize, times: times.into() };
+        let coordinates = mesh.coordinates(world.rank());
+        let collectives = Collectives::new(&program.info, world);
+        let own = Own { times, collectives, step: 0, failure: None };
+        let launcher = Launcher { pool, scratch, scratch_stride: scratch_stride as usize, own: own.into() };
         Ok(Rank {
             program,
             bases: spaces.iter().map(Memory::base).collect(),
-            coordinates: vec![0; program.info.mesh.len()],
+            coordinates: coordinates.into_iter().map(|at| at as i64).collect(),
             launcher: Box::new(launcher),
             _spaces: spaces,
         })
@@ -104,24 +155,39 @@ impl<'p> Rank<'p> {
         &self.launcher.pool
     }
 
+    /// The ranks this one belongs to.
+    pub fn world(&self) -> &World {
+        // SAFETY: no call is in flight while `self` is borrowed here, hence nobody changes what belongs to it.
+        unsafe { (*self.launcher.own.get()).collectives.world() }
+    }
+
+    /// Tells which step the next call belongs to, 0-based, for messages.
+    pub fn set_step(&mut self, step: u64) {
+        self.launcher.own.get_mut().step = step;
+    }
+
     /// Calls the entry at `index` of the program.
-    pub fn call(&mut self, index: usize) {
-        // SAFETY: no launch is in flight, hence nobody else looks at the times.
-        let profiled = unsafe { !(*self.launcher.times.get()).is_empty() };
+    ///
+    /// # Errors
+    /// Another rank has ended or does not come. Memory is then in no particular state, and the run is over.
+    pub fn call(&mut self, index: usize) -> Result<(), Failure> {
+        let profiled = !self.launcher.own.get_mut().times.is_empty();
+        let caller = Caller { program: self.program, launcher: &self.launcher };
         let context = StepContext {
             spaces: self.bases.as_ptr(),
             launch: if profiled { launch_profiled } else { launch },
             collective,
             coordinates: self.coordinates.as_ptr(),
-            runtime: std::ptr::from_ref::<Launcher>(&self.launcher).cast_mut().cast::<c_void>(),
+            runtime: std::ptr::from_ref(&caller).cast_mut().cast::<c_void>(),
         };
-        // SAFETY: the context holds what the ABI promises: the base of every space and a launcher that outlives the call.
+        // SAFETY: the context holds what the ABI promises: the base of every space and a caller that outlives the call.
         unsafe { self.program.entry_fn(index)(&context) }
+        self.launcher.own.get_mut().failure.clone().map_or(Ok(()), Err)
     }
 
     /// Times of all ops since the last call of this function; empty unless profiling.
     pub fn take_times(&mut self) -> Vec<OpTime> {
-        let times = self.launcher.times.get_mut();
+        let times = &mut self.launcher.own.get_mut().times;
         let fresh = vec![OpTime::default(); times.len()];
         std::mem::replace(times, fresh)
     }
@@ -198,21 +264,14 @@ unsafe extern "C" fn launch(
     scalars: *const i64,
     tiles: i64,
 ) {
-    // SAFETY: the context is the one `Rank::call` made, and generated code passes it through untouched.
+    // SAFETY: the context is the one `Rank::call` made, and generated code passes it through untouched; only this thread
+    // touches what belongs to the call.
     unsafe {
-        let launcher = &*(*ctx).runtime.cast::<Launcher>();
-        launcher.run(kernel, buffers, scalars, tiles);
+        let launcher = (*(*ctx).runtime.cast::<Caller<'_>>()).launcher;
+        if (*launcher.own.get()).failure.is_none() {
+            launcher.run(kernel, buffers, scalars, tiles);
+        }
     }
-}
-
-/// [`crate::abi::CollectiveFn`] of a rank that is alone: it holds everything already, and no program for one rank has any.
-unsafe extern "C" fn collective(
-    _ctx: *const StepContext,
-    _op: u32,
-    _collective: u32,
-    _stage: u32,
-    _buffers: *const *mut u8,
-) {
 }
 
 /// [`crate::abi::LaunchFn`] of a profiled run.
@@ -225,11 +284,46 @@ unsafe extern "C" fn launch_profiled(
     tiles: i64,
 ) {
     let start = Instant::now();
-    // SAFETY: as in `launch`; only this thread touches the times.
+    // SAFETY: as in `launch`.
     unsafe {
-        let launcher = &*(*ctx).runtime.cast::<Launcher>();
-        launcher.run(kernel, buffers, scalars, tiles);
-        if let Some(time) = (&mut *launcher.times.get()).get_mut(op as usize) {
+        launch(ctx, op, kernel, buffers, scalars, tiles);
+        let launcher = (*(*ctx).runtime.cast::<Caller<'_>>()).launcher;
+        (*launcher.own.get()).count(op, start);
+    }
+}
+
+/// [`crate::abi::CollectiveFn`]. Its time in the profile is what it takes from this thread: packing, and waiting that no kernel
+/// hides.
+unsafe extern "C" fn collective(
+    ctx: *const StepContext,
+    op: u32,
+    collective: u32,
+    stage: u32,
+    buffers: *const *mut u8,
+) {
+    let start = Instant::now();
+    // SAFETY: as in `launch`; generated code keeps to the convention of collectives.
+    unsafe {
+        let Caller { program, launcher } = &*(*ctx).runtime.cast::<Caller<'_>>();
+        let own = &mut *launcher.own.get();
+        if own.failure.is_some() {
+            return;
+        }
+        let result = if stage == COLLECTIVE_START {
+            own.collectives.start(collective as usize, buffers)
+        } else {
+            let moment = Moment { step: own.step, op: program.info.ops.get(op as usize) };
+            own.collectives.done(collective as usize, buffers, moment)
+        };
+        own.failure = result.err();
+        own.count(op, start);
+    }
+}
+
+impl Own {
+    /// Counts one launch of an op that began at `start`, if this run is profiled.
+    fn count(&mut self, op: u32, start: Instant) {
+        if let Some(time) = self.times.get_mut(op as usize) {
             let spent = start.elapsed();
             time.least = if time.launches == 0 { spent } else { time.least.min(spent) };
             time.launches += 1;

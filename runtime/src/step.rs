@@ -55,7 +55,7 @@ pub fn run_batch(
     let entry = &program.info.entries[index];
     fill_inputs(rank, entry, source, pick)?;
     write_scalars(rank, scalars, step);
-    rank.call(index);
+    rank.call(index)?;
     read_outcome(rank, entry)
 }
 
@@ -166,6 +166,7 @@ fn out_of_range(input: &InputInfo, id: u32, place: &str) -> Failure {
 /// Writes every run-time scalar: `scalars`, the 0-based index of the step about to run, and the rank's place in the mesh.
 pub fn write_scalars(rank: &mut Rank, scalars: &[f64], step: u64) {
     let program = rank.program;
+    rank.set_step(step);
     for (scalar, &value) in program.info.scalars.iter().zip(scalars) {
         let axis = scalar.key.strip_prefix(MESH_KEY);
         let axis = axis.and_then(|name| program.info.mesh.iter().position(|axis| axis.name == name));

@@ -96,7 +96,7 @@ fn next_logits(
             ))
         })?;
     }
-    rank.call(index);
+    rank.call(index)?;
     let (bytes, elements) = (output.dtype.bytes(), output.shape.iter().product::<u64>());
     Ok((0..elements)
         .map(|i| {

@@ -1,0 +1,322 @@
+//! Collectives made of point-to-point messages.
+//!
+//! | kind | messages | then |
+//! |---|---|---|
+//! | all-gather | this rank's box to every peer | unpacked |
+//! | all-to-all | to every peer its box | unpacked |
+//! | reduce-scatter | to every peer its box | reduced in the order of the group |
+//! | all-reduce up to [`ALL_REDUCE_AT_ONCE`] bytes | everything to every peer | reduced in the order of the group |
+//! | larger all-reduce | to every peer its range of the elements | reduced in the order of the group; the results to every peer |
+//!
+//! Reducing contributions in the group's order, rather than while they pass along a ring, makes the bits independent of who
+//! reduces them. Pairwise exchange sends as many bytes as a ring does and needs one step; a ring would spare links that
+//! several pairs share.
+//!
+//! The staging buffer holds packed messages: those going out, then those coming in. What lies in one piece is sent from, or
+//! received, where it is.
+
+use super::element::{Source, copy, reduce};
+use super::plan::{Part, Plan};
+use super::walk::Walk;
+use crate::abi::{ALL_REDUCE_AT_ONCE, CollectiveKind, Reduction};
+use crate::engine::{Engine, Ticket};
+use crate::failure::Failure;
+
+/// Messages under way, each with the rank at its other end.
+pub type Tickets = Vec<(usize, Ticket)>;
+
+/// One rank's buffers of a collective that has begun, with what moves them.
+pub struct Exchange<'a> {
+    /// What is done.
+    pub plan: &'a Plan,
+    /// What carries it.
+    pub engine: &'a dyn Engine,
+    /// Sets its messages apart from those of other collectives under way.
+    pub tag: u32,
+    /// As in [`CollectiveFn`](crate::abi::CollectiveFn).
+    pub buffers: &'a [*mut u8],
+}
+
+/// Elements `begin..end` of a part that the member at `place` reduces in a large all-reduce.
+fn range(elements: usize, members: usize, place: usize) -> (usize, usize) {
+    let cut = |i: usize| (elements as u128 * i as u128 / members as u128) as usize;
+    (cut(place), cut(place + 1))
+}
+
+fn line(elements: usize) -> Walk {
+    Walk::new(&[elements as u64], &[1], &[1])
+}
+
+impl Exchange<'_> {
+    /// Packs and begins to send and to receive.
+    ///
+    /// # Safety
+    /// The buffers are as [`CollectiveFn`](crate::abi::CollectiveFn) says, for this plan, and stay so until
+    /// [`Exchange::finish`] has returned or the engine has been left.
+    pub unsafe fn start(&self) -> Tickets {
+        let mut tickets = Vec::new();
+        // SAFETY: the offsets are those that `CollectiveInfo::staging` makes room for.
+        unsafe {
+            match self.plan.kind {
+                CollectiveKind::AllReduce(_) if self.is_large() => {
+                    let out = self.outgoing(0);
+                    for (i, part) in self.plan.parts.iter().enumerate() {
+                        let bytes = part.wire.bytes() as usize;
+                        for (place, rank) in self.plan.peers() {
+                            let (begin, end) = self.range(part, place);
+                            let from = out.add(part.offset + begin * bytes);
+                            tickets
+                                .push((rank, self.engine.send(rank, self.tag, from, (end - begin) * bytes)));
+                            let (begin, end) = self.range(part, self.plan.place);
+                            let slot = self.range_slot(i, place);
+                            tickets.push((
+                                rank,
+                                self.engine.receive(rank, self.tag, slot, (end - begin) * bytes),
+                            ));
+                        }
+                    }
+                }
+                CollectiveKind::AllGather | CollectiveKind::AllReduce(_) => {
+                    let out = self.outgoing(0);
+                    for (place, rank) in self.plan.peers() {
+                        tickets.push((rank, self.engine.send(rank, self.tag, out, self.plan.message)));
+                        tickets.push((rank, self.receive(place, rank)));
+                    }
+                }
+                CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => {
+                    for (place, rank) in self.plan.peers() {
+                        let out = self.outgoing(place);
+                        tickets.push((rank, self.engine.send(rank, self.tag, out, self.plan.message)));
+                        tickets.push((rank, self.receive(place, rank)));
+                    }
+                }
+            }
+        }
+        tickets
+    }
+
+    /// Waits, and puts what has come where it belongs; `wait` returns when all of its tickets are done.
+    ///
+    /// # Errors
+    /// Those of `wait`.
+    ///
+    /// # Safety
+    /// As for [`Exchange::start`], which has been called before.
+    pub unsafe fn finish(
+        &self,
+        tickets: &Tickets,
+        wait: &mut dyn FnMut(&Tickets) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        // This rank's own box need not wait for anybody. SAFETY: by this function's contract.
+        let own = unsafe { self.own() };
+        wait(tickets)?;
+        // SAFETY: by this function's contract; all has arrived.
+        unsafe {
+            match self.plan.kind {
+                CollectiveKind::AllGather | CollectiveKind::AllToAll => self.unpack_all(own),
+                CollectiveKind::AllReduce(reduction) if self.is_large() => {
+                    self.reduce_range(reduction, own);
+                    wait(&self.send_results())?;
+                    self.unpack_results();
+                }
+                CollectiveKind::ReduceScatter(reduction) | CollectiveKind::AllReduce(reduction) => {
+                    self.reduce_all(reduction, own);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_large(&self) -> bool {
+        self.plan.message as u64 > ALL_REDUCE_AT_ONCE
+    }
+
+    fn range(&self, part: &Part, place: usize) -> (usize, usize) {
+        range(part.elements, self.plan.group.len(), place)
+    }
+
+    fn staging(&self) -> *mut u8 {
+        self.buffers[2 * self.plan.parts.len()]
+    }
+
+    /// The only part, if it travels as it is.
+    fn plain(&self) -> Option<&Part> {
+        match self.plan.parts.as_slice() {
+            [part] if part.dtype == part.wire => Some(part),
+            _ => None,
+        }
+    }
+
+    /// The message to the member at `place`, packed if its box is not in one piece.
+    unsafe fn outgoing(&self, place: usize) -> *const u8 {
+        // SAFETY: by the contract of `start`.
+        unsafe {
+            if let Some(part) = self.plain().filter(|part| part.pack.is_contiguous()) {
+                return self.buffers[0].add(place * part.send_block);
+            }
+            let out = match self.plan.kind {
+                CollectiveKind::AllGather => self.staging(),
+                CollectiveKind::AllReduce(_) if self.is_large() => self.staging(),
+                CollectiveKind::AllReduce(_) => self.staging().add(self.plan.place * self.plan.message),
+                CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => {
+                    self.staging().add(place * self.plan.message)
+                }
+            };
+            for (i, part) in self.plan.parts.iter().enumerate() {
+                let from = self.buffers[2 * i].add(place * part.send_block);
+                let source = Source { dtype: part.dtype, wire: part.wire };
+                copy(&part.pack, source, from, part.wire, out.add(part.offset));
+            }
+            out
+        }
+    }
+
+    /// This rank's own message to itself; packed already where all get the same.
+    unsafe fn own(&self) -> *const u8 {
+        // SAFETY: by the contract of `start`.
+        unsafe {
+            match (self.plan.kind, self.plain().filter(|part| part.pack.is_contiguous())) {
+                (CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll, _) | (_, Some(_)) => {
+                    self.outgoing(self.plan.place)
+                }
+                (CollectiveKind::AllReduce(_), None) if !self.is_large() => {
+                    self.staging().add(self.plan.place * self.plan.message)
+                }
+                (CollectiveKind::AllGather | CollectiveKind::AllReduce(_), None) => self.staging(),
+            }
+        }
+    }
+
+    /// Where the message of the member at `place` arrives.
+    unsafe fn slot(&self, place: usize) -> *mut u8 {
+        let message = self.plan.message;
+        // SAFETY: by the contract of `start`.
+        unsafe {
+            match self.plan.kind {
+                CollectiveKind::AllGather | CollectiveKind::AllToAll => {
+                    if let Some(part) = self.plain().filter(|part| part.unpack.is_contiguous()) {
+                        return self.buffers[1].add(place * part.recv_block);
+                    }
+                    let out =
+                        if self.plan.kind == CollectiveKind::AllGather { 1 } else { self.plan.group.len() };
+                    self.staging().add((out + place) * message)
+                }
+                CollectiveKind::ReduceScatter(_) => {
+                    self.staging().add((self.plan.group.len() + place) * message)
+                }
+                CollectiveKind::AllReduce(_) => self.staging().add(place * message),
+            }
+        }
+    }
+
+    unsafe fn receive(&self, place: usize, rank: usize) -> Ticket {
+        // SAFETY: by the contract of `start`.
+        unsafe { self.engine.receive(rank, self.tag, self.slot(place), self.plan.message) }
+    }
+
+    unsafe fn unpack_all(&self, own: *const u8) {
+        // SAFETY: by the contract of `finish`.
+        unsafe {
+            for place in 0..self.plan.group.len() {
+                let is_own = place == self.plan.place;
+                let message = if is_own { own } else { self.slot(place) };
+                for (i, part) in self.plan.parts.iter().enumerate() {
+                    let to = self.buffers[2 * i + 1].add(place * part.recv_block);
+                    let from = message.add(part.offset);
+                    if from != to.cast_const() {
+                        let source = Source { dtype: part.wire, wire: part.wire };
+                        copy(&part.unpack, source, from, part.dtype, to);
+                    }
+                }
+            }
+        }
+    }
+
+    unsafe fn reduce_all(&self, reduction: Reduction, own: *const u8) {
+        // SAFETY: by the contract of `finish`.
+        unsafe {
+            for (i, part) in self.plan.parts.iter().enumerate() {
+                let from: Vec<*const u8> = (0..self.plan.group.len())
+                    .map(|place| if place == self.plan.place { own } else { self.slot(place) })
+                    .map(|message| message.add(part.offset))
+                    .collect();
+                let source = Source { dtype: part.wire, wire: part.wire };
+                reduce(&part.unpack, reduction, source, &from, part.dtype, self.buffers[2 * i + 1]);
+            }
+        }
+    }
+
+    /// Where the results of part `i` of a large all-reduce are gathered: in the receive buffer if it is in one piece.
+    unsafe fn results(&self, i: usize) -> *mut u8 {
+        let part = &self.plan.parts[i];
+        if part.unpack.is_contiguous() {
+            return self.buffers[2 * i + 1];
+        }
+        let before: usize = self.plan.parts[..i].iter().map(|p| p.elements * p.dtype.bytes() as usize).sum();
+        // SAFETY: by the contract of `start`.
+        unsafe { self.staging().add(self.plan.message + before) }
+    }
+
+    /// Where the contribution of the member at `place` to this rank's range of part `i` arrives.
+    unsafe fn range_slot(&self, i: usize, place: usize) -> *mut u8 {
+        let results: usize = self.plan.parts.iter().map(|p| p.elements * p.dtype.bytes() as usize).sum();
+        let bytes = |part: &Part| {
+            let (begin, end) = self.range(part, self.plan.place);
+            (end - begin) * part.wire.bytes() as usize
+        };
+        let before: usize = self.plan.parts[..i].iter().map(|part| bytes(part) * self.plan.group.len()).sum();
+        let offset = self.plan.message + results + before + place * bytes(&self.plan.parts[i]);
+        // SAFETY: by the contract of `start`.
+        unsafe { self.staging().add(offset) }
+    }
+
+    unsafe fn reduce_range(&self, reduction: Reduction, own: *const u8) {
+        // SAFETY: by the contract of `finish`.
+        unsafe {
+            for (i, part) in self.plan.parts.iter().enumerate() {
+                let (begin, end) = self.range(part, self.plan.place);
+                let mine = own.add(part.offset + begin * part.wire.bytes() as usize);
+                let from: Vec<*const u8> = (0..self.plan.group.len())
+                    .map(|place| if place == self.plan.place { mine } else { self.range_slot(i, place) })
+                    .collect();
+                let to = self.results(i).add(begin * part.dtype.bytes() as usize);
+                let source = Source { dtype: part.wire, wire: part.wire };
+                reduce(&line(end - begin), reduction, source, &from, part.dtype, to);
+            }
+        }
+    }
+
+    /// The second half of a large all-reduce: everybody's results to everybody, as they are in memory.
+    unsafe fn send_results(&self) -> Tickets {
+        let mut tickets = Vec::new();
+        // SAFETY: by the contract of `finish`.
+        unsafe {
+            for (i, part) in self.plan.parts.iter().enumerate() {
+                let bytes = part.dtype.bytes() as usize;
+                let at = |(begin, end): (usize, usize)| {
+                    (self.results(i).add(begin * bytes), (end - begin) * bytes)
+                };
+                for (place, rank) in self.plan.peers() {
+                    let (from, len) = at(self.range(part, self.plan.place));
+                    tickets.push((rank, self.engine.send(rank, self.tag, from, len)));
+                    let (to, len) = at(self.range(part, place));
+                    tickets.push((rank, self.engine.receive(rank, self.tag, to, len)));
+                }
+            }
+        }
+        tickets
+    }
+
+    unsafe fn unpack_results(&self) {
+        // SAFETY: by the contract of `finish`.
+        unsafe {
+            for (i, part) in self.plan.parts.iter().enumerate() {
+                let (from, to) = (self.results(i), self.buffers[2 * i + 1]);
+                if from != to {
+                    let source = Source { dtype: part.dtype, wire: part.dtype };
+                    copy(&part.unpack, source, from, part.dtype, to);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The ranks of one run as one of them sees them: who it is, and what they do together besides the program's collectives.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::threads::Threads;
+use crate::engine::{Engine, Ticket, Waited};
+use crate::failure::{Exit, Failure};
+
+/// A rank that waits longer than this for another within a step gives up, unless told otherwise.
+pub const WATCHDOG: Duration = Duration::from_secs(30);
+/// Between steps ranks wait this many times longer: one of them may be writing or reading a checkpoint.
+pub const PATIENCE: u32 = 20;
+/// Tag of what [`World`] itself sends; collectives use the others.
+pub const CONTROL_TAG: u32 = 0;
+
+/// How ranks treat each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorldOptions {
+    /// Longest wait for another rank within a step.
+    pub watchdog: Duration,
+    /// A fault to act out, for tests.
+    pub fault: Option<Fault>,
+}
+
+impl Default for WorldOptions {
+    fn default() -> WorldOptions {
+        WorldOptions { watchdog: WATCHDOG, fault: None }
+    }
+}
+
+/// Something that goes wrong on purpose, when a rank enters its `collective`-th collective (from 0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What happens.
+    pub kind: FaultKind,
+    /// To which rank.
+    pub rank: usize,
+    /// When.
+    pub collective: u64,
+}
+
+/// What can be made to go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The rank stops without a word, as if a kernel never returned.
+    Stall,
+    /// The rank ends: a thread leaves, a process is killed.
+    Death,
+}
+
+impl Fault {
+    /// Environment variable that [`Fault::parse`] is applied to.
+    pub const VARIABLE: &str = "MLC_FAULT";
+
+    /// Reads `stall:RANK:COLLECTIVE` or `death:RANK:COLLECTIVE`.
+    pub fn parse(text: &str) -> Option<Fault> {
+        let mut parts = text.split(':');
+        let kind = match parts.next()? {
+            "stall" => FaultKind::Stall,
+            "death" => FaultKind::Death,
+            _ => return None,
+        };
+        let (rank, collective) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        parts.next().is_none().then_some(Fault { kind, rank, collective })
+    }
+}
+
+/// A rank's view of its run. Clones are the same rank.
+#[derive(Clone)]
+pub struct World {
+    engine: Arc<dyn Engine>,
+    options: WorldOptions,
+}
+
+impl World {
+    /// One rank of an engine.
+    pub fn new(engine: Arc<dyn Engine>, options: WorldOptions) -> World {
+        World { engine, options }
+    }
+
+    /// A run of one rank.
+    pub fn alone() -> World {
+        let engine: Option<Threads> = Threads::new(1).pop();
+        match engine {
+            Some(engine) => World::new(Arc::new(engine), WorldOptions::default()),
+            None => unreachable!("one handle was asked for"),
+        }
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> usize {
+        self.engine.rank()
+    }
+
+    /// Number of ranks.
+    pub fn ranks(&self) -> usize {
+        self.engine.ranks()
+    }
+
+    /// Whether this rank speaks for all: it prints, and writes what exists once.
+    pub fn is_first(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// What carries the bytes.
+    pub fn engine(&self) -> &dyn Engine {
+        &*self.engine
+    }
+
+    /// How ranks treat each other.
+    pub fn options(&self) -> &WorldOptions {
+        &self.options
+    }
+
+    /// What every rank gives, by rank. All ranks call it, at the same point of the run; lengths may differ.
+    ///
+    /// # Errors
+    /// Another rank does not come.
+    pub fn all_gather(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>, Failure> {
+        let (me, ranks) = (self.rank(), self.ranks());
+        let length = (mine.len() as u64).to_le_bytes();
+        let peers = || (0..ranks).filter(move |&rank| rank != me);
+        let mut lengths = vec![length; ranks];
+        // SAFETY: the buffers live until all tickets are waited for, or the engine has been left.
+        unsafe {
+            let mut tickets = Vec::new();
+            for rank in peers() {
+                tickets.push((rank, self.engine.send(rank, CONTROL_TAG, length.as_ptr(), length.len())));
+                let slot = &mut lengths[rank];
+                tickets.push((rank, self.engine.receive(rank, CONTROL_TAG, slot.as_mut_ptr(), slot.len())));
+            }
+            self.wait_all(&tickets)?;
+            let mut all: Vec<Vec<u8>> =
+                lengths.iter().map(|&length| vec![0; u64::from_le_bytes(length) as usize]).collect();
+            all[me].copy_from_slice(mine);
+            let mut tickets = Vec::new();
+            for rank in peers() {
+                tickets.push((rank, self.engine.send(rank, CONTROL_TAG, mine.as_ptr(), mine.len())));
+                let slot = &mut all[rank];
+                tickets.push((rank, self.engine.receive(rank, CONTROL_TAG, slot.as_mut_ptr(), slot.len())));
+            }
+            self.wait_all(&tickets)?;
+            Ok(all)
+        }
+    }
+
+    /// What rank `root` gives, on all ranks; the others' `mine` is not looked at. All ranks call it.
+    ///
+    /// # Errors
+    /// Another rank does not come.
+    pub fn broadcast(&self, root: usize, mine: &[u8]) -> Result<Vec<u8>, Failure> {
+        let mut all = self.all_gather(if self.rank() == root { mine } else { &[] })?;
+        Ok(std::mem::take(&mut all[root]))
+    }
+
+    /// The largest of what all ranks give. All ranks call it.
+    ///
+    /// # Errors
+    /// Another rank does not come.
+    pub fn largest(&self, mine: u64) -> Result<u64, Failure> {
+        let all = self.all_gather(&mine.to_le_bytes())?;
+        let number = |bytes: &Vec<u8>| <[u8; 8]>::try_from(bytes.as_slice()).map_or(0, u64::from_le_bytes);
+        Ok(all.iter().map(number).max().unwrap_or(mine))
+    }
+
+    /// Returns when all ranks have come here.
+    ///
+    /// # Errors
+    /// Another rank does not come.
+    pub fn barrier(&self) -> Result<(), Failure> {
+        self.all_gather(&[]).map(drop)
+    }
+
+    /// One outcome for all: succeeds where all did. A rank that failed keeps its own error; the others name the first rank
+    /// that failed, and its error. All ranks call it.
+    ///
+    /// # Errors
+    /// Any rank's.
+    pub fn all_or_none<T>(&self, mine: Result<T, Failure>) -> Result<T, Failure> {
+        let message = match &mine {
+            Ok(_) => String::new(),
+            Err(failure) => format!("{} {}", failure.exit.code(), failure.message),
+        };
+        let all = self.all_gather(message.as_bytes())?;
+        let value = mine?;
+        let first = all.iter().enumerate().find(|(_, text)| !text.is_empty());
+        first.map_or(Ok(value), |(rank, text)| {
+            let text = String::from_utf8_lossy(text);
+            let (_, message) = text.split_once(' ').unwrap_or(("", &text));
+            Err(Failure { exit: Exit::Lost, message: format!("error: rank {rank} failed:\n{message}") })
+        })
+    }
+
+    /// Waits for all of these, each with the rank at its other end.
+    fn wait_all(&self, tickets: &[(usize, Ticket)]) -> Result<(), Failure> {
+        let limit = self.options.watchdog * PATIENCE;
+        for &(peer, ticket) in tickets {
+            let waited = self.engine.wait(ticket, limit);
+            if waited != Waited::Done {
+                self.engine.leave();
+                let me = format!("rank {} of {}", self.rank(), self.ranks());
+                return Err(Failure {
+                    exit: Exit::Lost,
+                    message: match waited {
+                        Waited::Lost(_) => format!("error: rank {peer} has ended while {me} waited for it"),
+                        Waited::Late | Waited::Done => format!(
+                            "error: {me} waited {:.0} s for rank {peer}, which did not come\nIt hangs, or is busy with \
+                             something that takes longer: --watchdog gives it more time.",
+                            limit.as_secs_f64()
+                        ),
+                    },
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::run_threads;
+
+    #[test]
+    fn all_ranks_know_what_each_gives() {
+        for ranks in 1..5 {
+            let results = run_threads(ranks, WorldOptions::default(), |world| {
+                let mine = vec![world.rank() as u8; world.rank()];
+                let all = world.all_gather(&mine)?;
+                let root = world.broadcast(world.ranks() - 1, &mine)?;
+                world.barrier()?;
+                Ok((all, root, world.largest(100 - world.rank() as u64)?))
+            });
+            let all: Vec<Vec<u8>> = (0..ranks).map(|rank| vec![rank as u8; rank]).collect();
+            let expected = (all.clone(), all[ranks - 1].clone(), 100);
+            assert_eq!(results.unwrap(), vec![expected; ranks]);
+        }
+    }
+
+    #[test]
+    fn one_failure_is_everybodys() {
+        let failure = run_threads(3, WorldOptions::default(), |world| {
+            let mine = if world.rank() == 1 { Err(Failure::failed("error: no disk")) } else { Ok(()) };
+            let result = world.all_or_none(mine);
+            let message = result.clone().unwrap_err().message;
+            assert_eq!(message.contains("rank 1 failed"), world.rank() != 1, "{message}");
+            assert!(message.ends_with("error: no disk"));
+            result
+        })
+        .unwrap_err();
+        assert!(failure.message.contains("no disk"));
+    }
+
+    #[test]
+    fn faults_are_read() {
+        let fault = Fault { kind: FaultKind::Stall, rank: 2, collective: 17 };
+        assert_eq!(Fault::parse("stall:2:17"), Some(fault));
+        for wrong in ["", "stall", "stall:2", "slow:1:1", "death:1:2:3", "death:x:1"] {
+            assert_eq!(Fault::parse(wrong), None, "{wrong}");
+        }
+    }
+}
