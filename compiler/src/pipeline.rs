@@ -122,6 +122,17 @@ pub fn graphs(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<O
     Ok(Some(report))
 }
 
+/// The training graph, after remat: what is sharded.
+///
+/// # Errors
+/// As [`graphs`].
+pub fn training_graph(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<Graph> {
+    let train = run_of(spec)?;
+    let graph = forward(&spec.model, Entry::Train, train.batch, sources, runner)?;
+    let config = with_microbatches(train_config(&spec.model, train), train);
+    Ok(rematerialised(training(graph, &config, runner)?, train, runner)?.0)
+}
+
 /// Runs to make of the kernels of the user's own in a spec's training step (or forward graph, without a run).
 ///
 /// # Errors
@@ -337,6 +348,6 @@ impl<'a> Runner<'a> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod zoo;

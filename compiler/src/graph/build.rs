@@ -349,7 +349,8 @@ impl Builder {
         self.close(results)
     }
 
-    fn copy_regions(&mut self, from: &Graph, op: &Op) -> Op {
+    /// The op with copies of its regions.
+    pub fn copy_regions(&mut self, from: &Graph, op: &Op) -> Op {
         use super::{Attention, Composite, CompositeKind, Update};
         match op {
             Op::Loop(l) => Op::Loop(Loop { body: self.copy_region(from, l.body), ..l.clone() }),

@@ -2,7 +2,7 @@ use super::*;
 use crate::spec::{FileLoader, check};
 
 /// The checked spec of a file of the repository, with overrides.
-pub(super) fn spec(path: &str, sets: &[&str]) -> (Spec, SourceMap) {
+pub(crate) fn spec(path: &str, sets: &[&str]) -> (Spec, SourceMap) {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let path = root.join(path).to_string_lossy().into_owned();
     let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
