@@ -20,6 +20,8 @@ use crate::memory::{self, Plan};
 use crate::metadata::{baked_keys, input_sources, metadata};
 use crate::remat;
 use crate::schedule::{self, Schedule};
+use crate::sharding::pad_axes::pad_axes;
+use crate::sharding::{Rules, Sharded, shard};
 use crate::spec::checked::{Model, Spec, Train};
 use crate::spec::{Diagnostic, SourceMap, codes};
 use mlc_codegen::abi::ProgramInfo;
@@ -28,7 +30,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// Stages in order, by the names `mlc emit --stage` takes.
-pub const STAGES: &[&str] = &["graph", "training", "remat", "fused", "plan", "program"];
+pub const STAGES: &[&str] = &["graph", "training", "remat", "sharded", "fused", "plan", "program"];
 
 /// What the compiler makes of a spec.
 pub struct Compiled {
@@ -118,7 +120,8 @@ pub fn graphs(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<O
     let graph = forward(model, Entry::Train, batch, sources, runner)?;
     let Some(train) = &spec.train else { return Ok(None) };
     let graph = training(graph, &with_microbatches(train_config(model, train), train), runner)?;
-    let (_, report) = rematerialised(graph, train, runner)?;
+    let (graph, report) = rematerialised(graph, train, runner)?;
+    on_mesh(graph, Entry::Train, spec, runner)?;
     Ok(Some(report))
 }
 
@@ -221,6 +224,32 @@ fn rematerialised(graph: Graph, train: &Train, runner: &mut Runner) -> Result<(G
     let (graph, report) = runner.run("remat", || Ok(remat::rematerialise(graph, &train.remat)))?;
     runner.graph("remat", "train", &graph, Level::Training)?;
     Ok((graph, report))
+}
+
+/// The sharded training graph of a run over several devices, with the reason of every split.
+///
+/// # Errors
+/// As [`graphs`].
+pub fn sharded_training(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<Option<Sharded>> {
+    let graph = training_graph(spec, sources, runner)?;
+    sharded(&graph, Entry::Train, spec, runner)
+}
+
+/// A graph of all ranks together becomes one rank's; with one rank it is that already.
+fn on_mesh(graph: Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Result<Graph> {
+    let Some(sharded) = sharded(&graph, entry, spec, runner)? else { return Ok(graph) };
+    Ok(sharded.graph)
+}
+
+fn sharded(graph: &Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Result<Option<Sharded>> {
+    let Some(layout) = spec.layout.as_ref().filter(|layout| layout.devices() > 1) else { return Ok(None) };
+    let rules = Rules::of(layout, &spec.model);
+    let sharded = runner.run("sharded", || {
+        let (graph, _) = pad_axes(graph, &rules).map_err(unsupported)?;
+        shard(&graph, &rules).map_err(|e| unsupported(e.to_string()))
+    })?;
+    runner.graph("sharded", entry.name(), &sharded.graph, Level::Sharded)?;
+    Ok(Some(sharded))
 }
 
 fn inference(graph: Graph, entry: Entry, precision: &Precision, runner: &mut Runner) -> Result<Graph> {

@@ -33,7 +33,8 @@ pub fn run(args: &EmitArgs) -> Result<(), Failure> {
     let checked = read_spec(&args.spec)?;
     let mut texts = Vec::new();
     let mut runner = Runner::viewing(Box::new(|stage, entry, text| texts.push((stage, entry, text))));
-    let only_graphs = args.out.is_none() && ["graph", "training", "remat"].contains(&args.stage.as_str());
+    let only_graphs = args.out.is_none()
+        && ["graph", "training", "remat", "sharded", "spmd"].contains(&args.stage.as_str());
     let result = if checked.spec.train.is_none() || only_graphs {
         pipeline::graphs(&checked.spec, &checked.sources, &mut runner).map(|_| None)
     } else {

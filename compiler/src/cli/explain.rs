@@ -1,23 +1,65 @@
-//! `mlc explain`: what a code means.
+//! `mlc explain`: what a code means, or why a value of a spec lies on the mesh as it does.
 
-use super::Failure;
+use super::files::{failure, read_spec};
+use super::{Failure, SpecArgs};
 use clap::Args;
+use mlc::pipeline::{Runner, sharded_training};
+use mlc::sharding::explain::explain;
 use mlc::spec::codes::{ALL, Code};
 
 /// Arguments of `mlc explain`.
 #[derive(Args)]
 pub struct ExplainArgs {
-    /// A code of a message, `E0301` or `N0001`; all of them in one list if absent.
+    /// A code of a message, `E0301` or `N0001`; all of them in one list if absent. Or a `.spec` file, followed by a value.
     code: Option<String>,
+    /// A value of the spec: a parameter's path (`layer.{i}.attn.wq`), `block.value`, or a name of `mlc emit --stage sharded`.
+    value: Option<String>,
+    /// Override a key of the spec.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Devices to lay the run out over.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    devices: Option<u64>,
+    #[command(flatten)]
+    format: super::files::MessageFormat,
 }
 
-/// Prints the paragraph of one code, or the list.
+/// Prints the paragraph of one code, the list, or a value's split.
 pub fn run(args: &ExplainArgs) -> Result<(), Failure> {
+    if let (Some(spec), Some(value)) = (&args.code, &args.value) {
+        return value_of(spec, value, args);
+    }
     match &args.code {
         None => ALL.iter().for_each(|code| println!("{}  {}", code.id, first_sentence(code.explain))),
         Some(wanted) => {
             let code = find(wanted)?;
             println!("{}", wrapped(&format!("{}: {}", code.id, code.explain), 100));
+        }
+    }
+    Ok(())
+}
+
+fn value_of(spec: &str, value: &str, args: &ExplainArgs) -> Result<(), Failure> {
+    let spec =
+        SpecArgs { spec: spec.into(), sets: args.sets.clone(), devices: args.devices, format: args.format };
+    let checked = read_spec(&spec)?;
+    let sharded = sharded_training(&checked.spec, &checked.sources, &mut Runner::default());
+    let Some(sharded) = sharded.map_err(|e| failure(e, &checked.sources, spec.format))? else {
+        println!("the run is on one device: every value is whole");
+        return Ok(());
+    };
+    match explain(&sharded, value) {
+        Ok(text) => print!("{text}"),
+        Err(near) if near.is_empty() => {
+            return Err(Failure::Input(format!(
+                "no value is called `{value}`; `mlc emit --stage sharded` shows all"
+            )));
+        }
+        Err(near) => {
+            return Err(Failure::Input(format!(
+                "no value is called `{value}`; there are {}",
+                near.join(", ")
+            )));
         }
     }
     Ok(())

@@ -75,6 +75,7 @@ pub fn shard(graph: &Graph, rules: &Rules) -> Result<Sharded> {
         map: BTreeMap::new(),
         brought: vec![BTreeMap::new()],
         indices: BTreeMap::new(),
+        made: BTreeMap::new(),
     };
     walk.body()?;
     let why = walk.reasons();
@@ -93,6 +94,8 @@ struct Walk<'a> {
     brought: Vec<BTreeMap<(ValueId, Sharding), ValueId>>,
     /// New values that are positions along an axis; they lie whole until something wants a part.
     indices: BTreeMap<ValueId, Name>,
+    /// Where new values come from.
+    made: BTreeMap<ValueId, crate::graph::Origin>,
 }
 
 impl Walk<'_> {
@@ -159,6 +162,8 @@ impl Walk<'_> {
             return *there;
         }
         let name = self.b.graph.value_name(new).clone();
+        let here = self.made.get(&new).cloned().unwrap_or_else(|| self.b.origin.clone());
+        let here = std::mem::replace(&mut self.b.origin, here);
         let there = match self.indices.get(&new) {
             // Positions are counted anywhere.
             Some(axis) => {
@@ -170,6 +175,7 @@ impl Walk<'_> {
                 self.b.one(op, &[new], None, &name)
             }
         };
+        self.b.origin = here;
         self.set(there, to.clone());
         self.brought.last_mut().expect("a region is open").insert(key, there);
         there
@@ -234,6 +240,7 @@ impl Walk<'_> {
                 let value = &self.from.values[v.index()];
                 let new = self.b.graph.add_value(&value.name, value.ty.clone());
                 self.map.insert(*v, new);
+                self.made.insert(new, node.origin.clone());
                 new
             })
             .collect();

@@ -5,6 +5,7 @@
 //! ranks together; [`crate::spmd`] makes it one rank's.
 
 mod choose;
+pub mod explain;
 pub mod factors;
 pub mod insert_reshards;
 pub mod pad_axes;

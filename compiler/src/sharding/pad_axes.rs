@@ -29,7 +29,8 @@ pub fn pad_axes(graph: &Graph, rules: &Rules) -> Result<(Graph, Padding), String
     if padding.is_empty() {
         return Ok((graph.clone(), padding));
     }
-    let mut pass = Pad { from: graph, padding, b: Builder::like(graph), map: BTreeMap::new(), params: BTreeSet::new() };
+    let mut pass =
+        Pad { from: graph, padding, b: Builder::like(graph), map: BTreeMap::new(), params: BTreeSet::new() };
     pass.ops(graph.body)?;
     for (output, v) in graph.outputs.iter().zip(&graph.region(graph.body).results) {
         let value = pass.map[v];
@@ -175,7 +176,8 @@ impl Pad<'_> {
             }
             return;
         }
-        let with_param = matches!(node.op, Op::Dot { .. }) && operands.iter().any(|v| self.params.contains(v));
+        let with_param =
+            matches!(node.op, Op::Dot { .. }) && operands.iter().any(|v| self.params.contains(v));
         for factor in factors(self.from, id) {
             let FactorKind::Reduce(reduction) = factor.kind else { continue };
             if with_param {
