@@ -2,7 +2,6 @@
 
 use super::pad_axes::{Padding, pad_axes};
 use super::*;
-use crate::graph::print::print;
 use crate::graph::verify::{Stage, verify};
 use crate::graph::{Axis, Graph, Mesh, MeshOp, Type};
 use crate::interpret::{Mode, Outputs, Tensor, run, sample_environment};
@@ -59,29 +58,39 @@ fn reshards(graph: &Graph) -> Vec<String> {
     all
 }
 
+/// Data, tensor, vocabulary and expert parallelism with parameters split at rest.
+fn usual(graph: &Graph) -> Rules {
+    let mesh = Mesh::new(&[("data", 2), ("fsdp", 2), ("tensor", 2)]);
+    let axes: &[(&str, &[&str])] = &[
+        ("batch", &["data", "fsdp"]),
+        ("kv", &["tensor"]),
+        ("head", &["tensor"]),
+        ("ff", &["tensor"]),
+        ("vocab", &["tensor"]),
+        ("expert", &["fsdp"]),
+    ];
+    rules(graph, mesh, axes, &[("d", &["fsdp"])])
+}
+
 #[test]
-fn look() {
-    let path = std::env::var("LOOK").unwrap_or("tests/models/gqa/gqa.spec".into());
-    let sets = std::env::var("SETS").unwrap_or_default();
-    let graph = training(&path, &sets.split_whitespace().collect::<Vec<_>>());
-    let mesh = Mesh::new(&[("data", 1), ("fsdp", 2), ("tensor", 2)]);
-    let rules = rules(
-        &graph,
-        mesh,
-        &[
-            ("batch", &["fsdp"]),
-            ("kv", &["tensor"]),
-            ("head", &["tensor"]),
-            ("ff", &["tensor"]),
-            ("vocab", &["tensor"]),
-            ("expert", &["fsdp"]),
-        ],
-        &[("d", &["fsdp"])],
-    );
-    let sharded = shard(&graph, &rules).unwrap().graph;
-    std::fs::write("/tmp/sharded.txt", print(&sharded)).unwrap();
-    println!("{}", reshards(&sharded).join("\n"));
-    verify(&sharded, Stage::Sharded).unwrap_or_else(|e| panic!("{}", &e.to_string()[..2000]));
+fn models_lie_on_a_mesh_and_every_reshard_moves_something() {
+    for model in ["gqa/gqa", "mixtral/mixtral", "glam/glam", "mla/mla", "packed/packed", "tiny/tiny"] {
+        let graph = training(&format!("tests/models/{model}.spec"), &["train.batch=4"]);
+        let sharded = shard(&graph, &usual(&graph)).unwrap().graph;
+        verify(&sharded, Stage::Sharded).unwrap_or_else(|e| panic!("{model}\n{e}"));
+        for node in sharded.ops.iter().filter(|n| matches!(n.op, Op::Mesh(MeshOp::Reshard { .. }))) {
+            assert_ne!(sharded.sharding(node.operands[0]), sharded.sharding(node.results[0]), "{model}");
+        }
+    }
+}
+
+/// Llama: in a layer and pass, two sums over `tensor`; every parameter gathered over `fsdp` once and its gradient scattered.
+#[test]
+fn llama_moves_what_fully_sharded_and_tensor_parallel_training_moves() {
+    let graph = training("tests/models/gqa/gqa.spec", &["train.batch=4"]);
+    let text = reshards(&shard(&graph, &usual(&graph)).unwrap().graph).join("\n");
+    let root = format!("{}/../tests/models/gqa/../../../", env!("CARGO_MANIFEST_DIR"));
+    insta::assert_snapshot!(text.replace(&root, ""));
 }
 
 /// The same tensor, longer along padded axes, zero there.
