@@ -9,8 +9,8 @@ use super::factors::{Factor, factors, passes_partial};
 use super::rules::{Rules, Splits};
 use super::targets::{Targets, targets};
 use crate::graph::{
-    Builder, Composite, Graph, Loop, MeshOp, Name, Op, OpId, OpNode, Output, RegionId, Sharding, Split, Type,
-    Update, ValueId,
+    Builder, Composite, Graph, Loop, MeshOp, Name, Op, OpId, OpNode, Output, ReduceOp, RegionId, Sharding,
+    Split, Type, Update, ValueId,
 };
 use crate::remat::cost::product_flops;
 use std::collections::BTreeMap;
@@ -76,6 +76,7 @@ pub fn shard(graph: &Graph, rules: &Rules) -> Result<Sharded> {
         brought: vec![BTreeMap::new()],
         indices: BTreeMap::new(),
         made: BTreeMap::new(),
+        in_microbatches: false,
     };
     walk.body()?;
     let why = walk.reasons();
@@ -96,6 +97,8 @@ struct Walk<'a> {
     indices: BTreeMap<ValueId, Name>,
     /// Where new values come from.
     made: BTreeMap<ValueId, crate::graph::Origin>,
+    /// Inside the loop over microbatches.
+    in_microbatches: bool,
 }
 
 impl Walk<'_> {
@@ -263,8 +266,8 @@ impl Walk<'_> {
         for (i, v) in node.operands.iter().enumerate() {
             let new = self.map[v];
             let mut to = implied(&factors, &assignment, |f| f.operands[i].clone());
-            if linear.is_some() {
-                to.partial = self.lies(new).partial.clone();
+            if let Some(common) = linear.as_ref().filter(|_| !self.lies(new).partial.is_empty()) {
+                to.partial = common.clone();
             }
             operands.push(self.bring(new, &to, &what));
         }
@@ -322,16 +325,18 @@ impl Walk<'_> {
         choose(&self.rules.mesh, taken, factors, &operands, &results, product_flops(self.from, id))
     }
 
-    /// What stays partial if the op is applied to terms: all its partial operands are terms of the same kind, and it is linear.
-    fn stays_partial(&self, id: OpId, node: &OpNode) -> Option<BTreeMap<Name, crate::graph::ReduceOp>> {
-        let of: Vec<&BTreeMap<Name, _>> =
-            node.operands.iter().map(|v| &self.lies(self.map[v]).partial).collect();
-        let first = of.iter().find(|p| !p.is_empty())?;
-        let same = of.iter().all(|p| p.is_empty() || p == first);
-        let ops: std::collections::BTreeSet<_> = first.values().collect();
-        let partial: Vec<bool> = of.iter().map(|p| !p.is_empty()).collect();
-        let linear = same && ops.into_iter().all(|op| passes_partial(self.from, id, &partial, *op));
-        linear.then(|| (*first).clone())
+    /// What stays partial if the op is applied to terms, which it is if it is linear in its partial operands. Of those, what not
+    /// all of them share is reduced before.
+    fn stays_partial(&self, id: OpId, node: &OpNode) -> Option<BTreeMap<Name, ReduceOp>> {
+        let lie = |v: &ValueId| &self.lies(self.map[v]).partial;
+        let partial: Vec<bool> = node.operands.iter().map(|v| !lie(v).is_empty()).collect();
+        let mut terms = node.operands.iter().map(lie).filter(|p| !p.is_empty());
+        let mut common = terms.next()?.clone();
+        for other in terms {
+            common.retain(|axis, op| other.get(axis) == Some(op));
+        }
+        let linear = common.values().all(|op| passes_partial(self.from, id, &partial, *op));
+        (linear && !common.is_empty()).then_some(common)
     }
 
     /// The op with its regions walked: a composite's meaning, on operands that lie as the op takes them.
@@ -445,6 +450,8 @@ impl Walk<'_> {
             starts.push(start);
         }
         self.open(l.body, &starts);
+        let outside = self.in_microbatches;
+        self.in_microbatches |= is_microbatches(l);
         self.ops(&body.ops)?;
         let mut ends = Vec::new();
         let mut results = Vec::new();
@@ -455,6 +462,7 @@ impl Walk<'_> {
             ends.push(end);
         }
         self.brought.pop();
+        self.in_microbatches = outside;
         let inside = self.b.close(results);
         self.b.origin = node.origin.clone();
         let new = self.emit(node, Op::Loop(Loop { body: inside, ..l.clone() }), &operands);
@@ -497,14 +505,12 @@ impl Walk<'_> {
         }
         let is_sum = i >= l.carries + l.stacked_outs;
         let scalar = self.from.ty(v).axes.is_empty();
-        // Over microbatches a sum of terms may stay one, if gradients are kept whole anyway.
-        let gathers_terms = scalar || (self.rules.whole_grads && self.accumulates(node, l));
+        // Gradients that are kept whole stay terms until the last microbatch, if nothing but the sum over microbatches reads them.
+        let only_yielded = matches!(self.uses[node.results[i].index()][..], [Use::Yield]);
+        let until_the_end =
+            self.rules.whole_grads && (is_microbatches(l) || (self.in_microbatches && only_yielded));
         if !lies.partial.is_empty() {
-            return if gathers_terms && (is_sum || self.accumulates(node, l)) {
-                lies.clone()
-            } else {
-                self.target(v)
-            };
+            return if (scalar && is_sum) || until_the_end { lies.clone() } else { self.target(v) };
         }
         // Rules for the value, or for what becomes of it outside.
         let outer = node.results[i];
@@ -517,11 +523,6 @@ impl Walk<'_> {
         };
         let target = self.target(v);
         if off(v, &target) || off(outer, &outside) { target } else { lies.clone() }
-    }
-
-    /// Whether the loop adds up what microbatches give.
-    fn accumulates(&self, _node: &OpNode, l: &Loop) -> bool {
-        l.block.is_some() && l.axis.as_str() == "batch"
     }
 
     fn update(&mut self, node: &OpNode, u: &Update) -> Result<()> {
@@ -546,6 +547,11 @@ impl Walk<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether the loop adds up what microbatches give.
+fn is_microbatches(l: &Loop) -> bool {
+    l.block.is_some() && l.axis.as_str() == "batch"
 }
 
 /// The lists of a sharding.
