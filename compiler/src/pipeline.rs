@@ -11,7 +11,7 @@ use crate::check_kernels::{KernelCheck, checks_of};
 use crate::fuse;
 use crate::graph::from_spec::{Entry, from_spec, has_logits};
 use crate::graph::passes::sink_updates;
-use crate::graph::recognise::{near_misses, recognise};
+use crate::graph::recognise::{fit_chunks, near_misses, recognise};
 use crate::graph::verify::{Stage as Level, verify};
 use crate::graph::{Graph, print};
 use crate::lower::unroll_repeats::unroll_repeats;
@@ -89,7 +89,7 @@ pub fn compile(
     let mut saved = remat::Report::default();
     let mut entries = Vec::new();
     for (entry, batch) in entries_of(&spec.model, train) {
-        let graph = forward(&spec.model, entry, batch, sources, runner)?;
+        let graph = forward(spec, entry, batch, sources, runner)?;
         let graph = match entry {
             Entry::Train => {
                 let graph = training(graph, &config, runner)?;
@@ -117,7 +117,7 @@ pub fn compile(
 pub fn graphs(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<Option<remat::Report>> {
     let model = &spec.model;
     let batch = spec.train.as_ref().map_or(model.size("batch").unwrap_or(1), |t| t.batch);
-    let graph = forward(model, Entry::Train, batch, sources, runner)?;
+    let graph = forward(spec, Entry::Train, batch, sources, runner)?;
     let Some(train) = &spec.train else { return Ok(None) };
     let graph = training(graph, &with_microbatches(train_config(model, train), train), runner)?;
     let (graph, report) = rematerialised(graph, train, runner)?;
@@ -131,7 +131,7 @@ pub fn graphs(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<O
 /// As [`graphs`].
 pub fn training_graph(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<Graph> {
     let train = run_of(spec)?;
-    let graph = forward(&spec.model, Entry::Train, train.batch, sources, runner)?;
+    let graph = forward(spec, Entry::Train, train.batch, sources, runner)?;
     let config = with_microbatches(train_config(&spec.model, train), train);
     Ok(rematerialised(training(graph, &config, runner)?, train, runner)?.0)
 }
@@ -146,7 +146,7 @@ pub fn kernel_checks(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> R
         return Ok(Vec::new());
     }
     let batch = spec.train.as_ref().map_or(model.size("batch").unwrap_or(1), |t| t.batch);
-    let graph = forward(model, Entry::Train, batch, sources, runner)?;
+    let graph = forward(spec, Entry::Train, batch, sources, runner)?;
     let graph = match &spec.train {
         Some(train) => training(graph, &with_microbatches(train_config(model, train), train), runner)?,
         None => graph,
@@ -190,16 +190,19 @@ fn with_microbatches(config: TrainConfig, train: &Train) -> TrainConfig {
     TrainConfig { microbatch: (train.accumulation > 1).then_some(cut), ..config }
 }
 
-fn forward(
-    model: &Model,
-    entry: Entry,
-    batch: u64,
-    sources: &SourceMap,
-    runner: &mut Runner,
-) -> Result<Graph> {
+fn forward(spec: &Spec, entry: Entry, batch: u64, sources: &SourceMap, runner: &mut Runner) -> Result<Graph> {
+    let model = &spec.model;
     let graph = runner.run("graph", || {
         let graph = from_spec(model, entry, batch, sources).map_err(CompileError::Spec)?;
-        Ok(recognise(graph, &model.lower_reference))
+        let graph = recognise(graph, &model.lower_reference);
+        Ok(match spec.layout.as_ref().filter(|layout| layout.devices() > 1) {
+            Some(layout) => {
+                let rules = Rules::of(layout, model);
+                let micro = spec.train.as_ref().map_or(batch, |t| t.global_microbatch);
+                fit_chunks(graph, |axis| rules.axes.get(axis).map_or(1, |over| rules.mesh.ways(over)), micro)
+            }
+            None => graph,
+        })
     })?;
     runner.graph("graph", entry.name(), &graph, Level::Graph)?;
     if entry == Entry::Train {

@@ -443,6 +443,7 @@ impl Walk<'_> {
                 if i < l.carries + l.stacked {
                     self.slice(node, l, lies, &mut blocks)
                 } else {
+                    let lies = self.gathered_once(l, arg).unwrap_or(lies);
                     (lies.clone(), lies)
                 }
             };
@@ -478,6 +479,16 @@ impl Walk<'_> {
         Ok(())
     }
 
+    /// A parameter that every iteration uses is gathered before the loop; over microbatches that would keep all of them gathered.
+    fn gathered_once(&self, l: &Loop, arg: ValueId) -> Option<Sharding> {
+        let in_use = self.targets.resting.get(&arg)?;
+        let uses = &self.uses[arg.index()];
+        let direct =
+            uses.iter().any(|u| matches!(u, Use::Op(op) if self.from.op(*op).op.as_loop().is_none()));
+        let split = in_use.iter().map(|(axis, over)| (axis.clone(), Split { over: over.clone(), blocks: 1 }));
+        (direct && !is_microbatches(l)).then(|| Sharding { split: split.collect(), partial: BTreeMap::new() })
+    }
+
     /// How a stacked operand has to lie, and how its slices lie then.
     fn slice(&self, node: &OpNode, l: &Loop, lies: Sharding, blocks: &mut u64) -> (Sharding, Sharding) {
         let mut slice = lies.clone();
@@ -510,7 +521,8 @@ impl Walk<'_> {
         let until_the_end =
             self.rules.whole_grads && (is_microbatches(l) || (self.in_microbatches && only_yielded));
         if !lies.partial.is_empty() {
-            return if (scalar && is_sum) || until_the_end { lies.clone() } else { self.target(v) };
+            let waits = is_sum && (scalar || !is_microbatches(l));
+            return if waits || until_the_end { lies.clone() } else { self.target(v) };
         }
         // Rules for the value, or for what becomes of it outside.
         let outer = node.results[i];

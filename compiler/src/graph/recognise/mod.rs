@@ -24,7 +24,7 @@ pub use near_misses::{NearMiss, near_misses};
 pub use recognise_attention::recognise_attention;
 pub(in crate::graph) use recognise_attention::{Formula, attention_of};
 pub use recognise_cross_entropy::recognise_cross_entropy;
-pub use recognise_loss_head::recognise_loss_head;
+pub use recognise_loss_head::{fit_chunks, recognise_loss_head};
 pub use recognise_norms::{recognise_layer_norm, recognise_norms, recognise_rms_norm};
 pub use recognise_softmax::recognise_softmax;
 

@@ -11,7 +11,8 @@
 use super::View;
 use crate::graph::rewrite::rewrite_ops;
 use crate::graph::{
-    Axis, BinaryOp, Builder, CompositeKind, Graph, LossHead, Name, Op, OpNode, ReduceOp, Type, ValueId,
+    Axis, BinaryOp, Builder, Composite, CompositeKind, Graph, LossHead, Name, Op, OpNode, ReduceOp, Type,
+    ValueId,
 };
 use std::collections::BTreeMap;
 
@@ -33,6 +34,36 @@ pub fn recognise_loss_head(graph: Graph) -> Graph {
         let head = LossHead { over: found.over, vocab: found.vocab, chunks };
         b.loss_head(found.x, found.w, found.targets, found.weight, head).ok().map(|loss| vec![loss])
     })
+}
+
+/// Cuts the tokens of every loss head anew for a mesh that splits each axis into `ways` parts and takes `micro` sequences at a
+/// time: chunks as one rank would choose them for its part, times the parts, so that every chunk splits.
+pub fn fit_chunks(mut graph: Graph, ways: impl Fn(&Name) -> u64, micro: u64) -> Graph {
+    for i in 0..graph.ops.len() {
+        let [_, w, targets, ..] = graph.ops[i].operands[..] else { continue };
+        let (w, targets) = (graph.ty(w).clone(), graph.ty(targets).clone());
+        if let Op::Composite(Composite { kind: CompositeKind::LossHead(head), .. }) = &mut graph.ops[i].op {
+            let part = |name: &Name, size: u64| size / largest_common(size, ways(name));
+            let vocab = w.size_of(&head.vocab).map_or(1, |size| part(&head.vocab, size));
+            let local = |a: &Axis| {
+                let size = if a.name.as_str() == "batch" { micro.min(a.size) } else { a.size };
+                Axis::new(&a.name, part(&a.name, size))
+            };
+            let tokens = Type::new(targets.dtype, targets.axes.iter().map(local).collect());
+            head.chunks = cut(&tokens, (LOGITS_MAX / vocab).max(TOKENS_MIN));
+            for (name, chunk) in &mut head.chunks {
+                let size = targets.size_of(name).unwrap_or(1);
+                *chunk *=
+                    largest_common(if name.as_str() == "batch" { micro.min(size) } else { size }, ways(name));
+            }
+        }
+    }
+    graph
+}
+
+/// Greatest common divisor.
+fn largest_common(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { largest_common(b, a % b) }
 }
 
 struct Found {
