@@ -1,21 +1,111 @@
 //! Starting the ranks of a program.
+//!
+//! Where a launcher started this process as one of several ranks ([`discover`]) the others are processes too, and MPI carries
+//! their messages; otherwise all ranks of the program are threads of this process.
 
 use std::panic::resume_unwind;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::Engine;
+use crate::engine::discover::{Launched, discover};
+use crate::engine::mpi::Mpi;
 use crate::engine::threads::Threads;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::mesh::Mesh;
 use crate::program::Program;
-use crate::rank::{Rank, RankOptions};
+use crate::rank::{Rank, RankOptions, wrong_ranks};
 use crate::world::{World, WorldOptions};
 
 /// Stack of a rank's thread: what a main thread usually has.
 const STACK_BYTES: usize = 8 << 20;
 /// After one rank has failed, the others have this long to notice and end.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs `body` on all ranks of a program: on one here if a launcher started the others, else on all of them. Gives the result of
+/// this process's first rank.
+///
+/// Whatever carries the messages, all ranks are known to run the same program when `body` is called. If a rank of several
+/// processes fails, its message is printed and all of them end with its exit code.
+///
+/// # Errors
+/// The failure that came first; the launcher started another number of ranks than the program was built for.
+pub fn start<T: Send>(
+    program: &Program,
+    options: WorldOptions,
+    body: impl Fn(World) -> Result<T, Failure> + Sync,
+) -> Result<T, Failure> {
+    let ranks = Mesh::new(&program.info.mesh).ranks();
+    match discover(|name| std::env::var(name).ok()) {
+        Some(launched) if launched.ranks != ranks => {
+            let failure = wrong_ranks(program, launched.ranks);
+            // Once is enough.
+            let message = if launched.rank == 0 { failure.message } else { String::new() };
+            Err(Failure { message, ..failure })
+        }
+        Some(launched) => run_process(program, &launched, options, body),
+        None if ranks == 1 => body(World::alone()),
+        None => {
+            let mut results = run_threads(ranks, options, |world| {
+                same_program(&world, program)?;
+                body(world)
+            })?;
+            Ok(results.swap_remove(0))
+        }
+    }
+}
+
+/// Runs `body` on this process's rank of several.
+fn run_process<T>(
+    program: &Program,
+    launched: &Launched,
+    options: WorldOptions,
+    body: impl Fn(World) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let engine = Arc::new(Mpi::start(launched)?);
+    let run = || {
+        let world = World::new(Arc::clone(&engine) as Arc<dyn Engine>, options);
+        let (machine, process) = Mpi::whereabouts();
+        let all = world.all_gather(format!("{process} {machine}").as_bytes())?;
+        let read = |bytes: &Vec<u8>| {
+            let text = String::from_utf8_lossy(bytes).into_owned();
+            let (process, machine) = text.split_once(' ')?;
+            Some((machine.to_owned(), process.parse().ok()?))
+        };
+        let places: Option<Vec<(String, i32)>> = all.iter().map(read).collect();
+        places.iter().for_each(|places| engine.know(places));
+        same_program(&world, program)?;
+        body(world)
+    };
+    run().inspect_err(|failure| {
+        // Printed here, because the others cannot be ended without ending this one.
+        eprintln!("rank {}: {}", launched.rank, failure.message);
+        engine.abort(failure.exit.code());
+    })
+}
+
+/// Compares the program of all ranks. All of them call it.
+///
+/// # Errors
+/// They differ; exit code 6.
+pub fn same_program(world: &World, program: &Program) -> Result<(), Failure> {
+    let info = &program.info;
+    let mine = blake3::hash(format!("{} {:?}", info.fingerprint, info.mesh).as_bytes());
+    let all = world.all_gather(mine.as_bytes())?;
+    let others: Vec<String> = (0..all.len()).filter(|&r| all[r] != all[0]).map(|r| r.to_string()).collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    Err(Failure {
+        exit: Exit::Launch,
+        message: format!(
+            "error: not all ranks run the same program: that of rank 0 differs from that of {}; here it is {}\nCopy one \
+             binary to all machines.",
+            others.join(", "),
+            info.fingerprint
+        ),
+    })
+}
 
 /// Runs `body` once per rank, each on a thread of its own, and gives all results by rank.
 ///

@@ -98,7 +98,10 @@ fn dispatch(
 }
 
 fn report(failure: &Failure, console: &mut Console) -> Exit {
-    console.note(&failure.message);
+    // Other ranks say it.
+    if !failure.message.is_empty() {
+        console.note(&failure.message);
+    }
     failure.exit
 }
 

@@ -203,7 +203,13 @@ impl World {
                 return Err(Failure {
                     exit: Exit::Lost,
                     message: match waited {
-                        Waited::Lost(_) => format!("error: rank {peer} has ended while {me} waited for it"),
+                        Waited::Lost(gone) if gone.contains(&peer) => {
+                            format!("error: rank {peer} has ended while {me} waited for it")
+                        }
+                        Waited::Lost(gone) => format!(
+                            "error: the exchange with rank {peer} broke: ranks {gone:?} have ended {}",
+                            self.engine.trouble().unwrap_or_default()
+                        ),
                         Waited::Late | Waited::Done => format!(
                             "error: {me} waited {:.0} s for rank {peer}, which did not come\nIt hangs, or is busy with \
                              something that takes longer: --watchdog gives it more time.",

@@ -177,6 +177,10 @@ impl Collectives {
         let me = format!("rank {} of {}", self.world.rank(), self.world.ranks());
         let what = describe(plan, moment);
         let message = match waited {
+            Waited::Lost(gone) if gone.is_empty() => format!(
+                "error: the exchange between ranks broke while {me} waited in {what}: {}",
+                self.world.engine().trouble().unwrap_or_default()
+            ),
             Waited::Lost(gone) => {
                 format!("error: {} ended while {me} waited in {what}", ranks_have(gone, "has", "have"))
             }

@@ -1,6 +1,7 @@
 //! All kinds of collectives on random boxes, by memory and by messages, against a plain reference.
 
-use std::collections::BTreeMap;
+mod mpi;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -305,64 +306,101 @@ fn program(mesh: &[u64], collectives: Vec<CollectiveInfo>) -> ProgramInfo {
     }
 }
 
-/// Runs all cases at once, finished in another order than started, and compares every rank's buffers with the reference.
-fn check(seed: u64, sizes: &[u64], cases: &[Case], messages: bool) {
-    let info = program(sizes, cases.iter().map(|c| c.info.clone()).collect());
-    assert_eq!(plan::problem(&info), None);
-    let mesh = Mesh::new(&info.mesh);
-    let mut random = Random(seed);
-    // By case, part and rank.
-    let sent: Vec<Vec<Vec<Vec<u8>>>> = cases
-        .iter()
-        .map(|case| {
-            let of_part = |(part, size): (&CollectivePartInfo, &[u64; 2])| {
-                (0..mesh.ranks()).map(|_| data(&mut random, part.dtype, size[0])).collect()
-            };
-            case.info.parts.iter().zip(&case.sizes).map(of_part).collect()
-        })
-        .collect();
-    let blank =
-        |case: &Case, i: usize| vec![1u8; (case.sizes[i][1] * case.info.parts[i].dtype.bytes()) as usize];
-    let received = run_threads(mesh.ranks(), WorldOptions::default(), |world| {
-        let me = world.rank();
-        let world =
-            if messages { World::new(Arc::new(Messages(world)), WorldOptions::default()) } else { world };
-        let mut collectives = Collectives::new(&info, world);
-        let mut out: Vec<Vec<Vec<u8>>> =
-            cases.iter().map(|case| (0..case.sizes.len()).map(|i| blank(case, i)).collect()).collect();
+/// Cases with the contents of all ranks' send buffers, by case, part and rank.
+struct Trial {
+    seed: u64,
+    info: ProgramInfo,
+    mesh: Mesh,
+    cases: Vec<Case>,
+    sent: Vec<Vec<Vec<Vec<u8>>>>,
+}
+
+impl Trial {
+    fn new(seed: u64, sizes: &[u64], cases: Vec<Case>) -> Trial {
+        let info = program(sizes, cases.iter().map(|c| c.info.clone()).collect());
+        assert_eq!(plan::problem(&info), None);
+        let mesh = Mesh::new(&info.mesh);
+        let mut random = Random(seed);
+        let sent = cases
+            .iter()
+            .map(|case| {
+                let of_part = |(part, size): (&CollectivePartInfo, &[u64; 2])| {
+                    (0..mesh.ranks()).map(|_| data(&mut random, part.dtype, size[0])).collect()
+                };
+                case.info.parts.iter().zip(&case.sizes).map(of_part).collect()
+            })
+            .collect();
+        Trial { seed, info, mesh, cases, sent }
+    }
+
+    /// One case of every kind over `axes`.
+    fn of_all_kinds(seed: u64, sizes: &[u64], axes: &[u32], large: bool) -> Trial {
+        let mut random = Random(seed);
+        let mesh = Mesh::new(&program(sizes, vec![]).mesh);
+        let mut one = |kind| case(&mut random, &mesh, axes.to_vec(), kind, large);
+        let cases = kinds().into_iter().map(&mut one).collect();
+        Trial::new(seed, sizes, cases)
+    }
+
+    fn blank(&self, c: usize, i: usize) -> Vec<u8> {
+        let Case { info, sizes } = &self.cases[c];
+        vec![1; (sizes[i][1] * info.parts[i].dtype.bytes()) as usize]
+    }
+
+    /// Runs all cases at once on one rank, finished in another order than started, and compares its buffers with the reference.
+    fn run(&self, world: World) -> Result<(), Failure> {
+        let (me, engine) = (world.rank(), world.engine().name().to_owned());
+        let mut collectives = Collectives::new(&self.info, world);
+        let mut out: Vec<Vec<Vec<u8>>> = (0..self.cases.len())
+            .map(|c| (0..self.cases[c].sizes.len()).map(|i| self.blank(c, i)).collect())
+            .collect();
         let mut staging: Vec<Vec<u8>> =
-            cases.iter().map(|case| vec![0xaa; case.info.staging_bytes as usize]).collect();
-        let mut buffers: BTreeMap<usize, Vec<*mut u8>> = BTreeMap::new();
+            self.cases.iter().map(|case| vec![0xaa; case.info.staging_bytes as usize]).collect();
+        let mut buffers: Vec<Vec<*mut u8>> = Vec::new();
         for (c, out) in out.iter_mut().enumerate() {
-            let list = buffers.entry(c).or_default();
+            let mut list = Vec::new();
             for (i, out) in out.iter_mut().enumerate() {
-                list.extend([sent[c][i][me].as_ptr().cast_mut(), out.as_mut_ptr()]);
+                list.extend([self.sent[c][i][me].as_ptr().cast_mut(), out.as_mut_ptr()]);
             }
             list.push(staging[c].as_mut_ptr());
+            buffers.push(list);
         }
         // SAFETY: all buffers have the sizes of their case and outlive the calls.
         unsafe {
-            for (c, list) in &buffers {
-                collectives.start(*c, list.as_ptr())?;
+            for (c, list) in buffers.iter().enumerate() {
+                collectives.start(c, list.as_ptr())?;
             }
-            for (c, list) in buffers.iter().rev() {
-                collectives.done(*c, list.as_ptr(), Moment { step: 0, op: None })?;
+            for (c, list) in buffers.iter().enumerate().rev() {
+                collectives.done(c, list.as_ptr(), Moment { step: 0, op: None })?;
             }
         }
-        Ok(out)
-    })
-    .unwrap();
-    for (me, received) in received.into_iter().enumerate() {
-        for ((c, case), received) in cases.iter().enumerate().zip(received) {
+        for (c, received) in out.into_iter().enumerate() {
+            let info = &self.cases[c].info;
             for (i, received) in received.into_iter().enumerate() {
-                let part = &case.info.parts[i];
-                let mut expected = blank(case, i);
-                reference(&mesh, &case.info, part, me, &sent[c][i], &mut expected);
+                let part = &info.parts[i];
+                let mut expected = self.blank(c, i);
+                reference(&self.mesh, info, part, me, &self.sent[c][i], &mut expected);
                 let (received, expected) = (canonical(received, part.dtype), canonical(expected, part.dtype));
-                assert!(received == expected, "seed {seed}, rank {me}, messages {messages}: {:?}", case.info);
+                assert!(received == expected, "seed {}, rank {me}, {engine}: {info:?}", self.seed);
             }
+        }
+        Ok(())
+    }
+
+    /// Runs on threads that read each other's memory, and on threads that pass messages.
+    fn check(&self) {
+        for messages in [false, true] {
+            run_threads(self.mesh.ranks(), WorldOptions::default(), |world| {
+                self.run(if messages { only_messages(world) } else { world })
+            })
+            .unwrap();
         }
     }
+}
+
+fn only_messages(world: World) -> World {
+    let options = *world.options();
+    World::new(Arc::new(Messages(world)), options)
 }
 
 fn kinds() -> Vec<CollectiveKind> {
@@ -388,40 +426,20 @@ fn collectives_match_their_definition_on_random_boxes() {
     ];
     for seed in 0..12 {
         for (m, (sizes, axes)) in meshes.iter().enumerate() {
-            let mut random = Random(seed * 100 + m as u64);
-            let axis_list = axes.to_vec();
-            let mesh = Mesh::new(&program(sizes, vec![]).mesh);
-            let cases: Vec<Case> = kinds()
-                .into_iter()
-                .map(|kind| case(&mut random, &mesh, axis_list.clone(), kind, false))
-                .collect();
-            check(seed, sizes, &cases, false);
-            check(seed, sizes, &cases, true);
+            Trial::of_all_kinds(seed * 100 + m as u64, sizes, axes, false).check();
         }
     }
 }
 
 #[test]
-fn large_all_reduces_match_their_definition() {
+fn large_collectives_match_their_definition() {
     for (seed, ranks) in [(1, 2), (2, 3), (3, 4)] {
-        let mut random = Random(seed);
-        let mesh = Mesh::new(&program(&[ranks], vec![]).mesh);
-        let cases: Vec<Case> = REDUCTIONS[..2]
-            .iter()
-            .map(|&r| case(&mut random, &mesh, vec![0], CollectiveKind::AllReduce(r), true))
-            .collect();
-        assert!(
-            cases
-                .iter()
-                .all(|c| c.info.parts.iter().map(|p| p.dims.iter().product::<u64>()).max() > Some(16_384))
-        );
-        check(seed, &[ranks], &cases, true);
-        check(seed, &[ranks], &cases, false);
+        Trial::of_all_kinds(seed, &[ranks], &[0], true).check();
     }
 }
 
-/// One all-gather over three ranks in which rank 1 does as told; the failure that came first, and all others.
-fn faulty(fault: &str, messages: bool, watchdog: Duration) -> (Failure, Vec<Failure>) {
+/// A program of one all-gather.
+fn gather_program(ranks: u64) -> ProgramInfo {
     let part = CollectivePartInfo {
         dtype: DType::F32,
         wire: DType::F32,
@@ -437,38 +455,46 @@ fn faulty(fault: &str, messages: bool, watchdog: Duration) -> (Failure, Vec<Fail
         parts: vec![part],
         staging_bytes: 0,
     };
-    gather.staging_bytes = gather.staging(3);
-    let info = program(&[3], vec![gather]);
+    gather.staging_bytes = gather.staging(ranks);
+    program(&[ranks], vec![gather])
+}
+
+/// Gathers in each of so many steps.
+fn gather_steps(info: &ProgramInfo, world: World, steps: u64) -> Result<(), Failure> {
+    let (me, ranks) = (world.rank(), world.ranks());
+    let mut collectives = Collectives::new(info, world);
+    let (mut from, mut to, mut staging) = ([0f32; 4], vec![0f32; 4 * ranks], vec![0f32; 4 * ranks + 4]);
+    let buffers: [*mut u8; 3] =
+        [from.as_mut_ptr().cast(), to.as_mut_ptr().cast(), staging.as_mut_ptr().cast()];
+    for step in 0..steps {
+        from.fill((me as u64 * 1000 + step) as f32);
+        // SAFETY: the buffers have the sizes of the collective.
+        unsafe {
+            collectives.start(0, buffers.as_ptr())?;
+            collectives.done(0, buffers.as_ptr(), Moment { step, op: info.ops.first() })?;
+        }
+        for (rank, received) in to.chunks(4).enumerate() {
+            assert_eq!(received, [(rank as u64 * 1000 + step) as f32; 4]);
+        }
+    }
+    Ok(())
+}
+
+/// Three ranks of which rank 1 does as told; the failure that came first, and those of the other two.
+fn faulty(fault: &str, messages: bool, watchdog: Duration) -> (Failure, Vec<Failure>) {
+    let info = gather_program(3);
     let options = WorldOptions { watchdog, fault: Fault::parse(fault) };
     assert!(options.fault.is_some());
     let failures = std::sync::Mutex::new(Vec::new());
     let first = run_threads(3, options, |world| {
         let me = world.rank();
-        let world = if messages { World::new(Arc::new(Messages(world)), options) } else { world };
-        let mut collectives = Collectives::new(&info, world);
-        let (mut from, mut to, mut staging) = ([me as f32; 4], [0f32; 12], [0f32; 16]);
-        let buffers: [*mut u8; 3] =
-            [from.as_mut_ptr().cast(), to.as_mut_ptr().cast(), staging.as_mut_ptr().cast()];
-        for step in 0..5 {
-            // SAFETY: the buffers have the sizes of the collective.
-            let result = unsafe {
-                let moment = Moment { step, op: info.ops.first() };
-                collectives
-                    .start(0, buffers.as_ptr())
-                    .and_then(|()| collectives.done(0, buffers.as_ptr(), moment))
-            };
-            if let Err(failure) = result {
-                if me != 1 {
-                    failures.lock().unwrap().push(failure.clone());
-                }
-                return Err(failure);
-            }
-            assert_eq!(to[4..], [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]);
+        let result = gather_steps(&info, if messages { only_messages(world) } else { world }, 5);
+        if let Some(failure) = result.as_ref().err().filter(|_| me != 1) {
+            failures.lock().unwrap().push(failure.clone());
         }
-        Ok(())
-    })
-    .unwrap_err();
-    (first, failures.into_inner().unwrap())
+        result
+    });
+    (first.unwrap_err(), failures.into_inner().unwrap())
 }
 
 #[test]

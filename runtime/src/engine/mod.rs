@@ -3,10 +3,13 @@
 //! | engine | ranks | how |
 //! |---|---|---|
 //! | [`threads`] | threads of one process | peers' memory is read directly; deterministic, the oracle of all others |
-//! //!
+//! //! | [`mpi`] | processes, on one machine or many | point-to-point messages of the MPI library the launcher belongs to |
+//!
 //! An engine only moves bytes. What is sent to whom, and the order of reductions, is decided in [`crate::collective`]; hence
 //! the same bits with any engine.
 
+pub mod discover;
+pub mod mpi;
 pub mod threads;
 
 use std::time::Duration;
@@ -56,6 +59,10 @@ pub trait Engine: Send + Sync {
     /// Ends all ranks of the run with an exit code, where this engine can; returns where ranks see by themselves that one has
     /// left.
     fn abort(&self, code: i32);
+    /// Why nothing will arrive any more, if that is so and no rank's fault.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
     /// Whether a rank is known to have left or ended.
     fn any_left(&self) -> bool;
     /// Ends this rank without a word, as far as the others can tell; for tests of what they do then.
