@@ -1,23 +1,14 @@
 //! Finds and loads a checkpoint.
 //!
-//! A checkpoint is valid when its manifest matches its hash, every file has the recorded length and hash, and the files
-//! hold exactly the tensors of this program with their shapes and element types. Only then is anything copied, so that a
-//! damaged checkpoint never leaves a half-loaded model.
+//! Nothing is copied before all ranks have found it valid (see [`reader`](super::reader)), so that a damaged checkpoint never
+//! leaves a half-loaded model, and all ranks load the same one.
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Mutex;
-
-use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 
 use super::manifest::Manifest;
-use super::shard::safetensors_dtype;
+use super::reader::{Checkpoint, Share};
 use super::store::Store;
-use crate::data::files::FileBytes;
-use crate::device::pool::Pool;
 use crate::failure::Failure;
-use crate::program::{LogicalTensor, Program};
 use crate::rank::Rank;
 use crate::settings::Resume;
 
@@ -31,7 +22,7 @@ pub struct Loaded {
 }
 
 /// Loads the checkpoint `resume` asks for into the rank; `None` when there is none to load and none was demanded.
-/// `otherwise` says what the command can do without a valid one.
+/// `otherwise` says what the command can do without a valid one. All ranks call it, and all get the same.
 ///
 /// # Errors
 /// The demanded checkpoint is missing or not valid, or there are checkpoints and none is valid.
@@ -43,13 +34,13 @@ pub fn load(
 ) -> Result<Option<Loaded>, Failure> {
     let steps = match resume {
         Resume::Never => return Ok(None),
-        Resume::Auto => store.steps()?,
+        Resume::Auto => steps(rank, store)?,
         Resume::Step(step) => vec![step],
     };
     let mut notes = Vec::new();
     for &step in &steps {
         let path = store.path(step);
-        match load_one(rank, &path, step) {
+        match load_one(rank, &path, step)? {
             Ok(manifest) => {
                 if manifest.fingerprint != rank.program.info.fingerprint {
                     notes.push(format!(
@@ -66,7 +57,7 @@ pub fn load(
         return Ok(None);
     }
     let advice = match resume {
-        Resume::Step(_) => available(store)?,
+        Resume::Step(_) => available(&self::steps(rank, store)?),
         Resume::Auto | Resume::Never => otherwise.to_owned(),
     };
     let reasons: Vec<String> = notes.iter().map(|n| n.replacen("note: skipped ", "  ", 1)).collect();
@@ -77,125 +68,39 @@ pub fn load(
     )))
 }
 
-fn available(store: &Store) -> Result<String, Failure> {
-    let steps: Vec<String> = store.steps()?.iter().map(u64::to_string).collect();
-    Ok(format!(
+/// The steps that rank 0 finds in the store, newest first: others may see a shared folder later.
+fn steps(rank: &Rank, store: &Store) -> Result<Vec<u64>, Failure> {
+    let world = rank.world();
+    let mine = world.all_or_none(if world.is_first() { store.steps() } else { Ok(Vec::new()) })?;
+    let bytes: Vec<u8> = mine.iter().flat_map(|step| step.to_le_bytes()).collect();
+    let all = world.broadcast(0, &bytes)?;
+    Ok(all.as_chunks::<8>().0.iter().map(|step| u64::from_le_bytes(*step)).collect())
+}
+
+fn available(steps: &[u64]) -> String {
+    let steps: Vec<String> = steps.iter().map(u64::to_string).collect();
+    format!(
         "There are checkpoints of these steps: {}",
         if steps.is_empty() { "none".to_owned() } else { steps.join(", ") }
-    ))
+    )
 }
 
-fn load_one(rank: &mut Rank, folder: &Path, step: u64) -> Result<Manifest, String> {
-    let program = rank.program;
+/// Loads one checkpoint, if all ranks find it valid; else the reason of the first that does not.
+fn load_one(rank: &mut Rank, folder: &Path, step: u64) -> Result<Result<Manifest, String>, Failure> {
+    let (program, world) = (rank.program, rank.world());
+    let share = Share { rank: world.rank(), ranks: world.ranks() };
+    let part = |tensor: &crate::abi::TensorInfo| rank.part(&tensor.shape, &tensor.split);
+    let opened = Checkpoint::open(rank.pool(), program, folder, step, share, part);
+    let reasons = world.all_gather(opened.as_ref().err().map_or(&[][..], |why| why.as_bytes()))?;
+    if let Some(why) = reasons.iter().find(|why| !why.is_empty()) {
+        return Ok(Err(String::from_utf8_lossy(why).into_owned()));
+    }
     let targets: Vec<usize> =
         program.logical_tensors().iter().map(|t| rank.address(t.place) as usize).collect();
-    let pool = rank.pool();
-    check(pool, program, folder, step, |views| copy_all(pool, &targets, views))
-}
-
-/// Checks the checkpoint of `step` in `folder` against its hashes and against the tensors of the program, and hands the
-/// content of the tensors, in the order of [`Program::logical_tensors`], to `use_views`.
-///
-/// # Errors
-/// What is wrong with it, in a few words.
-pub fn check(
-    pool: &Pool,
-    program: &Program,
-    folder: &Path,
-    step: u64,
-    use_views: impl FnOnce(&[TensorView]),
-) -> Result<Manifest, String> {
-    if !folder.is_dir() {
-        return Err("there is no such checkpoint".to_owned());
-    }
-    let manifest = Manifest::read(folder)?;
-    if manifest.step != step {
-        return Err(format!("its manifest says step {}", manifest.step));
-    }
-    let files = manifest
-        .shards
-        .iter()
-        .map(|shard| FileBytes::open(&folder.join(&shard.file)).map_err(|e| without_prefix(&e)))
-        .collect::<Result<Vec<_>, _>>()?;
-    check_hashes(pool, &manifest, &files)?;
-    let shards = files
-        .iter()
-        .zip(&manifest.shards)
-        .map(|(bytes, shard)| SafeTensors::deserialize(bytes).map_err(|e| format!("{}: {e}", shard.file)))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut views: BTreeMap<&str, TensorView> = shards.iter().flat_map(SafeTensors::iter).collect();
-    let mut found = Vec::new();
-    for tensor in &program.logical_tensors() {
-        let view =
-            views.remove(tensor.name.as_str()).ok_or_else(|| format!("it lacks tensor {}", tensor.name))?;
-        check_tensor(tensor, &view)?;
-        found.push(view);
-    }
-    if let Some((name, _)) = views.first_key_value() {
-        return Err(format!("it has a tensor this program lacks: {name}"));
-    }
-    use_views(&found);
-    Ok(manifest)
-}
-
-/// The message as a part of another one.
-fn without_prefix(failure: &Failure) -> String {
-    failure.message.strip_prefix("error: ").unwrap_or(&failure.message).to_owned()
-}
-
-/// Compares every file with its recorded length and hash, one file a thread.
-fn check_hashes(pool: &Pool, manifest: &Manifest, files: &[FileBytes]) -> Result<(), String> {
-    let wrong: Mutex<Vec<(usize, String)>> = Mutex::new(Vec::new());
-    pool.run(files.len() as i64, &|begin, end, _| {
-        let (begin, end) = (begin as usize, end as usize);
-        for (i, (bytes, shard)) in
-            (begin..end).zip(files[begin..end].iter().zip(&manifest.shards[begin..end]))
-        {
-            let why = if bytes.len() as u64 != shard.bytes {
-                format!("{} has {} bytes instead of {}", shard.file, bytes.len(), shard.bytes)
-            } else if blake3::hash(bytes).to_hex().as_str() != shard.blake3 {
-                format!("{} does not match its hash", shard.file)
-            } else {
-                continue;
-            };
-            if let Ok(mut wrong) = wrong.lock() {
-                wrong.push((i, why));
-            }
-        }
-    });
-    let mut wrong = wrong.into_inner().unwrap_or_default();
-    wrong.sort();
-    wrong.into_iter().next().map_or(Ok(()), |(_, why)| Err(why))
-}
-
-fn check_tensor(tensor: &LogicalTensor, view: &TensorView) -> Result<(), String> {
-    let shape = &tensor.tensor.shape;
-    if !view.shape().iter().map(|&s| s as u64).eq(shape.iter().copied()) {
-        return Err(format!(
-            "tensor {} has shape {:?}, this program's has {shape:?}",
-            tensor.name,
-            view.shape()
-        ));
-    }
-    if view.dtype() != safetensors_dtype(tensor.tensor.dtype) {
-        return Err(format!(
-            "tensor {} has elements of type {}, this program's are {}",
-            tensor.name,
-            view.dtype(),
-            safetensors_dtype(tensor.tensor.dtype)
-        ));
-    }
-    Ok(())
-}
-
-/// Copies the tensors to their addresses in the rank, on all threads.
-fn copy_all(pool: &Pool, targets: &[usize], views: &[TensorView]) {
-    pool.run(views.len() as i64, &|begin, end, _| {
-        for i in begin as usize..end as usize {
-            let data = views[i].data();
-            // SAFETY: `check_tensor` found the sizes equal, the program's tensors are disjoint buffers inside their
-            // spaces, and `load_one` holds the rank exclusively.
-            unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), targets[i] as *mut u8, data.len()) };
-        }
-    });
+    Ok(opened.map(|checkpoint| {
+        // SAFETY: these are the buffers of the parts asked for above, disjoint and inside their spaces, and the rank is borrowed
+        // exclusively.
+        unsafe { checkpoint.copy(rank.pool(), &targets) };
+        checkpoint.manifest
+    }))
 }

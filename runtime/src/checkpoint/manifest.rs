@@ -5,15 +5,19 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of the layout of a checkpoint folder.
+use crate::abi::{AxisSplit, MeshAxisInfo};
+
+/// Version of the layout of a checkpoint folder that one rank wrote: all tensors are whole.
 pub const FORMAT: u32 = 1;
+/// Version of one that several ranks wrote: it says which tensors are split, and each file is from one rank.
+pub const FORMAT_OF_RANKS: u32 = 2;
 const MANIFEST: &str = "manifest.json";
 const MANIFEST_HASH: &str = "manifest.blake3";
 
 /// The manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`FORMAT`].
+    /// [`FORMAT`] or [`FORMAT_OF_RANKS`].
     pub format: u32,
     /// Version of the runtime that wrote it.
     pub mlc: String,
@@ -31,6 +35,12 @@ pub struct Manifest {
     pub keys: BTreeMap<String, String>,
     /// The expanded spec.
     pub spec: String,
+    /// The mesh of the ranks that wrote it; empty for one rank.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mesh: Vec<MeshAxisInfo>,
+    /// The tensors that were split over ranks. A file of a rank holds the parts of them that the rank owned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub split: Vec<SplitTensor>,
     /// The other files.
     pub shards: Vec<ShardFile>,
 }
@@ -46,6 +56,20 @@ pub struct DataPosition {
     pub samples: u64,
 }
 
+/// A tensor that was split, or one that is repeated over layers and every layer's slice was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitTensor {
+    /// As [`TensorInfo::path`](crate::abi::TensorInfo::path).
+    pub path: String,
+    /// Number of layers, or `None` outside a repeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<u64>,
+    /// Axis sizes of all ranks together.
+    pub shape: Vec<u64>,
+    /// How it was split over [`Manifest::mesh`].
+    pub split: Vec<AxisSplit>,
+}
+
 /// One file of tensors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardFile {
@@ -55,6 +79,13 @@ pub struct ShardFile {
     pub bytes: u64,
     /// Hash of the whole file, in hex.
     pub blake3: String,
+    /// The rank that wrote it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rank: u64,
+}
+
+fn is_zero(rank: &u64) -> bool {
+    *rank == 0
 }
 
 impl Manifest {
@@ -80,8 +111,11 @@ impl Manifest {
         }
         let manifest: Manifest =
             serde_json::from_str(&manifest).map_err(|e| format!("{MANIFEST} does not parse: {e}"))?;
-        if manifest.format != FORMAT {
-            return Err(format!("it has format {}, this binary reads format {FORMAT}", manifest.format));
+        if ![FORMAT, FORMAT_OF_RANKS].contains(&manifest.format) {
+            return Err(format!(
+                "it has format {}, this binary reads formats {FORMAT} and {FORMAT_OF_RANKS}",
+                manifest.format
+            ));
         }
         Ok(manifest)
     }

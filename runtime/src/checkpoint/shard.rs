@@ -37,11 +37,16 @@ pub fn safetensors_dtype(dtype: DType) -> Dtype {
     }
 }
 
-/// Writes `tensors` as `folder/name`, syncs the file, and says what was written.
+/// Writes `tensors`, those of `rank`, as `folder/name`, syncs the file, and says what was written.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_shard(folder: &Path, name: &str, tensors: &[TensorBytes]) -> Result<ShardFile, Failure> {
+pub fn write_shard(
+    folder: &Path,
+    name: &str,
+    rank: u64,
+    tensors: &[TensorBytes],
+) -> Result<ShardFile, Failure> {
     let path = folder.join(name);
     let failed = |e: std::io::Error| Failure::io("write", &path, e);
     let header = header(tensors).map_err(|e| Failure::io("write", &path, e))?;
@@ -54,7 +59,7 @@ pub fn write_shard(folder: &Path, name: &str, tensors: &[TensorBytes]) -> Result
         bytes += part.len() as u64;
     }
     file.sync_all().map_err(failed)?;
-    Ok(ShardFile { file: name.to_owned(), bytes, blake3: hasher.finalize().to_hex().to_string() })
+    Ok(ShardFile { file: name.to_owned(), bytes, blake3: hasher.finalize().to_hex().to_string(), rank })
 }
 
 /// The length word and the JSON header, padded with spaces to a multiple of 8 bytes.
@@ -94,7 +99,7 @@ mod tests {
             TensorBytes { name: "a", dtype: DType::Bf16, shape: &[], bytes: &[9, 10] },
             TensorBytes { name: "empty", dtype: DType::I64, shape: &[0, 3], bytes: &[] },
         ];
-        let shard = write_shard(folder.path(), "x.safetensors", &tensors).unwrap();
+        let shard = write_shard(folder.path(), "x.safetensors", 0, &tensors).unwrap();
         let bytes = std::fs::read(folder.path().join("x.safetensors")).unwrap();
         assert_eq!(shard.bytes, bytes.len() as u64);
         assert_eq!(shard.blake3, blake3::hash(&bytes).to_hex().as_str());

@@ -73,17 +73,21 @@ impl Store {
         self.folder.join(format!("{PREFIX}{step:08}"))
     }
 
-    /// An empty folder to write the checkpoint of `step` into.
+    /// Folder in which the checkpoint of `step` is written.
+    pub fn unfinished(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("{WRITING}{step:08}"))
+    }
+
+    /// Makes [`Store::unfinished`] an empty folder.
     ///
     /// # Errors
     /// It cannot be made.
-    pub fn begin(&self, step: u64) -> Result<PathBuf, Failure> {
-        let path = self.folder.join(format!("{WRITING}{step:08}"));
+    pub fn begin(&self, step: u64) -> Result<(), Failure> {
+        let path = self.unfinished(step);
         if path.exists() {
             std::fs::remove_dir_all(&path).map_err(|e| Failure::io("remove", &path, e))?;
         }
-        std::fs::create_dir(&path).map_err(|e| Failure::io("make folder", &path, e))?;
-        Ok(path)
+        std::fs::create_dir(&path).map_err(|e| Failure::io("make folder", &path, e))
     }
 
     /// Gives a completely written folder its name, replacing an older checkpoint of that step.
@@ -202,7 +206,8 @@ mod tests {
     #[test]
     fn for_writing_removes_leftovers_and_locks() {
         let (root, store) = store(&[10]);
-        let unfinished = store.begin(20).unwrap();
+        store.begin(20).unwrap();
+        let unfinished = store.unfinished(20);
         std::fs::write(unfinished.join("00001.safetensors"), "half").unwrap();
         let refused = Store::for_writing(root.path()).err().unwrap();
         assert!(refused.message.contains("another training"), "{refused}");
