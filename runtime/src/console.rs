@@ -2,16 +2,16 @@
 //!
 //! Write errors are dropped on purpose: a training must not die because the terminal that watched it went away.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
 
 /// The streams of one run.
 pub struct Console {
     /// Results: step lines, tables, generated text.
-    out: Box<dyn Write>,
+    out: Box<dyn Write + Send>,
     /// Notes, warnings, the progress line.
-    err: Box<dyn Write>,
+    err: Box<dyn Write + Send>,
     /// Standard input; `bench` reads it.
-    pub input: Box<dyn BufRead>,
+    pub input: Box<dyn BufRead + Send>,
     /// Both `out` and `err` are terminals, hence a progress line may be redrawn.
     interactive: bool,
     /// The progress line is on the screen and must be wiped before anything else is printed.
@@ -25,14 +25,23 @@ impl Console {
             interactive: std::io::stdout().is_terminal() && std::io::stderr().is_terminal(),
             out: Box::new(std::io::stdout()),
             err: Box::new(std::io::stderr()),
-            input: Box::new(std::io::stdin().lock()),
+            input: Box::new(BufReader::new(std::io::stdin())),
             drawn: false,
         }
     }
 
     /// Any streams; never interactive.
-    pub fn with(out: Box<dyn Write>, err: Box<dyn Write>, input: Box<dyn BufRead>) -> Console {
+    pub fn with(
+        out: Box<dyn Write + Send>,
+        err: Box<dyn Write + Send>,
+        input: Box<dyn BufRead + Send>,
+    ) -> Console {
         Console { out, err, input, interactive: false, drawn: false }
+    }
+
+    /// Prints nothing and reads nothing: for the ranks that leave talking to the first one.
+    pub fn silent() -> Console {
+        Console::with(Box::new(std::io::sink()), Box::new(std::io::sink()), Box::new(std::io::empty()))
     }
 
     /// Whether [`Console::progress`] draws.

@@ -55,6 +55,8 @@ use std::time::Instant;
 
 use abi::ProgramTable;
 use args::Args;
+use commands::Body;
+use commands::ranks::on_ranks;
 use console::Console;
 use failure::{Exit, Failure};
 use options::{Command, usage};
@@ -86,15 +88,16 @@ fn dispatch(
         console.line(&usage(args.command));
         return Ok(Exit::Done);
     }
-    match args.command {
-        Command::Train => commands::train::train(program, args, console, stop, started),
-        Command::Eval => commands::eval::eval(program, args, console, stop),
-        Command::Generate => commands::generate::generate(program, args, console),
-        Command::Verify => commands::verify::verify(program, args, console),
-        Command::Info => commands::info::info(program, args, console),
-        Command::Bench => commands::bench::bench(program, args, console),
-        Command::Help => Ok(Exit::Done),
-    }
+    let body: Body = match args.command {
+        Command::Train => commands::train::train,
+        Command::Eval => commands::eval::eval,
+        Command::Generate => commands::generate::generate,
+        Command::Bench => commands::bench::bench,
+        Command::Verify => return commands::verify::verify(program, args, console),
+        Command::Info => return commands::info::info(program, args, console),
+        Command::Help => return Ok(Exit::Done),
+    };
+    on_ranks(program, args, console, stop, started, body)
 }
 
 fn report(failure: &Failure, console: &mut Console) -> Exit {

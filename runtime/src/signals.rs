@@ -1,10 +1,15 @@
 //! Requests to stop. Signals are blocked and read from a file descriptor between steps, so that no handler and no
 //! process-global flag is needed.
 
-use std::cell::Cell;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::failure::Failure;
+use crate::world::World;
+
+/// What requests are called.
+const REQUESTS: [&str; 3] = ["request to stop", "SIGTERM", "SIGINT"];
 
 /// Where a request to stop may come from.
 pub enum Interrupts {
@@ -20,7 +25,7 @@ pub enum Interrupts {
 pub struct Signals {
     fd: OwnedFd,
     /// Reading takes a signal away; the first one seen is kept here.
-    seen: Cell<Option<&'static str>>,
+    seen: OnceLock<&'static str>,
 }
 
 impl Interrupts {
@@ -40,7 +45,7 @@ impl Interrupts {
                     libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
                     Interrupts::Never
                 }
-                fd => Interrupts::Signals(Signals { fd: OwnedFd::from_raw_fd(fd), seen: Cell::new(None) }),
+                fd => Interrupts::Signals(Signals { fd: OwnedFd::from_raw_fd(fd), seen: OnceLock::new() }),
             }
         }
     }
@@ -50,9 +55,20 @@ impl Interrupts {
     pub fn requested(&self) -> Option<&'static str> {
         match self {
             Interrupts::Signals(signals) => signals.seen(),
-            Interrupts::Flag(flag) => flag.load(Ordering::SeqCst).then_some("request to stop"),
+            Interrupts::Flag(flag) => flag.load(Ordering::SeqCst).then_some(REQUESTS[0]),
             Interrupts::Never => None,
         }
+    }
+
+    /// As [`Interrupts::requested`] of any rank, the same on all: they stop after the same step. All ranks call it, at the same
+    /// point of the run.
+    ///
+    /// # Errors
+    /// Another rank does not come.
+    pub fn requested_of_any(&self, world: &World) -> Result<Option<&'static str>, Failure> {
+        let mine = self.requested().and_then(|name| REQUESTS.iter().position(|known| *known == name));
+        let all = world.largest(mine.map_or(0, |at| at as u64 + 1))?;
+        Ok(all.checked_sub(1).and_then(|at| REQUESTS.get(at as usize)).copied())
     }
 }
 
@@ -63,9 +79,9 @@ impl Signals {
         {
             // SAFETY: as in `Interrupts::of_process`.
             unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &stop_signals(), std::ptr::null_mut()) };
-            self.seen.set(Some(if signal == libc::SIGINT as u32 { "SIGINT" } else { "SIGTERM" }));
+            self.seen.get_or_init(|| if signal == libc::SIGINT as u32 { REQUESTS[2] } else { REQUESTS[1] });
         }
-        self.seen.get()
+        self.seen.get().copied()
     }
 }
 

@@ -71,7 +71,7 @@ pub fn load(
 /// The steps that rank 0 finds in the store, newest first: others may see a shared folder later.
 fn steps(rank: &Rank, store: &Store) -> Result<Vec<u64>, Failure> {
     let world = rank.world();
-    let mine = world.all_or_none(if world.is_first() { store.steps() } else { Ok(Vec::new()) })?;
+    let mine = if world.is_first() { store.steps()? } else { Vec::new() };
     let bytes: Vec<u8> = mine.iter().flat_map(|step| step.to_le_bytes()).collect();
     let all = world.broadcast(0, &bytes)?;
     Ok(all.as_chunks::<8>().0.iter().map(|step| u64::from_le_bytes(*step)).collect())

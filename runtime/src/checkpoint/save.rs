@@ -37,10 +37,15 @@ pub struct Record {
 pub fn save(rank: &Rank, store: &Store, record: Record) -> Result<(), Failure> {
     let world = rank.world();
     let folder = store.unfinished(record.step);
-    world.all_or_none(if world.is_first() { store.begin(record.step) } else { Ok(()) })?;
-    let written = world.all_or_none(write_tensors(rank, &folder, SHARD_BYTES))?;
-    let shards = gather(rank, &written)?;
-    world.all_or_none(if world.is_first() { finish(rank, store, &folder, record, shards) } else { Ok(()) })
+    if world.is_first() {
+        store.begin(record.step)?;
+    }
+    world.barrier()?;
+    let shards = gather(rank, &write_tensors(rank, &folder, SHARD_BYTES)?)?;
+    if world.is_first() {
+        finish(rank, store, &folder, record, shards)?;
+    }
+    world.barrier()
 }
 
 /// What all ranks wrote, by rank.

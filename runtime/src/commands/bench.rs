@@ -8,15 +8,16 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use super::ranks::Job;
 use super::{first_values, open_training_data, start_rank};
 use crate::abi::DataInfo;
 use crate::args::Args;
 use crate::console::Console;
 use crate::failure::{Exit, Failure};
 use crate::profile;
-use crate::program::Program;
 use crate::settings::Settings;
 use crate::step::{Pick, run_batch};
+use crate::world::World;
 
 /// Steps timed by `--kernels`, after one that is not counted.
 const KERNEL_STEPS: u64 = 10;
@@ -25,13 +26,13 @@ const KERNEL_STEPS: u64 = 10;
 ///
 /// # Errors
 /// See [`Exit`].
-pub fn bench(program: &Program, args: &Args, console: &mut Console) -> Result<Exit, Failure> {
-    let mut settings = Settings::new(program, args)?;
+pub fn bench(job: &Job, console: &mut Console) -> Result<Exit, Failure> {
+    let (program, args, mut settings) = (job.program, job.args, job.settings()?);
     replay_records(args, &mut settings);
     let kernels = args.flag("kernels");
     let (index, entry) = program.require_entry("train")?;
     let mut source = open_training_data(program, &settings, entry.seq)?;
-    let mut rank = start_rank(program, &settings, kernels)?;
+    let mut rank = start_rank(job, &settings, kernels)?;
     first_values(&mut rank, &settings, console)?;
     let mut step = 0;
     let mut run = |rank: &mut _, count: u64| -> Result<(Vec<f64>, Vec<f64>), Failure> {
@@ -60,7 +61,7 @@ pub fn bench(program: &Program, args: &Args, console: &mut Console) -> Result<Ex
         "version": env!("CARGO_PKG_VERSION"),
     });
     console.line(&ready.to_string());
-    while let Some(count) = read_count(console)? {
+    while let Some(count) = next_count(&job.world, console)? {
         let (times, losses) = run(&mut rank, count)?;
         console.line(&json!({"t": times, "loss": losses}).to_string());
     }
@@ -75,6 +76,14 @@ fn replay_records(args: &Args, settings: &mut Settings) {
         Some(_) if args.flag("data") => {}
         _ => settings.run.data = Some(DataInfo::Synthetic),
     }
+}
+
+/// The number of steps that the first rank reads, on all ranks.
+fn next_count(world: &World, console: &mut Console) -> Result<Option<u64>, Failure> {
+    let mine = if world.is_first() { read_count(console)? } else { None };
+    let bytes = mine.map_or(Vec::new(), |count| count.to_le_bytes().to_vec());
+    let first = world.broadcast(0, &bytes)?;
+    Ok(first.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)))
 }
 
 /// The next number of steps; `None` at the end of the input.

@@ -1,14 +1,12 @@
 //! `eval`: the loss on held-out data.
 
+use super::ranks::Job;
 use super::{start_rank, trained_values};
 use crate::abi::InputSource;
-use crate::args::Args;
 use crate::console::Console;
 use crate::data::{self, Source};
 use crate::failure::{Exit, Failure};
-use crate::program::Program;
 use crate::rank::Rank;
-use crate::settings::Settings;
 use crate::signals::Interrupts;
 use crate::step::{Pick, run_batch};
 
@@ -41,10 +39,11 @@ impl Evaluation {
 
 /// Runs `batches` batches of whole windows in file order, or all that the data holds. Fewer than all are spread evenly
 /// over the data, and are the same every time. The last windows that do not fill a batch are left out; of data smaller
-/// than one batch every window counts once, see [`parts_of_batch`]. `None` if a request to stop came meanwhile.
+/// than one batch every window counts once, see [`parts_of_batch`]. `None` if a request to stop came meanwhile. All ranks call
+/// it, and all get the same.
 ///
 /// # Errors
-/// A token id lies outside the vocabulary.
+/// A token id lies outside the vocabulary, or another rank does not come.
 pub fn evaluate(
     rank: &mut Rank,
     index: usize,
@@ -58,7 +57,7 @@ pub fn evaluate(
     let (mut sum, mut weight, mut tokens) = (0.0, 0.0, 0);
     let mut auxiliary: Vec<(String, f64)> = Vec::new();
     for (first, count) in picks(source.windows(), batch, batches) {
-        if stop.requested().is_some() {
+        if stop.requested_of_any(rank.world())?.is_some() {
             return Ok(None);
         }
         let outcome = run_batch(rank, index, source, Pick::Windows { first, count }, scalars, step)?;
@@ -113,13 +112,8 @@ fn parts_of_batch(windows: u64, batch: u64) -> impl Iterator<Item = (u64, u64)> 
 ///
 /// # Errors
 /// See [`Exit`].
-pub fn eval(
-    program: &Program,
-    args: &Args,
-    console: &mut Console,
-    stop: &Interrupts,
-) -> Result<Exit, Failure> {
-    let settings = Settings::new(program, args)?;
+pub fn eval(job: &Job, console: &mut Console) -> Result<Exit, Failure> {
+    let (program, args, settings) = (job.program, job.args, job.settings()?);
     let (index, entry) = program.require_entry("eval")?;
     let given = args
         .text("data")
@@ -128,10 +122,10 @@ pub fn eval(
         return Err(Failure::usage("error: the spec names no held-out data\nGive it with --data PATH."));
     };
     let mut source = Source::open(&data, program.info.vocab, entry.seq, settings.run.seed)?;
-    let mut rank = start_rank(program, &settings, false)?;
+    let mut rank = start_rank(job, &settings, false)?;
     let origin = trained_values(&mut rank, &settings, console)?;
     let (batches, scalars) = (args.count("batches"), &settings.scalars);
-    let Some(evaluation) = evaluate(&mut rank, index, &mut source, batches, scalars, 0, stop)? else {
+    let Some(evaluation) = evaluate(&mut rank, index, &mut source, batches, scalars, 0, job.stop)? else {
         return Ok(Exit::Preempted);
     };
     console.line(&format!("eval of {origin} on {}: {}", source.description(), evaluation.line()));

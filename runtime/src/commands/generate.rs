@@ -3,9 +3,9 @@
 //! The entry `logits` computes the logits after one position of a whole sequence; it is called once per token. When the
 //! text outgrows the sequence, the oldest bytes drop out.
 
+use super::ranks::Job;
 use super::{start_rank, trained_values};
 use crate::abi::{DataInfo, EntryInfo, InputSource, OutputInfo};
-use crate::args::Args;
 use crate::console::Console;
 use crate::data::documents::Documents;
 use crate::failure::{Exit, Failure};
@@ -13,15 +13,14 @@ use crate::numeric::exp;
 use crate::program::Program;
 use crate::random::Stream;
 use crate::rank::Rank;
-use crate::settings::Settings;
 use crate::step::{write_ids, write_scalars};
 
 /// The subcommand.
 ///
 /// # Errors
 /// See [`Exit`].
-pub fn generate(program: &Program, args: &Args, console: &mut Console) -> Result<Exit, Failure> {
-    let settings = Settings::new(program, args)?;
+pub fn generate(job: &Job, console: &mut Console) -> Result<Exit, Failure> {
+    let (program, args, settings) = (job.program, job.args, job.settings()?);
     let (index, entry) = program.require_entry("logits")?;
     let output = entry.outputs.iter().find(|o| o.name == "logits").ok_or_else(|| {
         Failure::failed("error: this binary is damaged: the entry `logits` has no output of that name")
@@ -36,7 +35,7 @@ pub fn generate(program: &Program, args: &Args, console: &mut Console) -> Result
     if prompt.is_empty() {
         return Err(Failure::usage("error: --prompt is empty; the model continues at least one byte"));
     }
-    let mut rank = start_rank(program, &settings, false)?;
+    let mut rank = start_rank(job, &settings, false)?;
     trained_values(&mut rank, &settings, console)?;
     write_scalars(&mut rank, &settings.scalars, 0);
     let mut text: Vec<u32> = prompt.bytes().map(u32::from).collect();

@@ -28,9 +28,15 @@ fn description(program: &Program, settings: &Settings) -> String {
     let info = &program.info;
     let mut text = format!("model        {}\nfingerprint  {}\n", info.model, info.fingerprint);
     text.push_str(&format!("parameters   {}\n", program.parameters()));
+    let each = if program.ranks() > 1 {
+        text.push_str(&format!("mesh         {}: {} ranks\n", mesh(info), program.ranks()));
+        ", each rank"
+    } else {
+        ""
+    };
     for space in &info.spaces {
         text.push_str(&format!(
-            "memory       {}: {} ({} bytes)\n",
+            "memory       {}: {} ({} bytes{each})\n",
             space.name,
             bytes(space.bytes),
             space.bytes
@@ -73,6 +79,12 @@ fn description(program: &Program, settings: &Settings) -> String {
         text.push_str(&format!("  {}[{}]{layers} = {init}  {}\n", tensor.path, axes.join(", "), tensor.line));
     }
     text.trim_end().to_owned()
+}
+
+/// The axes of the mesh with their sizes: `dp = 2, tensor = 4`.
+pub fn mesh(info: &ProgramInfo) -> String {
+    let axes: Vec<String> = info.mesh.iter().map(|axis| format!("{} = {}", axis.name, axis.size)).collect();
+    axes.join(", ")
 }
 
 fn op_table(info: &ProgramInfo) -> String {

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod eval;
 pub mod generate;
 pub mod info;
+pub mod ranks;
 mod skips;
 pub mod train;
 pub mod verify;
@@ -15,20 +16,26 @@ use crate::checkpoint::{load, weights};
 use crate::console::Console;
 use crate::data::Source;
 use crate::device::{cpu, memory};
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::init;
 use crate::program::Program;
 use crate::rank::{Rank, RankOptions};
 use crate::settings::Settings;
+use ranks::Job;
+
+/// A command as every rank runs it.
+pub type Body = fn(&Job, &mut Console) -> Result<Exit, Failure>;
 
 /// Checks the machine and sets up a rank with uninitialised tensors.
 ///
 /// # Errors
 /// Exit code 4.
-pub fn start_rank<'p>(program: &'p Program, settings: &Settings, profile: bool) -> Result<Rank<'p>, Failure> {
+pub fn start_rank<'p>(job: &Job<'p>, settings: &Settings, profile: bool) -> Result<Rank<'p>, Failure> {
+    let program = job.program;
     cpu::check_features(&program.info.cpu_features)?;
-    memory::check_limits(program.memory_bytes(settings.threads))?;
-    Rank::new(program, RankOptions { threads: settings.threads, pin: settings.pin, profile })
+    memory::check_limits(program.memory_bytes(settings.threads).saturating_mul(job.here.1 as u64))?;
+    let options = RankOptions { threads: settings.threads, pin: settings.pin, profile };
+    Rank::of(program, options, job.world.clone())
 }
 
 /// First values of all tensors: drawn from the seed, then the parameters replaced by those of `--init`.

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::eval::{Evaluation, evaluate};
+use super::info::mesh;
+use super::ranks::Job;
 use super::skips::Skips;
 use super::{first_values, open_training_data, start_rank};
 use crate::abi::EntryInfo;
@@ -48,26 +50,25 @@ struct Run<'p> {
 ///
 /// # Errors
 /// See [`Exit`].
-pub fn train(
-    program: &Program,
-    args: &Args,
-    console: &mut Console,
-    stop: &Interrupts,
-    started: Instant,
-) -> Result<Exit, Failure> {
-    let settings = Settings::new(program, args)?;
+pub fn train(job: &Job, console: &mut Console) -> Result<Exit, Failure> {
+    let (program, args, settings) = (job.program, job.args, job.settings()?);
     let (entry_index, entry) = program.require_entry("train")?;
     let source = open_training_data(program, &settings, entry.seq)?;
     let held_out = open_held_out(program, &settings)?;
     // Before the checkpoints of another history are set aside: a run that is refused changes nothing.
-    jsonl::check(&settings.metrics)?;
-    let mut rank = start_rank(program, &settings, args.flag("profile"))?;
+    if job.world.is_first() {
+        jsonl::check(&settings.metrics)?;
+    }
+    let mut rank = start_rank(job, &settings, args.flag("profile"))?;
     let (store, begin) = begin(&mut rank, &settings, console)?;
-    let mut file = MetricsFile::open(&settings.metrics, begin)?;
-    announce(program, &settings, &source, begin, console, &mut file);
+    let mut file = match job.world.is_first() {
+        true => Some(MetricsFile::open(&settings.metrics, begin)?),
+        false => None,
+    };
+    announce(program, &settings, &source, begin, console, file.as_mut());
     note_evaluation(args, &settings, console)?;
     let mut run = Run {
-        meter: Meter::new(settings.run.log_every, Some(file)),
+        meter: Meter::new(settings.run.log_every, file),
         saved: (begin > 0 && store.is_some()).then_some(begin),
         first_step: None,
         skips: Skips::default(),
@@ -79,9 +80,9 @@ pub fn train(
         source,
         held_out,
         store,
-        started,
+        started: job.started,
     };
-    let exit = run.steps(begin, console, stop)?;
+    let exit = run.steps(begin, console, job.stop)?;
     if args.flag("profile") {
         console.line(&profile::table(program, &run.rank.take_times()));
     }
@@ -102,7 +103,7 @@ impl Run<'_> {
             self.step(step, begin, console)?;
             let done = step + 1;
             self.evaluate_if_due(done, console, stop)?;
-            if let Some(signal) = stop.requested() {
+            if let Some(signal) = stop.requested_of_any(self.rank.world())? {
                 return self.preempted(done, signal, console);
             }
             if matches!(self.settings.saving, Saving::Every(every) if done.is_multiple_of(every)) {
@@ -201,7 +202,9 @@ impl Run<'_> {
             keys: run_time_keys(&self.program.info, &self.settings),
         };
         save(&self.rank, store, record)?;
-        store.prune(self.settings.run.checkpoint_keep, self.settings.run.checkpoint_keep_every)?;
+        if self.rank.world().is_first() {
+            store.prune(self.settings.run.checkpoint_keep, self.settings.run.checkpoint_keep_every)?;
+        }
         self.saved = Some(done);
         Ok(())
     }
@@ -225,17 +228,20 @@ impl Run<'_> {
     }
 }
 
-/// Restores a checkpoint or sets first values; returns the store to write to, if any, and the number of steps done.
+/// Restores a checkpoint or sets first values; returns the store to write to, if any, and the number of steps done. The store
+/// is locked by the first rank, which also does all that is done to it as a whole.
 fn begin(
     rank: &mut Rank,
     settings: &Settings,
     console: &mut Console,
 ) -> Result<(Option<Store>, u64), Failure> {
+    let is_first = rank.world().is_first();
+    let reader = Store::read_only(&settings.checkpoints);
     let store = match settings.saving {
         Saving::Never => None,
-        Saving::Every(_) | Saving::End => Some(Store::for_writing(&settings.checkpoints)?),
+        Saving::Every(_) | Saving::End if is_first => Some(Store::for_writing(&settings.checkpoints)?),
+        Saving::Every(_) | Saving::End => Some(Store::read_only(&settings.checkpoints)),
     };
-    let reader = Store::read_only(&settings.checkpoints);
     let otherwise = "Start over with --resume never.";
     let loaded = load(rank, store.as_ref().unwrap_or(&reader), settings.resume, otherwise)?;
     let step = loaded.as_ref().map(|l| l.manifest.step);
@@ -246,7 +252,7 @@ fn begin(
         }
         (None, Resume::Auto | Resume::Never) => first_values(rank, settings, console)?,
     }
-    if let Some(store) = &store {
+    if let Some(store) = store.as_ref().filter(|_| is_first) {
         let aside = store.supersede_after(step)?;
         if let (Some(newest), Some(oldest)) = (aside.first(), aside.last()) {
             console.note(&format!(
@@ -302,14 +308,19 @@ fn announce(
     source: &Source,
     begin: u64,
     console: &mut Console,
-    file: &mut MetricsFile,
+    file: Option<&mut MetricsFile>,
 ) {
     let info = &program.info;
     let memory = program.memory_bytes(settings.threads);
     console.note(&format!(
-        "{}: {} parameters, memory {}, {} threads, data {}{}",
+        "{}: {} parameters, {}memory {}, {} threads, data {}{}",
         info.model,
         si(program.parameters() as f64),
+        if program.ranks() > 1 {
+            format!("{} ranks ({}), each ", program.ranks(), mesh(info))
+        } else {
+            String::new()
+        },
         bytes(memory),
         settings.threads,
         source.description(),
@@ -321,6 +332,7 @@ fn announce(
             settings.stop_after, settings.run.steps
         ));
     }
+    let Some(file) = file else { return };
     let held_out = settings.run.eval_data.as_ref().map(describe);
     file.write(
         "run",
@@ -331,6 +343,7 @@ fn announce(
             ("parameters", program.parameters().into()),
             ("memory_bytes", memory.into()),
             ("seed", settings.run.seed.into()),
+            ("ranks", program.ranks().into()),
             ("threads", settings.threads.into()),
             ("data", source.description().into()),
             ("eval_data", held_out.map_or(Value::Null, Value::from)),

@@ -95,7 +95,7 @@ impl Pool {
         let mut pool = Pool { shared, workers: Vec::with_capacity(threads - 1) };
         let cpu_of = |thread: usize| if pin { cpus.get(thread % cpus.len().max(1)).copied() } else { None };
         if let Some(cpu) = cpu_of(0) {
-            pin_to(cpu);
+            stay_on(&[cpu]);
         }
         for thread in 1..threads {
             let shared = Arc::clone(&pool.shared);
@@ -105,7 +105,7 @@ impl Pool {
                 .stack_size(STACK_BYTES)
                 .spawn(move || {
                     if let Some(cpu) = cpu {
-                        pin_to(cpu);
+                        stay_on(&[cpu]);
                     }
                     shared.serve(thread);
                 })
@@ -322,12 +322,13 @@ pub fn allowed_cpus() -> Vec<usize> {
     }
 }
 
-/// Keeps the calling thread on one CPU. Failure leaves it where it may run already.
-fn pin_to(cpu: usize) {
-    // SAFETY: `cpu` came from `allowed_cpus`, hence lies inside the set.
+/// Keeps the calling thread, and those it starts from now on, on these of the [`allowed_cpus`]. Failure leaves it where it may
+/// run already.
+pub fn stay_on(cpus: &[usize]) {
+    // SAFETY: the numbers came from `allowed_cpus`, hence lie inside the set.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
+        cpus.iter().for_each(|&cpu| libc::CPU_SET(cpu, &mut set));
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
     }
 }

@@ -1,0 +1,120 @@
+//! A command on all ranks of a program.
+//!
+//! Every rank of the mesh runs the same command; only the first one prints, and writes what exists once. Ranks of one process
+//! share its threads and CPUs.
+
+use std::sync::Mutex;
+use std::time::Instant;
+
+use super::Body;
+use crate::args::Args;
+use crate::console::Console;
+use crate::device::pool::{allowed_cpus, stay_on};
+use crate::failure::{Exit, Failure};
+use crate::launch::run_threads;
+use crate::program::Program;
+use crate::rank::wrong_ranks;
+use crate::settings::Settings;
+use crate::signals::Interrupts;
+use crate::world::{World, WorldOptions};
+
+/// One rank's part in a command.
+pub struct Job<'a> {
+    /// What it runs.
+    pub program: &'a Program,
+    /// What it was asked.
+    pub args: &'a Args,
+    /// Requests to stop that reach this rank.
+    pub stop: &'a Interrupts,
+    /// When the process began.
+    pub started: Instant,
+    /// Who it is.
+    pub world: World,
+    /// Which of the ranks of this process it is, and how many there are.
+    pub here: (usize, usize),
+}
+
+impl Job<'_> {
+    /// The settings of the run, with this rank's share of the threads.
+    ///
+    /// # Errors
+    /// As for [`Settings::new`].
+    pub fn settings(&self) -> Result<Settings, Failure> {
+        let mut settings = Settings::new(self.program, self.args)?;
+        let (which, ranks) = self.here;
+        let (first, count) = share(settings.threads, which, ranks);
+        if settings.pin && ranks > 1 {
+            let cpus = allowed_cpus();
+            let mine: Vec<usize> =
+                cpus.iter().cycle().skip(first).take(count.min(cpus.len())).copied().collect();
+            stay_on(&mine);
+        }
+        settings.threads = count;
+        Ok(settings)
+    }
+}
+
+/// First thread and number of threads of one of `ranks`; each has at least one.
+fn share(threads: usize, which: usize, ranks: usize) -> (usize, usize) {
+    let (each, more) = (threads / ranks, threads % ranks);
+    let first = which * each.max(1) + if each > 0 { which.min(more) } else { 0 };
+    (first, (each + usize::from(which < more)).max(1))
+}
+
+/// Runs `body` on the ranks that this command line starts: `--ranks` of them, on a thread each, or one.
+///
+/// # Errors
+/// The program is for another number of ranks; any rank's failure.
+pub fn on_ranks(
+    program: &Program,
+    args: &Args,
+    console: &mut Console,
+    stop: &Interrupts,
+    started: Instant,
+    body: Body,
+) -> Result<Exit, Failure> {
+    let ranks = args.count("ranks").unwrap_or(1);
+    if ranks != program.ranks() {
+        return Err(wrong_ranks(program, ranks as usize));
+    }
+    let job = |world: World, here| Job { program, args, stop, started, world, here };
+    if ranks == 1 {
+        return body(&job(World::alone(), (0, 1)), console);
+    }
+    // Errors of the command line come from one place, before anything is started.
+    Settings::new(program, args)?;
+    let console = Mutex::new(console);
+    let exits = run_threads(ranks as usize, WorldOptions::default(), |world| {
+        let job = Job {
+            stop: if world.is_first() { stop } else { &Interrupts::Never },
+            ..job(world.clone(), (world.rank(), world.ranks()))
+        };
+        match console.lock() {
+            Ok(mut console) if world.is_first() => body(&job, &mut console),
+            locked => {
+                drop(locked);
+                body(&job, &mut Console::silent())
+            }
+        }
+    })?;
+    Ok(exits.first().copied().unwrap_or(Exit::Done))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn share_gives_every_thread_once_and_every_rank_one() {
+        for (threads, ranks) in (1..20).flat_map(|t| (1..9).map(move |r| (t, r))) {
+            let mut next = 0;
+            for which in 0..ranks {
+                let (first, count) = share(threads, which, ranks);
+                assert_eq!(first, next);
+                assert!(count == 1 || count * ranks < threads + ranks);
+                next += count;
+            }
+            assert_eq!(next, threads.max(ranks));
+        }
+    }
+}
