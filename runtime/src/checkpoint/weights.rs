@@ -3,7 +3,7 @@
 //! 1. Open the file, or all files its `*.index.json` names.
 //! 2. Find the naming that covers every parameter: the logical names, else the first `names` table that does.
 //! 3. Check every shape and element type, and that nothing is left over.
-//! 4. Copy, converting f16, bf16, f32 and f64, and moving axes as the table says.
+//! 4. Copy this rank's part, converting f16, bf16, f32 and f64, and moving axes as the table says.
 //!
 //! Names that begin with `__` are not weights and are passed over, and so are the logical names of optimizer states, which
 //! keep their first values: a shard of a checkpoint is a file of weights too.
@@ -20,6 +20,7 @@ use crate::failure::Failure;
 use crate::numeric::{bf16_to_f32, f16_to_f32, f32_to_bf16};
 use crate::program::{LogicalTensor, Program};
 use crate::rank::Rank;
+use crate::shard::AxisPart;
 
 /// Names listed in an error before the rest is counted.
 const NAMES_SHOWN: usize = 8;
@@ -206,39 +207,40 @@ fn file_strides(source: &Source) -> Vec<u64> {
     strides
 }
 
-/// Copies one parameter, row by row of its last axis, on all threads.
+/// Copies what this rank holds of one parameter, row by row of its last axis, on all threads.
 fn copy(rank: &mut Rank, source: &Source, view: &TensorView) {
     let Some(read) = element_reader(view.dtype()) else { return };
-    let (shape, dtype) = (&source.target.tensor.shape, source.target.tensor.dtype);
+    let tensor = source.target.tensor;
+    let (part, dtype) = (rank.part(&tensor.shape, &tensor.split), tensor.dtype);
     let strides = file_strides(source);
-    let (row, row_stride) = match (shape.last(), strides.last()) {
-        (Some(&row), Some(&stride)) => (row, stride),
-        _ => (1, 0),
-    };
-    let rows = source.target.elements.checked_div(row).unwrap_or(0);
+    // A number by itself is a row of one.
+    let scalar = (AxisPart::whole(1), 0);
+    let axes: Vec<(AxisPart, u64)> = part.axes.iter().copied().zip(strides).collect();
+    let (&(row, row_stride), outer) = axes.split_last().unwrap_or((&scalar, &[]));
+    let rows: u64 = outer.iter().map(|(axis, _)| axis.local()).product();
     let base = rank.address(source.target.place) as usize;
     let (width, data) = (view.dtype().bitsize() / 8, view.data());
     rank.pool().run(rows as i64, &|begin, end, _| {
         for r in begin as u64..end as u64 {
-            let first = offset_of_row(r, shape, &strides);
-            for i in 0..row {
-                let at = (first + i * row_stride) as usize * width;
+            let first = offset_of_row(r, outer);
+            for i in 0..row.local() {
+                let at = (first + row.global(i) * row_stride) as usize * width;
                 let value = read(&data[at..at + width]);
                 // SAFETY: element r * row + i of a tensor inside its space; rows belong to one thread each, and the rank is
                 // borrowed exclusively.
-                unsafe { write_element(base, (r * row + i) as usize, dtype, value) };
+                unsafe { write_element(base, (r * row.local() + i) as usize, dtype, value) };
             }
         }
     });
 }
 
-/// Where row `r` of the last logical axis begins in the file, in elements.
-fn offset_of_row(r: u64, shape: &[u64], strides: &[u64]) -> u64 {
+/// Where row `r` of the last axis of a rank's part begins in the file, in elements, by the other axes and their strides there.
+fn offset_of_row(r: u64, outer: &[(AxisPart, u64)]) -> u64 {
     let mut rest = r;
     let mut offset = 0;
-    for axis in (0..shape.len().saturating_sub(1)).rev() {
-        offset += rest % shape[axis] * strides[axis];
-        rest /= shape[axis];
+    for (axis, stride) in outer.iter().rev() {
+        offset += axis.global(rest % axis.local()) * stride;
+        rest /= axis.local();
     }
     offset
 }

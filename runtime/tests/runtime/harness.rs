@@ -12,7 +12,7 @@ use mlc_runtime::failure::Exit;
 use mlc_runtime::signals::Interrupts;
 use serde_json::Value;
 
-use crate::fixture;
+use crate::{fixture, sharded};
 
 /// A run folder with a text to train on.
 pub struct Folder {
@@ -79,7 +79,10 @@ impl Folder {
         let (out, err) = (Buffer::default(), Buffer::default());
         let input = Box::new(Cursor::new(input.to_owned()));
         let mut console = Console::with(Box::new(out.clone()), Box::new(err.clone()), input);
-        let program = fixture::program_with(&self.info);
+        let program = match self.info.mesh.is_empty() {
+            true => fixture::program_with(&self.info),
+            false => sharded::program(&self.info),
+        };
         let exit = mlc_runtime::run(&program, &words, &mut console, stop, Instant::now());
         Output { exit, out: out.text(), err: err.text() }
     }
