@@ -39,7 +39,7 @@ pub fn wrong_ranks(program: &Program, ranks: usize) -> Failure {
     Failure {
         exit: Exit::Launch,
         message: format!(
-            "error: this binary was built for {built} rank{}{mesh}, and {ranks} {} started\nStart {built}, or build again:\n  {} \
+            "error: this binary was built for {built} rank{}{mesh}, and {ranks} {} started\nStart {built} (--ranks {built}), or build again:\n  {} \
              --devices {ranks}",
             if built == 1 { "" } else { "s" },
             if ranks == 1 { "was" } else { "were" },

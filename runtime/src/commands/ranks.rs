@@ -3,7 +3,7 @@
 //! Every rank of the mesh runs the same command; only the first one prints, and writes what exists once. Ranks of one process
 //! share its threads and CPUs.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use super::Body;
@@ -89,12 +89,11 @@ pub fn on_ranks(
             stop: if world.is_first() { stop } else { &Interrupts::Never },
             ..job(world.clone(), (world.rank(), world.ranks()))
         };
-        match console.lock() {
-            Ok(mut console) if world.is_first() => body(&job, &mut console),
-            locked => {
-                drop(locked);
-                body(&job, &mut Console::silent())
-            }
+        // Only the first rank takes the console: it keeps it to the end.
+        let mut spoken = world.is_first().then(|| console.lock().unwrap_or_else(PoisonError::into_inner));
+        match spoken.as_mut() {
+            Some(console) => body(&job, console),
+            None => body(&job, &mut Console::silent()),
         }
     })?;
     Ok(exits.first().copied().unwrap_or(Exit::Done))
