@@ -1,8 +1,8 @@
 //! Tensors as the interpreter holds them: shared elements seen through strides, addressed by axis name.
 
 use super::number::Number;
-use super::{Tensor, Values};
-use crate::graph::{Axis, DType, Name, Type};
+use super::{Tensor, Values, placed};
+use crate::graph::{Axis, DType, Mesh, Name, Sharding, Type};
 use std::sync::Arc;
 
 /// Elements; integers and truth values are exact in every mode.
@@ -157,6 +157,25 @@ impl<N: Number> Array<N> {
             offset: self.offset,
             data: self.data.clone(),
         }
+    }
+
+    /// A rank's part of a dense tensor whose axes are those of `global`.
+    ///
+    /// # Errors
+    /// The sharding does not fit the type.
+    pub fn part(
+        &self,
+        global: &Type,
+        sharding: &Sharding,
+        mesh: &Mesh,
+        rank: u64,
+    ) -> Result<Array<N>, String> {
+        let places = placed::places(global, sharding, mesh, rank)?;
+        let local = sharding.local(global, mesh)?;
+        Ok(match &self.data {
+            Data::Float(_) => Array::floats(local, placed::pick(&self.dense_floats(&global.axes), &places)),
+            Data::Int(_) => Array::ints(local, placed::pick(&self.dense_ints(&global.axes), &places)),
+        })
     }
 
     /// The elements `start..start + width` of an axis; without a width the axis goes.

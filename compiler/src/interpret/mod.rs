@@ -5,8 +5,11 @@
 //! the order their op defines, and a graph the verifier accepts never panics here.
 
 mod array;
+mod collective;
 mod number;
 mod ops;
+pub mod placed;
+mod ranks;
 mod regions;
 mod sample;
 #[cfg(test)]
@@ -15,9 +18,10 @@ mod tests;
 mod whole_models;
 
 pub use number::{binary, float_compare, int_binary, round, to_int, unary};
+pub use ranks::{RankOutputs, run_ranks};
 pub use sample::{Rng, sample_environment};
 
-use crate::graph::{DType, Graph, Name, Output, Type};
+use crate::graph::{DType, Graph, Mesh, Name, Output, Type};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -176,9 +180,19 @@ impl std::error::Error for EnvironmentError {}
 /// # Errors
 /// The environment lacks an input, parameter or state, or has it with another type (the order of axes is free).
 pub fn run(graph: &Graph, environment: &Environment, mode: Mode) -> Result<Outputs, EnvironmentError> {
+    Ok(run_on(graph, environment, None, mode)?.remove(0))
+}
+
+/// One [`Outputs`] per rank of the mesh; without a mesh one.
+fn run_on(
+    graph: &Graph,
+    environment: &Environment,
+    mesh: Option<&Mesh>,
+    mode: Mode,
+) -> Result<Vec<Outputs>, EnvironmentError> {
     match mode {
-        Mode::F64 => regions::run::<f64>(graph, environment, false),
-        Mode::F32 => regions::run::<number::Rounded>(graph, environment, false),
-        Mode::Bounds => regions::run::<number::Bounded>(graph, environment, true),
+        Mode::F64 => regions::run::<f64>(graph, environment, mesh, false),
+        Mode::F32 => regions::run::<number::Rounded>(graph, environment, mesh, false),
+        Mode::Bounds => regions::run::<number::Bounded>(graph, environment, mesh, true),
     }
 }
