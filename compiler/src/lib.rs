@@ -19,4 +19,5 @@ pub mod remat;
 pub mod schedule;
 pub mod sharding;
 pub mod spec;
+pub mod spmd;
 pub mod units;

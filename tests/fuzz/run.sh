@@ -14,6 +14,9 @@ echo "fuzz: $minutes minutes from seed $seed"
 echo "fuzz: nearly right texts through the front end"
 MLC_FUZZ_SECONDS=$((minutes * 30)) MLC_FUZZ_SEED=$seed cargo test --quiet -p mlc-tests --test fuzz_front_end -- --nocapture
 
+echo "fuzz: every pair of shardings of small tensors on small meshes"
+MLC_FUZZ_RESHARDS=1 cargo test --quiet -p mlc --lib --no-default-features reshard_closes
+
 per_batch=500
 for ((first = seed; $(date +%s) < end; first += per_batch)); do
     echo "fuzz: graphs $first to $((first + per_batch - 1)) through every arithmetic and back end"

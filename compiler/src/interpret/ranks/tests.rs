@@ -73,7 +73,7 @@ fn ranks_of_a_product_of_axes_stand_in_the_order_written() {
     let text = |over: &str| {
         format!(
             "graph @f on a=2, b=2 {{
-                %x = input : f32[d=1 @a b]
+                %x = input : f32[d=1 @a @b]
                 %y = all_gather %x over {over} join d : f32[d=4]
                 return y = %y
             }}"
@@ -143,14 +143,11 @@ fn ranks_never_assemble_a_sum_that_was_not_taken() {
 
 #[test]
 fn ranks_read_whole_tensors_only_in_their_global_size() {
-    let graph = parse(
-        "graph @f on a=2 { %x = input : f32[d=2 @a] return y = %x }"
-            .replace("{ ", "{\n")
-            .replace(" return", "\n return")
-            .replace(" }", "\n}")
-            .as_str(),
-    )
-    .unwrap();
+    let text = "graph @f on a=2 {
+        %x = input : f32[d=2 @a]
+        return y = %x
+    }";
+    let graph = parse(text).unwrap();
     let environment = Environment {
         inputs: [("x".into(), floats(&[("d", 2)], &[1., 2.]))].into_iter().collect(),
         ..Environment::default()
@@ -172,13 +169,13 @@ fn ranks_agree_with_one_rank_through_loops_and_updates() {
         stacked %s = %w : f32[d=1 @fsdp, e=4]
         %full = all_gather %s over fsdp join d : f32[d=4, e=4]
         %p = dot %c, %full over d : f32[batch=2 @fsdp, e=4]
-        %n = rename %p e as d : f32[batch=2 @fsdp, d=4]
+        %n = rename %p as e -> d : f32[batch=2 @fsdp, d=4]
         %t = dot %c, %p over batch : f32[d=4, e=4] partial(sum fsdp)
         %r = reduce_scatter_sum %t over fsdp split d : f32[d=1 @fsdp, e=4]
         yield carry %n : f32[batch=2 @fsdp, d=4]
         yield stacked %r : f32[layer=2, d=1 @fsdp, e=4]
       }
-      %w.new = update \"w\" states {
+      %w.new = update \"w\" {
         arg %a = %w : f32[layer=2, d=1 @fsdp, e=4]
         arg %b = %g : f32[layer=2, d=1 @fsdp, e=4]
         %sum = reduce_sum %b over layer, d, e : f32[] partial(sum fsdp)
@@ -198,12 +195,12 @@ fn ranks_agree_with_one_rank_through_loops_and_updates() {
         carry %c = %x : f32[batch=8, d=4]
         stacked %s = %w : f32[d=4, e=4]
         %p = dot %c, %s over d : f32[batch=8, e=4]
-        %n = rename %p e as d : f32[batch=8, d=4]
+        %n = rename %p as e -> d : f32[batch=8, d=4]
         %t = dot %c, %p over batch : f32[d=4, e=4]
         yield carry %n : f32[batch=8, d=4]
         yield stacked %t : f32[layer=2, d=4, e=4]
       }
-      %w.new = update \"w\" states {
+      %w.new = update \"w\" {
         arg %a = %w : f32[layer=2, d=4, e=4]
         arg %b = %g : f32[layer=2, d=4, e=4]
         %sum = reduce_sum %b over layer, d, e : f32[]

@@ -1,0 +1,3 @@
+//! From a sharded graph to what one rank computes: how a value that lies one way is made to lie another.
+
+pub mod reshard;
