@@ -3,9 +3,12 @@
 use super::custom::{Argument, Function, RESULT, functions, memref, substituted};
 use super::from_spec::{Walk, params_of};
 use super::{Composite, CompositeKind, Custom, Name, Op, Type, ValueId};
-use crate::spec::checked::{CustomKernel, Instance, Let, ParamId, Statement};
+use crate::spec::checked::{Constraint, CustomKernel, Instance, Let, ParamId, Statement};
 use crate::spec::{Diagnostic, codes};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// A meaning says what is computed, not where.
+static UNCONSTRAINED: BTreeMap<String, Constraint> = BTreeMap::new();
 
 /// An argument that the functions of a file may have, with its type in the order of the spec.
 struct Known {
@@ -34,7 +37,9 @@ impl Walk<'_> {
         let operands: Vec<ValueId> =
             args.iter().copied().chain(params.iter().map(|p| self.params[p])).collect();
         let operand_names = self.operand_names(instance, &params);
+        self.no_constraint_inside(kernel, instance);
         let outer = (std::mem::take(&mut self.values), self.params.clone());
+        let constraints = std::mem::replace(&mut self.constraints, &UNCONSTRAINED);
         let region_args: Vec<(Name, Type)> = operand_names
             .iter()
             .zip(&operands)
@@ -53,6 +58,7 @@ impl Walk<'_> {
         let result_types: Vec<Type> = results.iter().map(|v| self.b.ty(*v).clone()).collect();
         let meaning = self.b.close(results);
         (self.values, self.params) = outer;
+        self.constraints = constraints;
 
         let mut arguments = Vec::new();
         for ((name, value), declared) in

@@ -12,7 +12,7 @@ use super::{
     ReduceOp, RopeScaling, SpecLine, Type, UnaryOp, ValueId,
 };
 use crate::spec::check::operands;
-use crate::spec::checked::{self, Expr, ExprKind, Instance, Model, ParamId, Statement};
+use crate::spec::checked::{self, Constraint, Expr, ExprKind, Instance, Model, ParamId, Statement};
 use crate::spec::{Diagnostic, SourceMap, Span, codes};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,6 +61,7 @@ pub fn from_spec(
         random: None,
         sites: BTreeMap::new(),
         aux: Vec::new(),
+        constraints: &model.constraints,
         errors: Vec::new(),
     };
     walk.sources_of_model();
@@ -127,6 +128,8 @@ pub(super) struct Walk<'a> {
     sites: BTreeMap<String, u32>,
     /// Auxiliary losses of the region being built: name in the log, value.
     aux: Vec<(Name, ValueId)>,
+    /// Rules for values, by path; none inside of kernels of the user's own.
+    pub(super) constraints: &'a BTreeMap<String, Constraint>,
     pub(super) errors: Vec<Diagnostic>,
 }
 
@@ -172,6 +175,7 @@ impl Walk<'_> {
             self.at(input.span);
             let ty = self.ty(&input.ty);
             let value = self.b.input(&input.name, ty, input.bound.unwrap_or(0));
+            let value = self.constrained(value, &input.name);
             self.values.insert(input.value, value);
         }
         for (i, param) in self.model.params.iter().enumerate() {
@@ -278,8 +282,9 @@ impl Walk<'_> {
                         self.routings.insert(l.value, routed);
                         continue;
                     }
-                    let value = self.expr(&l.expr);
-                    if !matches!(l.expr.kind, ExprKind::Value(_) | ExprKind::Param(_)) {
+                    let made = self.expr(&l.expr);
+                    let value = self.constrained(made, &l.path);
+                    if value != made || !matches!(l.expr.kind, ExprKind::Value(_) | ExprKind::Param(_)) {
                         self.b.set_name(value, &l.name);
                     }
                     self.values.insert(l.value, value);
@@ -295,10 +300,15 @@ impl Walk<'_> {
     }
 
     fn instance(&mut self, instance: &Instance, args: &[ValueId]) -> ValueId {
-        match self.model.kernels.iter().find(|kernel| kernel.computes(instance)) {
-            Some(kernel) => self.custom(kernel, instance, args),
-            None => self.written_out(instance, args),
-        }
+        let formal = instance.args.iter().zip(args);
+        let args: Vec<ValueId> = formal
+            .map(|(arg, value)| self.constrained(*value, &format!("{}.{}", instance.path, arg.name)))
+            .collect();
+        let result = match self.model.kernels.iter().find(|kernel| kernel.computes(instance)) {
+            Some(kernel) => self.custom(kernel, instance, &args),
+            None => self.written_out(instance, &args),
+        };
+        self.constrained(result, &instance.path)
     }
 
     pub(super) fn written_out(&mut self, instance: &Instance, args: &[ValueId]) -> ValueId {

@@ -11,6 +11,7 @@
 
 pub mod build;
 pub mod composites;
+mod constrain_from_spec;
 pub mod custom;
 mod custom_from_spec;
 pub mod from_spec;

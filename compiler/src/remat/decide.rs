@@ -6,7 +6,7 @@
 //! 2. Rules are tried from the last to the first.
 //! 3. What no rule names, the preset decides; `auto` leaves it open.
 
-use crate::graph::{CompositeKind, Graph, Op, OpId, OpNode, RegionId, UnaryOp, ValueId, stem};
+use crate::graph::{CompositeKind, Graph, MeshOp, Op, OpId, OpNode, RegionId, UnaryOp, ValueId, stem};
 use crate::spec::checked::{Remat, RematAction, RematPreset, RematValue};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -144,7 +144,7 @@ struct Named<'g> {
     /// Path of the repeated block.
     path: String,
     made_by: BTreeMap<ValueId, OpId>,
-    /// Values that are one but for names of axes and element type: each with the first of them.
+    /// Values that are one but for names of axes, element type and what rules say of them: each with the first of them.
     same: BTreeMap<ValueId, ValueId>,
 }
 
@@ -153,7 +153,7 @@ impl<'g> Named<'g> {
         let mut same = BTreeMap::new();
         for op in &graph.region(body).ops {
             let node = graph.op(*op);
-            if matches!(node.op, Op::Rename { .. } | Op::Cast) {
+            if matches!(node.op, Op::Rename { .. } | Op::Cast | Op::Mesh(MeshOp::Constrain { .. })) {
                 let first = *same.get(&node.operands[0]).unwrap_or(&node.operands[0]);
                 same.insert(node.results[0], first);
             }

@@ -13,8 +13,8 @@ mod run;
 
 use super::source::Span;
 pub use layout::{
-    Atom, Kept, Layout, MeshAxis, MeshKind, Regather, Scope, ShardRule, Split, Store, SubAxis, Won,
-    split_jointly,
+    Atom, Constraint, Kept, Layout, MeshAxis, MeshKind, Regather, Scope, ShardRule, Split, Store, SubAxis,
+    Won, split_jointly,
 };
 pub use optimizer::{Adafactor, Decay, DecayBy, Group, Muon, MuonScale, Optimizer, ParamRate, Rule};
 pub use run::*;
@@ -92,9 +92,8 @@ pub struct Model {
     pub lower_reference: Vec<String>,
     /// Repeats some of whose iterations are laid out in a row.
     pub unrolled: Vec<Unrolled>,
-    /// What rules for roles and values say: path of the value, tensor axis, names of the [`Atom`]s it is split over, none for
-    /// an axis that stays whole. Empty without a mesh of several devices.
-    pub constraints: BTreeMap<String, BTreeMap<String, Vec<String>>>,
+    /// What rules for roles and values say, by path of the value. Empty without a mesh of several devices.
+    pub constraints: BTreeMap<String, Constraint>,
     /// Kernels of the user's own, in order.
     pub kernels: Vec<CustomKernel>,
     /// `model Name`.

@@ -3,9 +3,12 @@
 //! Run on a recognised graph: what still has the shape of an attention, a loss head or a norm was missed. It means the same
 //! and costs more, which the writer of the spec may not expect.
 
+use super::recognise;
 use super::recognise_attention::{find, leaves};
 use super::{BinaryOp, Graph, Name, Op, OpNode, ReduceOp, UnaryOp, ValueId, View, attention_of};
-use crate::graph::{Builder, CompositeKind, OpId, RegionId, SpecLine};
+use crate::graph::rewrite::rewrite_ops;
+use crate::graph::shape::op_name;
+use crate::graph::{Builder, CompositeKind, MeshOp, OpId, RegionId, SpecLine};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -42,9 +45,59 @@ pub fn near_misses(graph: &Graph, off: &[String]) -> Vec<NearMiss> {
             }
         }
     }
+    found.extend(split_inside(graph, off));
     found.sort();
     found.dedup();
     found
+}
+
+/// Formulas that would be recognised if no rule said how something inside them lies: such an op hides what is above it.
+fn split_inside(graph: &Graph, off: &[String]) -> Vec<NearMiss> {
+    let regions = graph.executed_regions();
+    let ops = regions.iter().flat_map(|region| &graph.region(*region).ops).copied();
+    let constraints: Vec<OpId> = ops.filter(|op| is_constraint(&graph.op(*op).op)).collect();
+    if constraints.is_empty() {
+        return Vec::new();
+    }
+    let without = composites(&recognise(unconstrained(graph, None), off));
+    let mut found = Vec::new();
+    for op in constraints {
+        let with = composites(&recognise(unconstrained(graph, Some(op)), off));
+        let hidden = without.iter().find(|(name, count)| with.get(*name).is_none_or(|with| with < *count));
+        if let Some((name, _)) = hidden {
+            let node = graph.op(op);
+            let value = graph.value_name(node.results[0]).as_str();
+            let value = value.split('.').next().unwrap_or(value);
+            let message = format!(
+                "{name} is not recognised: this rule splits `{value}`, which is inside of it; split what goes in or comes out"
+            );
+            found.push(NearMiss { line: node.origin.line.clone(), message });
+        }
+    }
+    found
+}
+
+fn is_constraint(op: &Op) -> bool {
+    matches!(op, Op::Mesh(MeshOp::Constrain { .. }))
+}
+
+/// The graph without what rules say of values, but for one.
+fn unconstrained(graph: &Graph, but: Option<OpId>) -> Graph {
+    rewrite_ops(graph.clone(), |_, _, op, node| {
+        (is_constraint(&node.op) && but != Some(op)).then(|| vec![node.operands[0]])
+    })
+}
+
+/// How many composites of each kind there are.
+fn composites(graph: &Graph) -> BTreeMap<String, u32> {
+    let mut counts = BTreeMap::new();
+    for region in graph.executed_regions() {
+        let nodes = graph.region(region).ops.iter().map(|op| graph.op(*op));
+        for node in nodes.filter(|node| matches!(node.op, Op::Composite(_))) {
+            *counts.entry(op_name(&node.op)).or_insert(0) += 1;
+        }
+    }
+    counts
 }
 
 /// A region with who makes and who uses each value.

@@ -275,21 +275,17 @@ pub fn cuts_nest(layout: &Layout, found: &mut Vec<Diagnostic>) {
 }
 
 /// What the rules for roles and values say, by path of the value: only of axes that no later by-axis rule has won.
-pub fn constraints(layout: &Layout, values: &[ValuePath]) -> BTreeMap<String, BTreeMap<String, Vec<String>>> {
+pub fn constraints(layout: &Layout, values: &[ValuePath]) -> BTreeMap<String, Constraint> {
     let mut all = BTreeMap::new();
     if layout.devices() == 1 {
         return all;
     }
     for value in values {
-        let won = layout.rules_of_value(&value.axes, value.role.as_deref(), &value.path);
-        let split: BTreeMap<String, Vec<String>> = won
-            .iter()
-            .filter(|w| w.rule.scope != Scope::Every)
-            .map(|w| (w.axis.to_string(), layout.atoms_of(w.parts)))
-            .collect();
-        if !split.is_empty() {
-            all.insert(value.path.clone(), split);
-        }
+        let mut won = layout.rules_of_value(&value.axes, value.role.as_deref(), &value.path);
+        won.retain(|w| w.rule.scope != Scope::Every);
+        let Some(span) = won.iter().map(|w| w.rule.span).max_by_key(|span| span.start) else { continue };
+        let split = won.iter().map(|w| (w.axis.to_string(), layout.atoms_of(w.parts))).collect();
+        all.insert(value.path.clone(), Constraint { split, span });
     }
     all
 }

@@ -223,6 +223,15 @@ impl Layout {
     }
 }
 
+/// What rules for roles and values say of one value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Constraint {
+    /// Tensor axis to the names of the [`Atom`]s it is split over, major first; none for an axis that stays whole.
+    pub split: BTreeMap<String, Vec<String>>,
+    /// The last rule among those that won an axis.
+    pub span: Span,
+}
+
 /// A part of a mesh axis that no rule cuts further.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Atom {

@@ -143,8 +143,11 @@ fn layout_cuts_mesh_axes_into_atoms_where_joint_rules_do() {
     };
     let constraints = &spec.model.constraints;
     assert_eq!(constraints.keys().collect::<Vec<_>>(), ["layer.{i}.attn.q", "layer.{i}.attn.v"]);
-    assert_eq!(constraints["layer.{i}.attn.q"], names(&[("group", &["tensor.0"]), ("kv", &["tensor.1"])]));
-    assert_eq!(constraints["layer.{i}.attn.v"], names(&[("kv", &[])]));
+    assert_eq!(
+        constraints["layer.{i}.attn.q"].split,
+        names(&[("group", &["tensor.0"]), ("kv", &["tensor.1"])])
+    );
+    assert_eq!(constraints["layer.{i}.attn.v"].split, names(&[("kv", &[])]));
 }
 
 #[test]
