@@ -16,6 +16,9 @@ pub struct RunArgs {
     spec: SpecArgs,
     #[command(flatten)]
     options: MachineArgs,
+    /// Ranks to start, all in one process; also the devices to build for, unless `--devices` says otherwise.
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    ranks: Option<u64>,
     /// Arguments of the training binary; default: `train`.
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -24,31 +27,48 @@ pub struct RunArgs {
 /// Builds into the cache under the program's fingerprint, so that an unchanged spec starts at once, and runs it.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let codegen = codegen(args.options.codegen.as_deref())?;
-    let checked = read_spec(&args.spec)?;
-    let compiled = compile(&checked, &args.spec, &mut Runner::default())?;
+    let spec = &SpecArgs { devices: args.spec.devices.or(args.ranks), ..args.spec.clone() };
+    let checked = read_spec(spec)?;
+    let compiled = compile(&checked, spec, &mut Runner::default())?;
     let folder = Cache::default_folder().unwrap_or_else(std::env::temp_dir).join("binaries");
     let target = args.options.target.as_deref().unwrap_or("native");
     let binary = folder.join(format!("{}-{target}-{codegen}", compiled.program.info.fingerprint));
     if !binary.exists() {
-        check_kernels(&checked, &args.spec, &args.options)?;
+        check_kernels(&checked, spec, &args.options)?;
         let built = assemble(&checked, &compiled, &args.options)?;
         install(&binary, &built.elf)?;
     }
-    start(&binary, &args.arguments)
+    start(&binary, &words(&args.arguments, args.ranks))
 }
 
-fn start(binary: &PathBuf, arguments: &[String]) -> Result<(), Failure> {
-    let mut command = Command::new(binary);
-    if arguments.is_empty() {
-        command.arg("train");
-    }
-    let status = command
-        .args(arguments)
+/// What the training binary is called with.
+fn words(arguments: &[String], ranks: Option<u64>) -> Vec<String> {
+    let mut words = if arguments.is_empty() { vec!["train".to_owned()] } else { arguments.to_vec() };
+    words.extend(ranks.map(|n| format!("--ranks={n}")));
+    words
+}
+
+fn start(binary: &PathBuf, words: &[String]) -> Result<(), Failure> {
+    let status = Command::new(binary)
+        .args(words)
         .status()
         .map_err(|e| Failure::Internal(format!("can't start {}: {e}", binary.display())))?;
     match status.code() {
         Some(0) => Ok(()),
         Some(code) => Err(Failure::Child(code as u8)),
         None => Err(Failure::Internal(format!("the training binary was killed ({status})"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::words;
+
+    #[test]
+    fn words_name_the_ranks_last() {
+        let given = ["eval".to_owned(), "--pin".to_owned()];
+        assert_eq!(words(&[], None), ["train"]);
+        assert_eq!(words(&[], Some(4)), ["train", "--ranks=4"]);
+        assert_eq!(words(&given, Some(2)), ["eval", "--pin", "--ranks=2"]);
     }
 }
