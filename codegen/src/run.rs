@@ -1,18 +1,20 @@
 //! Compiled kernels and programs inside this process: what tests compare with the interpreters.
 
+mod meeting;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_void};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::abi::{EntryFn, KernelFn, ProgramTable, StepContext};
+use crate::abi::{CollectiveInfo, EntryFn, KernelFn, MeshAxisInfo, ProgramTable};
 use crate::backend::{Codegen, Compiler, KernelLink};
 use crate::build::{Expanded, kernel_key, symbol};
 use crate::kir::Kernel;
 use crate::kir::interpret::Binding;
 use crate::link::{Object, link_shared};
-use crate::program::{Program, verify};
+use crate::program::{Program, Spaces, verify};
 use crate::target::Target;
 
 /// Kernels compiled for a target and loaded.
@@ -184,6 +186,8 @@ pub struct CompiledProgram {
     entries: Vec<(String, EntryFn)>,
     space_bytes: Vec<u64>,
     scratch_bytes: u64,
+    mesh: Vec<MeshAxisInfo>,
+    collectives: Vec<CollectiveInfo>,
 }
 
 impl CompiledProgram {
@@ -218,63 +222,33 @@ impl CompiledProgram {
         let functions = unsafe { std::slice::from_raw_parts((*table).entries, (*table).n_entries as usize) };
         let entries = names.zip(functions.iter().copied()).collect();
         let space_bytes = program.info.spaces.iter().map(|s| s.bytes).collect();
-        Ok(CompiledProgram { _library: library, entries, space_bytes, scratch_bytes })
+        let (mesh, collectives) = (program.info.mesh.clone(), program.info.collectives.clone());
+        Ok(CompiledProgram { _library: library, entries, space_bytes, scratch_bytes, mesh, collectives })
     }
 
-    /// Runs an entry on memory spaces of the sizes that `info.spaces` states, on this thread.
+    /// Runs an entry of a program for one rank on memory spaces of the sizes that `info.spaces` states, on this thread.
     ///
     /// # Errors
-    /// There is no such entry, or a space has another size.
+    /// There is no such entry, a space has another size, or the program is for several ranks.
     pub fn run(&self, entry: &str, spaces: &mut [Vec<u8>]) -> Result<(), String> {
+        self.run_ranks(entry, &mut [spaces])
+    }
+
+    /// Runs an entry on all ranks, each on a thread of its own; `ranks` are the memory spaces of each, by number.
+    ///
+    /// # Errors
+    /// Those of [`CompiledProgram::run`]; there are not as many ranks as the mesh has; the ranks meet in different
+    /// collectives, or one writes what it sends.
+    pub fn run_ranks(&self, entry: &str, ranks: &mut [Spaces<'_>]) -> Result<(), String> {
         let found = self.entries.iter().find(|(name, _)| name == entry);
         let (_, function) = found.ok_or_else(|| format!("there is no entry {entry}"))?;
-        let sizes: Vec<u64> = spaces.iter().map(|s| s.len() as u64).collect();
-        if sizes != self.space_bytes {
-            return Err(format!("the spaces have {sizes:?} bytes instead of {:?}", self.space_bytes));
+        for spaces in ranks.iter() {
+            let sizes: Vec<u64> = spaces.iter().map(|s| s.len() as u64).collect();
+            if sizes != self.space_bytes {
+                return Err(format!("the spaces have {sizes:?} bytes instead of {:?}", self.space_bytes));
+            }
         }
-        let mut scratch = scratch(self.scratch_bytes);
-        let bases: Vec<*mut u8> = spaces.iter_mut().map(|s| s.as_mut_ptr()).collect();
-        let runtime = scratch.as_mut_ptr().cast::<c_void>();
-        let context = StepContext {
-            spaces: bases.as_ptr(),
-            launch,
-            collective,
-            coordinates: std::ptr::null(),
-            runtime,
-        };
-        // SAFETY: spaces are as large as the program's verifier assumed, and scratch as its kernels ask.
-        unsafe { function(&context) };
-        Ok(())
-    }
-}
-
-/// [`CollectiveFn`](mlc_runtime::abi::CollectiveFn) of a program that runs alone, hence has none.
-unsafe extern "C" fn collective(
-    _ctx: *const StepContext,
-    _op: u32,
-    _collective: u32,
-    _stage: u32,
-    _buffers: *const *mut u8,
-) {
-}
-
-/// Runs all tiles of a launch here and now, the second half first: the order must not matter.
-///
-/// # Safety
-/// As [`LaunchFn`](crate::abi::LaunchFn); `runtime` is this thread's scratch.
-unsafe extern "C" fn launch(
-    context: *const StepContext,
-    _op: u32,
-    kernel: KernelFn,
-    buffers: *const *mut u8,
-    scalars: *const i64,
-    tiles: i64,
-) {
-    let middle = tiles / 2;
-    let halves = if middle > 0 { [(middle, tiles), (0, middle)] } else { [(0, tiles), (tiles, tiles)] };
-    for (begin, end) in halves.into_iter().filter(|(begin, end)| begin < end) {
-        // SAFETY: passed on from the caller.
-        unsafe { kernel(buffers, scalars, begin, end, (*context).runtime.cast::<u8>()) }
+        meeting::run(*function, &self.mesh, &self.collectives, self.scratch_bytes, ranks)
     }
 }
 

@@ -14,9 +14,11 @@ use cranelift_object::ObjectModule;
 
 use super::kernel::{arguments, memory};
 use super::object;
-use crate::abi::ABI_VERSION;
+use crate::abi::{ABI_VERSION, COLLECTIVE_DONE, COLLECTIVE_START, ProgramInfo};
 use crate::backend::KernelLink;
-use crate::program::{Address, Entry, Launch, LoopVar, Program, ScalarArg, Step};
+use crate::program::{
+    Address, CollectiveStage, CollectiveStep, Entry, Launch, LoopVar, Program, ScalarArg, Step,
+};
 use crate::target::Target;
 
 /// The object with the entries' functions, the [`ProgramTable`](crate::abi::ProgramTable) and `main`.
@@ -63,7 +65,7 @@ impl Steps {
         }
         let mut entries = Vec::new();
         for (i, entry) in program.entries.iter().enumerate() {
-            entries.push(self.entry(i, entry, program.info.spaces.len(), &functions)?);
+            entries.push(self.entry(i, entry, &program.info, &functions)?);
         }
         let table = self.table(&entries, info)?;
         self.main(table)
@@ -149,13 +151,13 @@ impl Steps {
         &mut self,
         index: usize,
         entry: &Entry,
-        n_spaces: usize,
+        info: &ProgramInfo,
         kernels: &[(FuncId, u64)],
     ) -> Result<FuncId, Failed> {
         let name = format!("entry_{index}_{}", entry.name);
         let step = signature(&self.module, &[I64], None);
         self.define(&name, Linkage::Local, step, |module, b| {
-            let mut frame = Frame::new(module, b, entry, n_spaces, kernels);
+            let mut frame = Frame::new(module, b, entry, info, kernels);
             frame.steps(&entry.body);
             frame.b.ins().return_(&[]);
             frame.b.seal_all_blocks();
@@ -173,6 +175,10 @@ struct Frame<'m, 'b> {
     context: ir::Value,
     launch: ir::Value,
     launch_type: SigRef,
+    /// How [`CollectiveFn`](crate::abi::CollectiveFn) is called.
+    collective_type: SigRef,
+    /// The rank's, one per axis of the mesh.
+    coordinates: Vec<ir::Value>,
     spaces: Vec<ir::Value>,
     buffers: ir::Value,
     scalars: ir::Value,
@@ -188,7 +194,7 @@ impl<'m, 'b> Frame<'m, 'b> {
         module: &'m mut ObjectModule,
         mut b: FunctionBuilder<'b>,
         entry: &Entry,
-        n_spaces: usize,
+        info: &ProgramInfo,
         kernels: &'m [(FuncId, u64)],
     ) -> Frame<'m, 'b> {
         let block = b.create_block();
@@ -197,6 +203,8 @@ impl<'m, 'b> Frame<'m, 'b> {
         let context = b.block_params(block)[0];
         let launch = signature(module, &[I64, I32, I64, I64, I64, I64], None);
         let launch_type = b.import_signature(launch);
+        let collective = signature(module, &[I64, I32, I32, I32, I64], None);
+        let collective_type = b.import_signature(collective);
         let (most_buffers, most_scalars) = entry.most_arguments();
         let [buffers, scalars] = [most_buffers, most_scalars].map(|n| {
             let data = StackSlotData::new(StackSlotKind::ExplicitSlot, 8 * n.max(1) as u32, 3);
@@ -205,9 +213,29 @@ impl<'m, 'b> Frame<'m, 'b> {
         });
         let list = b.ins().load(I64, memory(), context, 0);
         let launch = b.ins().load(I64, memory(), context, 8);
-        let spaces = (0..n_spaces).map(|i| b.ins().load(I64, memory(), list, 8 * i as i32)).collect();
+        let spaces =
+            (0..info.spaces.len()).map(|i| b.ins().load(I64, memory(), list, 8 * i as i32)).collect();
+        let mut coordinates = Vec::new();
+        if !info.mesh.is_empty() {
+            let list = b.ins().load(I64, memory(), context, 24);
+            coordinates.extend((0..info.mesh.len()).map(|i| b.ins().load(I64, memory(), list, 8 * i as i32)));
+        }
         let (named, vars) = (BTreeMap::new(), BTreeMap::new());
-        Frame { module, b, context, launch, launch_type, spaces, buffers, scalars, kernels, named, vars }
+        Frame {
+            module,
+            b,
+            context,
+            launch,
+            launch_type,
+            collective_type,
+            coordinates,
+            spaces,
+            buffers,
+            scalars,
+            kernels,
+            named,
+            vars,
+        }
     }
 
     fn constant(&mut self, value: i64) -> ir::Value {
@@ -218,6 +246,7 @@ impl<'m, 'b> Frame<'m, 'b> {
         for step in steps {
             match step {
                 Step::Launch(launch) => self.launch(launch),
+                Step::Collective(step) => self.collective(step),
                 Step::Loop { var, trip, reverse, body } => self.repeat(*var, *trip, *reverse, body),
             }
         }
@@ -270,6 +299,22 @@ impl<'m, 'b> Frame<'m, 'b> {
         self.b.ins().call_indirect(self.launch_type, self.launch, &args);
     }
 
+    fn collective(&mut self, step: &CollectiveStep) {
+        for (i, address) in step.buffers.iter().enumerate() {
+            let value = self.address(address);
+            self.b.ins().store(memory(), value, self.buffers, 8 * i as i32);
+        }
+        let stage = match step.stage {
+            CollectiveStage::Start => COLLECTIVE_START,
+            CollectiveStage::Done => COLLECTIVE_DONE,
+        };
+        let [op, which, stage] =
+            [step.op, step.collective, stage].map(|word| self.b.ins().iconst(I32, word as i64));
+        let function = self.b.ins().load(I64, memory(), self.context, 16);
+        let args = [self.context, op, which, stage, self.buffers];
+        self.b.ins().call_indirect(self.collective_type, function, &args);
+    }
+
     fn var(&mut self, var: LoopVar) -> ir::Value {
         // The verifier has seen that the variable's loop is around.
         match self.vars.get(&var) {
@@ -299,6 +344,11 @@ impl<'m, 'b> Frame<'m, 'b> {
             }
             let stride = self.constant(stride.bytes as i64);
             let moved = self.b.ins().imul(index, stride);
+            bytes = self.b.ins().iadd(bytes, moved);
+        }
+        for stride in &address.ranks {
+            let step = self.constant(stride.bytes as i64);
+            let moved = self.b.ins().imul(self.coordinates[stride.axis as usize], step);
             bytes = self.b.ins().iadd(bytes, moved);
         }
         self.b.ins().iadd(self.spaces[address.space as usize], bytes)

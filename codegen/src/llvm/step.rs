@@ -12,9 +12,11 @@ use inkwell::values::{BasicValue, FunctionValue, GlobalValue, IntValue, PointerV
 use inkwell::{AddressSpace, IntPredicate};
 
 use super::{generate, machine, prepare, text};
-use crate::abi::ABI_VERSION;
+use crate::abi::{ABI_VERSION, COLLECTIVE_DONE, COLLECTIVE_START, ProgramInfo};
 use crate::backend::KernelLink;
-use crate::program::{Address, Entry, Launch, LoopVar, Program, ScalarArg, Step};
+use crate::program::{
+    Address, CollectiveStage, CollectiveStep, Entry, Launch, LoopVar, Program, ScalarArg, Step,
+};
 use crate::target::Target;
 
 /// The object with the entries' functions, the [`ProgramTable`](crate::abi::ProgramTable) and `main`.
@@ -49,9 +51,10 @@ struct Emitter<'a, 'c> {
     i32: IntType<'c>,
     i64: IntType<'c>,
     ptr: PointerType<'c>,
-    /// [`StepContext`](crate::abi::StepContext): spaces, launch, runtime.
+    /// [`StepContext`](crate::abi::StepContext): spaces, launch, collective, coordinates, runtime.
     step_context: StructType<'c>,
     launch_type: FunctionType<'c>,
+    collective_type: FunctionType<'c>,
 }
 
 /// What is at hand inside one entry's function.
@@ -59,6 +62,9 @@ struct Frame<'c> {
     function: FunctionValue<'c>,
     context: PointerValue<'c>,
     launch: PointerValue<'c>,
+    collective: PointerValue<'c>,
+    /// The rank's, one per axis of the mesh.
+    coordinates: Vec<IntValue<'c>>,
     spaces: Vec<PointerValue<'c>>,
     buffers: PointerValue<'c>,
     scalars: PointerValue<'c>,
@@ -72,6 +78,7 @@ impl<'a, 'c> Emitter<'a, 'c> {
         let ptr = context.ptr_type(AddressSpace::default());
         let (i32, i64) = (context.i32_type(), context.i64_type());
         let launch_args = [ptr.into(), i32.into(), ptr.into(), ptr.into(), ptr.into(), i64.into()];
+        let collective_args = [ptr.into(), i32.into(), i32.into(), i32.into(), ptr.into()];
         Emitter {
             context,
             module,
@@ -79,8 +86,9 @@ impl<'a, 'c> Emitter<'a, 'c> {
             i32,
             i64,
             ptr,
-            step_context: context.struct_type(&[ptr.into(), ptr.into(), ptr.into()], false),
+            step_context: context.struct_type(&[ptr.into(); 5], false),
             launch_type: context.void_type().fn_type(&launch_args, false),
+            collective_type: context.void_type().fn_type(&collective_args, false),
         }
     }
 
@@ -96,7 +104,7 @@ impl<'a, 'c> Emitter<'a, 'c> {
         let functions: Vec<(FunctionValue<'c>, u64)> = kernels.iter().map(declare).collect();
         let mut entries = Vec::new();
         for (i, entry) in program.entries.iter().enumerate() {
-            entries.push(self.entry(i, entry, program.info.spaces.len(), &functions)?);
+            entries.push(self.entry(i, entry, &program.info, &functions)?);
         }
         let table = self.table(&entries, info);
         self.main(table)
@@ -154,7 +162,7 @@ impl<'a, 'c> Emitter<'a, 'c> {
         &self,
         index: usize,
         entry: &Entry,
-        n_spaces: usize,
+        info: &ProgramInfo,
         kernels: &[(FunctionValue<'c>, u64)],
     ) -> Result<FunctionValue<'c>, BuilderError> {
         let ty = self.context.void_type().fn_type(&[self.ptr.into()], false);
@@ -167,16 +175,33 @@ impl<'a, 'c> Emitter<'a, 'c> {
         let array = |n: usize| self.i64.array_type(n.max(1) as u32);
         let buffers = self.builder.build_alloca(array(most_buffers), "buffers")?;
         let scalars = self.builder.build_alloca(array(most_scalars), "scalars")?;
-        let list = self.load_pointer(self.builder.build_struct_gep(self.step_context, context, 0, "")?)?;
-        let launch =
-            self.load_pointer(self.builder.build_struct_gep(self.step_context, context, 1, "")?)?;
+        let field =
+            |i| self.load_pointer(self.builder.build_struct_gep(self.step_context, context, i, "")?);
+        let list = field(0)?;
+        let launch = field(1)?;
         let mut spaces = Vec::new();
-        for space in 0..n_spaces {
+        for space in 0..info.spaces.len() {
             spaces.push(self.load_pointer(self.element(list, space)?)?);
         }
-        let kernels = kernels.to_vec();
-        let mut frame =
-            Frame { function, context, launch, spaces, buffers, scalars, kernels, vars: BTreeMap::new() };
+        let (collective, places) = (field(2)?, field(3)?);
+        let mut coordinates = Vec::new();
+        for axis in 0..info.mesh.len() {
+            let word = self.element(places, axis)?;
+            coordinates.push(self.builder.build_load(self.i64, word, "")?.into_int_value());
+        }
+        let (kernels, vars) = (kernels.to_vec(), BTreeMap::new());
+        let mut frame = Frame {
+            function,
+            context,
+            launch,
+            collective,
+            coordinates,
+            spaces,
+            buffers,
+            scalars,
+            kernels,
+            vars,
+        };
         self.steps(&mut frame, &entry.body)?;
         self.builder.build_return(None)?;
         Ok(function)
@@ -204,6 +229,7 @@ impl<'a, 'c> Emitter<'a, 'c> {
         for step in steps {
             match step {
                 Step::Launch(launch) => self.launch(frame, launch)?,
+                Step::Collective(step) => self.collective(frame, step)?,
                 Step::Loop { var, trip, reverse, body } => self.repeat(frame, *var, *trip, *reverse, body)?,
             }
         }
@@ -266,6 +292,22 @@ impl<'a, 'c> Emitter<'a, 'c> {
         Ok(())
     }
 
+    fn collective(&self, frame: &mut Frame<'c>, step: &CollectiveStep) -> Result<(), BuilderError> {
+        for (i, address) in step.buffers.iter().enumerate() {
+            let value = self.address(frame, address)?;
+            self.builder.build_store(self.element(frame.buffers, i)?, value)?;
+        }
+        let stage = match step.stage {
+            CollectiveStage::Start => COLLECTIVE_START,
+            CollectiveStage::Done => COLLECTIVE_DONE,
+        };
+        let word = |value: u32| self.i32.const_int(value as u64, false).into();
+        let args =
+            [frame.context.into(), word(step.op), word(step.collective), word(stage), frame.buffers.into()];
+        self.builder.build_indirect_call(self.collective_type, frame.collective, &args, "")?;
+        Ok(())
+    }
+
     fn var(&self, frame: &Frame<'c>, var: LoopVar) -> IntValue<'c> {
         // The verifier has seen that the variable's loop is around.
         frame.vars.get(&var).copied().unwrap_or(self.i64.const_zero())
@@ -291,6 +333,11 @@ impl<'a, 'c> Emitter<'a, 'c> {
                 index = self.builder.build_int_unsigned_rem(index, slots, "")?;
             }
             let moved = self.builder.build_int_mul(index, self.i64.const_int(stride.bytes, false), "")?;
+            bytes = self.builder.build_int_add(bytes, moved, "")?;
+        }
+        for stride in &address.ranks {
+            let step = self.i64.const_int(stride.bytes, false);
+            let moved = self.builder.build_int_mul(frame.coordinates[stride.axis as usize], step, "")?;
             bytes = self.builder.build_int_add(bytes, moved, "")?;
         }
         self.byte_offset(frame.spaces[address.space as usize], bytes)

@@ -3,90 +3,70 @@
 //!
 //! Slow: every launch copies the bytes its buffers span.
 
-use super::{Entry, KernelSpec, Launch, LoopVar, Program, ScalarArg, Step, reference};
-use std::collections::BTreeMap;
+use super::lockstep::{self, Here, Spaces};
+use super::{KernelSpec, Launch, Program, reference};
 
 pub use reference::Precision;
 
-/// Runs an entry. `spaces` are the memory spaces of `program.info.spaces`.
+/// Runs an entry of a program for one rank. `spaces` are the memory spaces of `program.info.spaces`.
 ///
 /// # Errors
-/// A launch that touches bytes outside its space.
+/// A launch that touches bytes outside its space; the program is for several ranks.
 pub fn execute(
     program: &Program,
     entry: usize,
     spaces: &mut [Vec<u8>],
     precision: Precision,
 ) -> Result<(), String> {
-    let Entry { body, .. } = &program.entries[entry];
-    let mut run = Run { program, spaces, precision, vars: BTreeMap::new() };
-    run.steps(body)
+    execute_ranks(program, entry, &mut [spaces], precision)
 }
 
-struct Run<'a> {
-    program: &'a Program,
-    spaces: &'a mut [Vec<u8>],
+/// Runs an entry on all ranks in lockstep; `ranks` are the memory spaces of each, by number.
+///
+/// # Errors
+/// Those of [`execute`]; there are not as many ranks as the mesh has; a step meddles with a collective.
+pub fn execute_ranks(
+    program: &Program,
+    entry: usize,
+    ranks: &mut [Spaces<'_>],
     precision: Precision,
-    vars: BTreeMap<LoopVar, u64>,
+) -> Result<(), String> {
+    lockstep::run(program, &program.entries[entry], ranks, &mut |step, here, spaces| {
+        launch(program, step, here, spaces, precision)
+    })
 }
 
-impl Run<'_> {
-    fn steps(&mut self, steps: &[Step]) -> Result<(), String> {
-        for step in steps {
-            match step {
-                Step::Launch(launch) => self.launch(launch)?,
-                Step::Loop { var, trip, reverse, body } => {
-                    for i in 0..*trip {
-                        self.vars.insert(*var, if *reverse { trip - 1 - i } else { i });
-                        self.steps(body)?;
-                    }
-                    self.vars.remove(var);
-                }
-            }
-        }
-        Ok(())
+fn launch(
+    program: &Program,
+    launch: &Launch,
+    here: &Here,
+    spaces: &mut [Vec<u8>],
+    precision: Precision,
+) -> Result<(), String> {
+    let kernel = &program.kernels[launch.kernel as usize];
+    if let KernelSpec::Custom(custom) = &kernel.spec {
+        return Err(format!("{}: only a machine runs a custom kernel", custom.file));
     }
-
-    fn launch(&mut self, launch: &Launch) -> Result<(), String> {
-        let kernel = &self.program.kernels[launch.kernel as usize];
-        if let KernelSpec::Custom(custom) = &kernel.spec {
-            return Err(format!("{}: only a machine runs a custom kernel", custom.file));
-        }
-        let extents = extents(&kernel.spec, launch.buffers.len());
-        let mut at = Vec::new();
-        let mut buffers = Vec::new();
-        for (address, bytes) in launch.buffers.iter().zip(&extents) {
-            let mut offset = address.offset;
-            for stride in &address.strides {
-                let var =
-                    *self.vars.get(&stride.var).ok_or("an address moves with a loop that is not open")?;
-                offset += stride.bytes * if stride.slots == 0 { var } else { var % stride.slots };
-            }
-            let space = &self.spaces[address.space as usize];
-            let range = offset as usize..(offset + bytes) as usize;
-            let slice = space.get(range.clone()).ok_or_else(|| {
-                format!("{} touches {}..{} of {} bytes", kernel.name, range.start, range.end, space.len())
-            })?;
-            buffers.push(slice.to_vec());
-            at.push((address.space as usize, offset as usize));
-        }
-        let scalars: Vec<i64> = launch
-            .scalars
-            .iter()
-            .map(|s| match s {
-                ScalarArg::Const(c) => *c,
-                ScalarArg::Loop(var, factor, offset) => {
-                    self.vars.get(var).map_or(0, |v| *v as i64) * factor + offset
-                }
-            })
-            .collect();
-        for written in reference::evaluate(&kernel.spec, &buffers, &scalars, self.precision) {
-            let (space, offset) = at[written.buffer as usize];
-            let bytes = &mut self.spaces[space][offset..];
-            reference::store(bytes, written.value.dtype, written.index, written.value);
-        }
-        Ok(())
+    let extents = extents(&kernel.spec, launch.buffers.len());
+    let mut at = Vec::new();
+    let mut buffers = Vec::new();
+    for (address, bytes) in launch.buffers.iter().zip(&extents) {
+        let offset = here.offset(address);
+        let space = &spaces[address.space as usize];
+        let range = offset as usize..(offset + bytes) as usize;
+        let slice = space.get(range.clone()).ok_or_else(|| {
+            format!("{} touches {}..{} of {} bytes", kernel.name, range.start, range.end, space.len())
+        })?;
+        buffers.push(slice.to_vec());
+        at.push((address.space as usize, offset as usize));
     }
+    let scalars: Vec<i64> = launch.scalars.iter().map(|s| here.scalar(*s)).collect();
+    for written in reference::evaluate(&kernel.spec, &buffers, &scalars, precision) {
+        let (space, offset) = at[written.buffer as usize];
+        let bytes = &mut spaces[space][offset..];
+        reference::store(bytes, written.value.dtype, written.index, written.value);
+    }
+    Ok(())
 }
 
 /// Bytes each buffer of a kernel spans.

@@ -1,9 +1,8 @@
 //! Runs a program's entries without LLVM: every kernel expanded to KIR and interpreted. The bits are those of the
 //! compiled program.
 
-use std::collections::BTreeMap;
-
-use super::{Address, Launch, LoopVar, Program, ScalarArg, Step};
+use super::Program;
+use super::lockstep::{self, Spaces};
 use crate::kernels;
 use crate::kir::interpret::{Binding, Interpreter};
 use crate::target::Target;
@@ -34,72 +33,32 @@ impl<'a> InterpretedProgram<'a> {
         Ok(InterpretedProgram { program, kernels })
     }
 
-    /// Runs an entry on memory spaces of the sizes that `info.spaces` states.
+    /// Runs an entry of a program for one rank on memory spaces of the sizes that `info.spaces` states.
     ///
     /// # Errors
-    /// There is no such entry, or a kernel touches memory beyond its buffers.
+    /// There is no such entry, a kernel touches memory beyond its buffers, or the program is for several ranks.
     pub fn run(&mut self, entry: &str, spaces: &mut [Vec<u8>]) -> Result<(), String> {
-        let found = self.program.entries.iter().find(|e| e.name == entry);
+        self.run_ranks(entry, &mut [spaces])
+    }
+
+    /// Runs an entry on all ranks in lockstep; `ranks` are the memory spaces of each, by number.
+    ///
+    /// # Errors
+    /// Those of [`InterpretedProgram::run`]; there are not as many ranks as the mesh has; a step meddles with a collective.
+    pub fn run_ranks(&mut self, entry: &str, ranks: &mut [Spaces<'_>]) -> Result<(), String> {
+        let InterpretedProgram { program, kernels } = self;
+        let found = program.entries.iter().find(|e| e.name == entry);
         let entry = found.ok_or_else(|| format!("there is no entry {entry}"))?;
-        self.steps(&entry.body, &mut BTreeMap::new(), spaces)
-    }
-
-    fn steps(
-        &mut self,
-        steps: &[Step],
-        vars: &mut BTreeMap<LoopVar, u64>,
-        spaces: &mut [Vec<u8>],
-    ) -> Result<(), String> {
-        for step in steps {
-            match step {
-                Step::Launch(launch) => self.launch(launch, vars, spaces)?,
-                Step::Loop { var, trip, reverse, body } => {
-                    for i in 0..*trip {
-                        vars.insert(*var, if *reverse { trip - 1 - i } else { i });
-                        self.steps(body, vars, spaces)?;
-                    }
-                    vars.remove(var);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn launch(
-        &mut self,
-        launch: &Launch,
-        vars: &BTreeMap<LoopVar, u64>,
-        spaces: &mut [Vec<u8>],
-    ) -> Result<(), String> {
-        let buffers: Vec<Binding> = launch
-            .buffers
-            .iter()
-            .map(|a| Binding { space: a.space as usize, offset: offset(a, vars) })
-            .collect();
-        let scalars: Vec<i64> = launch.scalars.iter().map(|s| scalar(*s, vars)).collect();
-        let (interpreter, tiles) = &mut self.kernels[launch.kernel as usize];
-        let result = interpreter.run(spaces, &buffers, &scalars, 0..*tiles as i64);
-        result.map_err(|e| format!("kernel {}: {e}", self.program.kernels[launch.kernel as usize].name))
-    }
-}
-
-/// Value of a loop variable; the verifier has seen that its loop is around.
-fn var(vars: &BTreeMap<LoopVar, u64>, var: LoopVar) -> u64 {
-    vars.get(&var).copied().unwrap_or(0)
-}
-
-fn offset(address: &Address, vars: &BTreeMap<LoopVar, u64>) -> u64 {
-    address.strides.iter().fold(address.offset, |sum, stride| {
-        let index = var(vars, stride.var);
-        sum + stride.bytes * if stride.slots > 0 { index % stride.slots } else { index }
-    })
-}
-
-fn scalar(scalar: ScalarArg, vars: &BTreeMap<LoopVar, u64>) -> i64 {
-    match scalar {
-        ScalarArg::Const(value) => value,
-        ScalarArg::Loop(loop_var, factor, offset) => {
-            (var(vars, loop_var) as i64).wrapping_mul(factor).wrapping_add(offset)
-        }
+        lockstep::run(program, entry, ranks, &mut |launch, here, spaces| {
+            let buffers: Vec<Binding> = launch
+                .buffers
+                .iter()
+                .map(|a| Binding { space: a.space as usize, offset: here.offset(a) })
+                .collect();
+            let scalars: Vec<i64> = launch.scalars.iter().map(|s| here.scalar(*s)).collect();
+            let (interpreter, tiles) = &mut kernels[launch.kernel as usize];
+            let result = interpreter.run(spaces, &buffers, &scalars, 0..*tiles as i64);
+            result.map_err(|e| format!("kernel {}: {e}", program.kernels[launch.kernel as usize].name))
+        })
     }
 }

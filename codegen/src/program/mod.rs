@@ -5,13 +5,16 @@
 //! tiles and vector widths from the target's table.
 //!
 //! What always holds:
-//! * every buffer a launch touches lies inside its memory space for every value of the loop variables;
+//! * every buffer a step touches lies inside its memory space for every value of the loop variables and on every rank;
+//! * a collective is started and done once each, in one body of steps, and nobody meddles with its buffers in between;
 //! * a launch passes exactly as many addresses as its kernel has buffers, and scalars likewise;
 //! * every operand's strides have as many entries as the iteration space has dimensions;
 //! * scalar regions are in single-assignment order and well typed.
 
+pub(crate) mod exchange;
 pub mod execute;
 mod interpret;
+pub(crate) mod lockstep;
 mod operands;
 mod print;
 pub mod reference;
@@ -23,11 +26,12 @@ use mlc_runtime::abi::{DType, ProgramInfo};
 use serde::{Deserialize, Serialize};
 
 pub use interpret::InterpretedProgram;
+pub use lockstep::Spaces;
 pub use operands::Use;
 pub use region::{BinaryOp, CompareOp, ReduceOp, Region, ScalarId, ScalarOp, UnaryOp};
 pub use verify::verify;
 
-/// A whole training program for one role.
+/// A whole training program for one role: every rank of `info.mesh` runs it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Program {
     /// What the runtime must know; also carries memory spaces, the op table and streams' indices.
@@ -59,11 +63,12 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The most buffers and the most scalars any launch passes.
+    /// The most buffers and the most scalars any step passes.
     pub fn most_arguments(&self) -> (usize, usize) {
         fn most(steps: &[Step]) -> (usize, usize) {
             let each = |step: &Step| match step {
                 Step::Launch(launch) => (launch.buffers.len(), launch.scalars.len()),
+                Step::Collective(collective) => (collective.buffers.len(), 0),
                 Step::Loop { body, .. } => most(body),
             };
             steps.iter().map(each).fold((0, 0), |(b, s), (buffers, scalars)| (b.max(buffers), s.max(scalars)))
@@ -77,6 +82,8 @@ impl Entry {
 pub enum Step {
     /// Launch a kernel.
     Launch(Launch),
+    /// Start or finish a collective.
+    Collective(CollectiveStep),
     /// Run `body` `trip` times with loop variable `var` = 0, 1, … (or trip-1, …, 0 when `reverse`).
     Loop {
         /// Unique in the entry.
@@ -109,7 +116,30 @@ pub struct Launch {
     pub scalars: Vec<ScalarArg>,
 }
 
-/// `base(space) + offset + Σ stride·(var mod modulo)`, in bytes.
+/// Half of a collective. Every start has its done later in the same body, with the same fields but for the stage. In between,
+/// no step writes a buffer that is sent, or touches one that is received or the staging buffer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectiveStep {
+    /// Index into `Program::info.ops`.
+    pub op: u32,
+    /// Index into `Program::info.collectives`.
+    pub collective: u32,
+    /// Which half.
+    pub stage: CollectiveStage,
+    /// For each part, what is sent and where what is received goes; last, the staging buffer.
+    pub buffers: Vec<Address>,
+}
+
+/// Half of a collective.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CollectiveStage {
+    /// What is sent is ready; returns at once.
+    Start,
+    /// Returns when everything has been received.
+    Done,
+}
+
+/// `base(space) + offset + Σ stride·(var mod modulo) + Σ bytes·coordinate`, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address {
     /// Index into `info.spaces`.
@@ -118,6 +148,18 @@ pub struct Address {
     pub offset: u64,
     /// Moves with enclosing loops.
     pub strides: Vec<LoopStride>,
+    /// Moves with the rank's coordinates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranks: Vec<RankStride>,
+}
+
+/// A coordinate's contribution to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankStride {
+    /// Index into `info.mesh`.
+    pub axis: u32,
+    /// Bytes per step along it.
+    pub bytes: u64,
 }
 
 /// One loop's contribution to an address.

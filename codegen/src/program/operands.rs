@@ -16,7 +16,7 @@ pub struct Use<'a> {
 }
 
 impl<'a> Use<'a> {
-    fn new(operand: &'a Operand, dims: &[u64], writes: bool) -> Use<'a> {
+    pub(super) fn new(operand: &'a Operand, dims: &[u64], writes: bool) -> Use<'a> {
         let span = dims.iter().zip(&operand.strides).map(|(&d, &s)| d.saturating_sub(1).saturating_mul(s));
         let extent = span.fold(operand.offset.saturating_add(1), u64::saturating_add);
         Use { operand, dims: dims.to_vec(), writes, extent }

@@ -2,7 +2,10 @@
 
 use std::fmt::{self, Display, Write};
 
-use super::{Address, KernelSpec, Launch, Operand, Program, ScalarArg, Step};
+use super::{
+    Address, CollectiveStage, CollectiveStep, KernelSpec, Launch, Operand, Program, ScalarArg, Step,
+};
+use crate::abi::{CollectiveInfo, CollectiveKind, Reduction};
 use crate::kir::dtype_name;
 
 impl Display for Program {
@@ -10,6 +13,13 @@ impl Display for Program {
         writeln!(f, "program {} {{", self.info.model)?;
         for (i, space) in self.info.spaces.iter().enumerate() {
             writeln!(f, "  space {i} {}: {} bytes", space.name, space.bytes)?;
+        }
+        if !self.info.mesh.is_empty() {
+            let axes: Vec<String> = self.info.mesh.iter().map(|a| format!("{}={}", a.name, a.size)).collect();
+            writeln!(f, "  mesh {}", axes.join(", "))?;
+        }
+        for (i, info) in self.info.collectives.iter().enumerate() {
+            self.collective(f, i, info)?;
         }
         for kernel in &self.kernels {
             writeln!(f, "  kernel {} = {}", kernel.name, summary(&kernel.spec))?;
@@ -37,9 +47,12 @@ impl Program {
             let indent = 2 * depth;
             match step {
                 Step::Launch(launch) => {
-                    let op = self.info.ops.get(launch.op as usize);
-                    let place = op.map_or_else(String::new, |op| format!("  // {} {}", op.path, op.line));
+                    let place = self.place(launch.op);
                     writeln!(f, "{:indent$}{}{place}", "", self.launch(launch))?;
+                }
+                Step::Collective(step) => {
+                    let place = self.place(step.op);
+                    writeln!(f, "{:indent$}{}{place}", "", collective_step(step))?;
                 }
                 Step::Loop { var, trip, reverse, body } => {
                     let down = if *reverse { " reverse" } else { "" };
@@ -48,6 +61,29 @@ impl Program {
                     writeln!(f, "{:indent$}}}", "")?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Where an op comes from.
+    fn place(&self, op: u32) -> String {
+        let op = self.info.ops.get(op as usize);
+        op.map_or_else(String::new, |op| format!("  // {} {}", op.path, op.line))
+    }
+
+    /// Kind, group and staging; then for each part element types, sizes with both strides, and both distances of blocks.
+    fn collective(&self, f: &mut dyn Write, i: usize, info: &CollectiveInfo) -> fmt::Result {
+        let axis = |m: &u32| self.info.mesh.get(*m as usize).map_or("?", |a| a.name.as_str());
+        let over: Vec<&str> = info.mesh.iter().map(axis).collect();
+        let (kind, over) = (kind_name(info.kind), over.join(" "));
+        writeln!(f, "  collective {i} = {kind} over {over}, {} bytes of staging", info.staging_bytes)?;
+        for p in &info.parts {
+            let wire = if p.wire == p.dtype { String::new() } else { format!(" as {}", dtype_name(p.wire)) };
+            let strides = p.send.iter().zip(&p.recv);
+            let dims: Vec<String> =
+                p.dims.iter().zip(strides).map(|(d, (s, r))| format!("{d}:{s}->{r}")).collect();
+            let (dtype, dims) = (dtype_name(p.dtype), dims.join(", "));
+            writeln!(f, "    {dtype}{wire}[{dims}] blocks {}->{}", p.send_block, p.recv_block)?;
         }
         Ok(())
     }
@@ -64,12 +100,39 @@ impl Program {
     }
 }
 
-/// `space:offset`, plus a term for each loop it moves with.
+fn collective_step(step: &CollectiveStep) -> String {
+    let stage = match step.stage {
+        CollectiveStage::Start => "start",
+        CollectiveStage::Done => "done",
+    };
+    let buffers: Vec<String> = step.buffers.iter().map(address).collect();
+    format!("{stage} {}({})", step.collective, buffers.join(", "))
+}
+
+/// A collective's kind as text; reductions say what they do.
+pub fn kind_name(kind: CollectiveKind) -> &'static str {
+    use Reduction::{Max, Min, Sum};
+    match kind {
+        CollectiveKind::AllGather => "all_gather",
+        CollectiveKind::ReduceScatter(Sum) => "reduce_scatter_sum",
+        CollectiveKind::ReduceScatter(Max) => "reduce_scatter_max",
+        CollectiveKind::ReduceScatter(Min) => "reduce_scatter_min",
+        CollectiveKind::AllReduce(Sum) => "all_reduce_sum",
+        CollectiveKind::AllReduce(Max) => "all_reduce_max",
+        CollectiveKind::AllReduce(Min) => "all_reduce_min",
+        CollectiveKind::AllToAll => "all_to_all",
+    }
+}
+
+/// `space:offset`, plus a term for each loop and each coordinate it moves with.
 fn address(a: &Address) -> String {
     let mut text = format!("{}:{}", a.space, a.offset);
     for s in &a.strides {
         let slots = if s.slots > 0 { format!("%{}", s.slots) } else { String::new() };
         let _ = write!(text, "+{}*i{}{slots}", s.bytes, s.var.0);
+    }
+    for s in &a.ranks {
+        let _ = write!(text, "+{}*r{}", s.bytes, s.axis);
     }
     text
 }

@@ -9,7 +9,7 @@
 //!
 //! Terminates: one walk over the steps. The launches are the same, with the same addresses, in the same order.
 
-use super::{Launch, LoopVar, ScalarArg, Step};
+use super::{Address, LoopStride, LoopVar, ScalarArg, Step};
 
 /// Unrolls the loops of an entry for which `by` gives more than 1: a divisor of the loop's iterations. A loop that
 /// something follows around a ring of slots stays as it is.
@@ -60,7 +60,7 @@ impl Unroller<'_> {
 
 fn last_var(steps: &[Step]) -> u32 {
     let of = |step: &Step| match step {
-        Step::Launch(_) => 0,
+        Step::Launch(_) | Step::Collective(_) => 0,
         Step::Loop { var, body, .. } => var.0.max(last_var(body)),
     };
     steps.iter().map(of).max().unwrap_or(0)
@@ -68,75 +68,94 @@ fn last_var(steps: &[Step]) -> u32 {
 
 /// Whether an address takes the variable modulo a number of slots.
 fn goes_round(step: &Step, var: LoopVar) -> bool {
+    let round =
+        |buffers: &[Address]| buffers.iter().flat_map(|a| &a.strides).any(|s| s.var == var && s.slots > 0);
     match step {
-        Step::Launch(launch) => {
-            launch.buffers.iter().flat_map(|a| &a.strides).any(|s| s.var == var && s.slots > 0)
-        }
+        Step::Launch(launch) => round(&launch.buffers),
+        Step::Collective(collective) => round(&collective.buffers),
         Step::Loop { body, .. } => body.iter().any(|step| goes_round(step, var)),
     }
 }
 
-/// The step with every launch changed.
-fn each_launch(step: Step, change: &dyn Fn(&mut Launch)) -> Step {
+/// The step with every stride of `var` and every scalar that follows it changed.
+fn each_argument(
+    step: Step,
+    var: LoopVar,
+    stride: &dyn Fn(&mut LoopStride) -> u64,
+    scalar: &dyn Fn(&mut LoopVar, &mut i64, &mut i64),
+) -> Step {
+    let addresses = |buffers: &mut [Address]| {
+        for address in buffers {
+            for s in address.strides.iter_mut().filter(|s| s.var == var) {
+                address.offset += stride(s);
+            }
+        }
+    };
     match step {
         Step::Launch(mut launch) => {
-            change(&mut launch);
+            addresses(&mut launch.buffers);
+            for argument in &mut launch.scalars {
+                if let ScalarArg::Loop(v, factor, offset) = argument
+                    && *v == var
+                {
+                    scalar(v, factor, offset);
+                }
+            }
             Step::Launch(launch)
         }
-        Step::Loop { var, trip, reverse, body } => {
-            let body = body.into_iter().map(|step| each_launch(step, change)).collect();
-            Step::Loop { var, trip, reverse, body }
+        Step::Collective(mut collective) => {
+            addresses(&mut collective.buffers);
+            Step::Collective(collective)
+        }
+        Step::Loop { var: own, trip, reverse, body } => {
+            let body = body.into_iter().map(|step| each_argument(step, var, stride, scalar)).collect();
+            Step::Loop { var: own, trip, reverse, body }
         }
     }
 }
 
 /// Copy `j` of `k`.
 fn moved(step: Step, var: LoopVar, k: u64, j: u64) -> Step {
-    each_launch(step, &|launch| {
-        for address in &mut launch.buffers {
-            for stride in address.strides.iter_mut().filter(|s| s.var == var) {
-                address.offset += stride.bytes * j;
-                stride.bytes *= k;
-            }
-        }
-        for scalar in &mut launch.scalars {
-            if let ScalarArg::Loop(v, factor, offset) = scalar
-                && *v == var
-            {
-                *offset += *factor * j as i64;
-                *factor *= k as i64;
-            }
-        }
+    let stride = |s: &mut LoopStride| {
+        let from = s.bytes * j;
+        s.bytes *= k;
+        from
+    };
+    each_argument(step, var, &stride, &|_, factor, offset| {
+        *offset += *factor * j as i64;
+        *factor *= k as i64;
     })
 }
 
 fn with_var(step: Step, old: LoopVar, new: LoopVar) -> Step {
-    each_launch(step, &|launch| {
-        for stride in launch.buffers.iter_mut().flat_map(|a| &mut a.strides).filter(|s| s.var == old) {
-            stride.var = new;
-        }
-        for scalar in &mut launch.scalars {
-            if let ScalarArg::Loop(v, ..) = scalar
-                && *v == old
-            {
-                *v = new;
-            }
-        }
-    })
+    let stride = |s: &mut LoopStride| {
+        s.var = new;
+        0
+    };
+    each_argument(step, old, &stride, &|var, _, _| *var = new)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::program::{Address, LoopStride};
+    use crate::program::{Address, CollectiveStage, CollectiveStep, Launch, LoopStride};
+
+    fn address(vars: &[u32]) -> Address {
+        let strides = vars.iter().map(|v| LoopStride { var: LoopVar(*v), bytes: 4, slots: 0 }).collect();
+        Address { space: 0, offset: 64, strides, ranks: Vec::new() }
+    }
+
+    fn start(vars: &[u32]) -> Step {
+        let stage = CollectiveStage::Start;
+        Step::Collective(CollectiveStep { op: 0, collective: 0, stage, buffers: vec![address(vars)] })
+    }
 
     fn launch(vars: &[u32]) -> Step {
-        let strides = vars.iter().map(|v| LoopStride { var: LoopVar(*v), bytes: 4, slots: 0 }).collect();
         Step::Launch(Launch {
             op: 0,
             kernel: 0,
             stream: 0,
-            buffers: vec![Address { space: 0, offset: 64, strides }],
+            buffers: vec![address(vars)],
             scalars: vars.iter().map(|v| ScalarArg::Loop(LoopVar(*v), 3, 1)).collect(),
         })
     }
@@ -150,11 +169,14 @@ mod tests {
         let value = |vars: &[(LoopVar, u64)], var: LoopVar| {
             vars.iter().rev().find(|(v, _)| *v == var).expect("the loop is around").1
         };
+        let offset = |vars: &[(LoopVar, u64)], a: &Address| {
+            a.strides.iter().fold(a.offset, |o, s| o + s.bytes * value(vars, s.var))
+        };
         for step in steps {
             match step {
+                Step::Collective(c) => out.push((offset(vars, &c.buffers[0]), Vec::new())),
                 Step::Launch(l) => {
-                    let a = &l.buffers[0];
-                    let offset = a.strides.iter().fold(a.offset, |o, s| o + s.bytes * value(vars, s.var));
+                    let offset = offset(vars, &l.buffers[0]);
                     let scalars = l.scalars.iter().map(|s| match s {
                         ScalarArg::Const(c) => *c,
                         ScalarArg::Loop(v, factor, plus) => value(vars, *v) as i64 * factor + plus,
@@ -176,7 +198,7 @@ mod tests {
     fn unroll_runs_the_same_launches_in_the_same_order() {
         for reverse in [false, true] {
             let inner = around(2, 2, !reverse, vec![launch(&[1, 2])]);
-            let steps = vec![around(1, 6, reverse, vec![launch(&[1]), inner, launch(&[])])];
+            let steps = vec![around(1, 6, reverse, vec![launch(&[1]), start(&[1]), inner, launch(&[])])];
             for (outer, inner) in [(1, 1), (2, 1), (3, 2), (6, 2)] {
                 let by = |var: LoopVar| if var.0 == 1 { outer } else { inner };
                 let unrolled = unroll(&steps, &by);
@@ -185,7 +207,7 @@ mod tests {
                 trace(&unrolled, &mut Vec::new(), &mut got);
                 assert_eq!(expected, got, "{outer}, {inner}, reverse {reverse}");
                 let Step::Loop { trip, body, .. } = &unrolled[0] else { panic!("the loop stays a loop") };
-                assert_eq!((*trip, body.len() as u64), (6 / outer, 3 * outer));
+                assert_eq!((*trip, body.len() as u64), (6 / outer, 4 * outer));
             }
         }
     }

@@ -5,26 +5,31 @@
 //! * entries are those of `info`, in its order; op, kernel, stream and space numbers exist; loops run at least once and
 //!   their variables are distinct; addresses and scalars move with enclosing loops only;
 //! * a launch passes an address per buffer and a scalar per scalar of its kernel;
-//! * every element a launch touches lies inside its memory space, for every value of the loop variables;
-//! * a buffer a launch writes shares no element with another buffer of the launch.
+//! * every element a step touches lies inside its memory space, for every value of the loop variables and every rank;
+//! * a buffer a launch writes shares no element with another buffer of the launch;
+//! * collectives: see [`collectives`].
+
+mod collectives;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::operands::Use;
 use super::region::{Region, ScalarOp};
-use super::{Address, Entry, KernelSpec, Launch, LoopVar, Program, ScalarArg, Step};
+use super::{Address, CollectiveStep, Entry, KernelSpec, Launch, LoopVar, Program, ScalarArg, Step};
 use crate::abi::DType;
-
-/// Largest number of loop iterations, and of elements, over which sharing is decided by enumeration.
-const MAX_ENUMERATED: u64 = 1 << 14;
+use collectives::CollectiveFacts;
+use shared::{Around, Touched, shared};
 
 /// Checks a program and returns every violation. An error here is a mistake in the compiler.
 ///
 /// # Errors
 /// All violations, kernels first, then entries, in order.
 pub fn verify(program: &Program) -> Result<(), Vec<String>> {
-    let mut v = Verifier { program, kernels: Vec::new(), errors: Vec::new() };
+    let collectives = CollectiveFacts::of_all(&program.info);
+    let mut v = Verifier { program, kernels: Vec::new(), collectives: &collectives, errors: Vec::new() };
     v.kernels();
+    v.table_of_collectives();
     v.entries();
     if v.errors.is_empty() { Ok(()) } else { Err(v.errors) }
 }
@@ -32,6 +37,7 @@ pub fn verify(program: &Program) -> Result<(), Vec<String>> {
 struct Verifier<'a> {
     program: &'a Program,
     kernels: Vec<KernelFacts<'a>>,
+    collectives: &'a [CollectiveFacts],
     errors: Vec<String>,
 }
 
@@ -201,21 +207,25 @@ impl<'a> Verifier<'a> {
 
     fn entry(&mut self, entry: &'a Entry) {
         let place = format!("entry {}", entry.name);
-        let mut loops = Vec::new();
-        let mut seen = BTreeSet::new();
-        self.steps(&place, &entry.body, &mut loops, &mut seen);
+        let mesh = self.program.info.mesh.iter().map(|a| a.size).collect();
+        let mut around = Around { loops: Vec::new(), mesh };
+        self.steps(&place, &entry.body, &mut around, &mut BTreeSet::new(), &mut Vec::new());
     }
 
+    /// `open` are the collectives begun and not done, here and further out.
     fn steps(
         &mut self,
         place: &str,
         steps: &'a [Step],
-        loops: &mut Vec<(LoopVar, u64)>,
+        around: &mut Around,
         seen: &mut BTreeSet<LoopVar>,
+        open: &mut Vec<&'a CollectiveStep>,
     ) {
+        let outside = open.len();
         for step in steps {
             match step {
-                Step::Launch(launch) => self.launch(place, launch, loops),
+                Step::Launch(launch) => self.launch(place, launch, around, open),
+                Step::Collective(step) => self.collective(place, step, around, open, outside),
                 Step::Loop { var, trip, body, reverse: _ } => {
                     if *trip == 0 {
                         self.fail(place, format!("loop {} runs 0 times", var.0));
@@ -223,15 +233,21 @@ impl<'a> Verifier<'a> {
                     if !seen.insert(*var) {
                         self.fail(place, format!("two loops have variable {}", var.0));
                     }
-                    loops.push((*var, *trip));
-                    self.steps(place, body, loops, seen);
-                    loops.pop();
+                    around.loops.push((*var, *trip));
+                    self.steps(place, body, around, seen, open);
+                    around.loops.pop();
                 }
             }
         }
+        for step in open.split_off(outside) {
+            self.fail(
+                place,
+                format!("collective {} is started and not done in the same body", step.collective),
+            );
+        }
     }
 
-    fn launch(&mut self, place: &str, launch: &'a Launch, loops: &[(LoopVar, u64)]) {
+    fn launch(&mut self, place: &str, launch: &'a Launch, around: &Around, open: &[&'a CollectiveStep]) {
         let program = self.program;
         let Some(kernel) = program.kernels.get(launch.kernel as usize) else {
             return self.fail(place, format!("there is no kernel {}", launch.kernel));
@@ -243,33 +259,36 @@ impl<'a> Verifier<'a> {
         if launch.stream >= program.streams {
             self.fail(&place, format!("there is no stream {}", launch.stream));
         }
-        let mut messages = arguments(launch, &self.kernels[launch.kernel as usize], loops);
+        let facts = &self.kernels[launch.kernel as usize];
+        let mut messages = arguments(launch, facts, around);
         if messages.is_empty() {
-            messages.extend(self.places(launch, loops));
+            let touched = touched(launch, facts);
+            messages.extend(self.places(&touched, around));
+            for i in 0..touched.len() {
+                for j in 0..touched.len() {
+                    let ordered = i < j || !touched[j].writes;
+                    if i != j && touched[i].writes && ordered && shared(&touched[i], &touched[j], around) {
+                        messages.push(format!("buffer {i} is written and shares memory with buffer {j}"));
+                    }
+                }
+            }
+            messages.extend(self.meddling(&touched, around, open));
         }
         messages.into_iter().for_each(|m| self.fail(&place, m));
     }
 
-    fn places(&self, launch: &Launch, loops: &[(LoopVar, u64)]) -> Vec<String> {
-        let kernel = &self.kernels[launch.kernel as usize];
+    /// Buffers that leave their memory space.
+    fn places(&self, touched: &[Touched<'_>], around: &Around) -> Vec<String> {
         let mut messages = Vec::new();
-        for (i, address) in launch.buffers.iter().enumerate() {
-            let Some(space) = self.program.info.spaces.get(address.space as usize) else {
-                messages.push(format!("buffer {i} is in space {}, which there is not", address.space));
+        for (i, buffer) in touched.iter().enumerate() {
+            let Some(space) = self.program.info.spaces.get(buffer.address.space as usize) else {
+                messages.push(format!("buffer {i} is in space {}, which there is not", buffer.address.space));
                 continue;
             };
-            let end = last_start(address, loops).saturating_add(kernel.bytes[i]);
+            let end = around.last_start(buffer.address).saturating_add(buffer.bytes);
             if end > space.bytes {
                 let (name, bytes) = (&space.name, space.bytes);
                 messages.push(format!("buffer {i} reaches to byte {end} of space {name}, which has {bytes}"));
-            }
-        }
-        for i in 0..launch.buffers.len() {
-            for j in 0..launch.buffers.len() {
-                let ordered = i < j || !kernel.writes[j];
-                if i != j && kernel.writes[i] && ordered && shared(kernel, launch, loops, i, j) {
-                    messages.push(format!("buffer {i} is written and shares memory with buffer {j}"));
-                }
             }
         }
         messages
@@ -288,7 +307,17 @@ fn facts(spec: &KernelSpec) -> KernelFacts<'_> {
     KernelFacts { uses, n_buffers, n_scalars: spec.n_scalars(), bytes, writes }
 }
 
-fn arguments(launch: &Launch, kernel: &KernelFacts<'_>, loops: &[(LoopVar, u64)]) -> Vec<String> {
+fn touched<'t>(launch: &'t Launch, kernel: &'t KernelFacts<'_>) -> Vec<Touched<'t>> {
+    let one = |(i, address): (usize, &'t Address)| Touched {
+        address,
+        bytes: kernel.bytes[i],
+        writes: kernel.writes[i],
+        uses: kernel.uses.iter().filter(|u| u.operand.buffer as usize == i).cloned().collect(),
+    };
+    launch.buffers.iter().enumerate().map(one).collect()
+}
+
+fn arguments(launch: &Launch, kernel: &KernelFacts<'_>, around: &Around) -> Vec<String> {
     let mut messages = Vec::new();
     if launch.buffers.len() != kernel.n_buffers {
         messages.push(format!("{} buffers instead of {}", launch.buffers.len(), kernel.n_buffers));
@@ -296,101 +325,10 @@ fn arguments(launch: &Launch, kernel: &KernelFacts<'_>, loops: &[(LoopVar, u64)]
     if launch.scalars.len() != kernel.n_scalars {
         messages.push(format!("{} scalars instead of {}", launch.scalars.len(), kernel.n_scalars));
     }
-    let strides = launch.buffers.iter().flat_map(|a| a.strides.iter().map(|s| s.var));
     let scalars = launch.scalars.iter().filter_map(|s| match s {
         ScalarArg::Const(_) => None,
         ScalarArg::Loop(var, ..) => Some(*var),
     });
-    for var in strides.chain(scalars) {
-        if !loops.iter().any(|&(v, _)| v == var) {
-            messages.push(format!("an argument moves with loop {}, which is not around it", var.0));
-        }
-    }
+    messages.extend(around.strangers(&launch.buffers, scalars));
     messages
-}
-
-/// The largest start of a buffer over all loop iterations.
-fn last_start(address: &Address, loops: &[(LoopVar, u64)]) -> u64 {
-    address.strides.iter().fold(address.offset, |sum, stride| {
-        let trip = loops.iter().find(|(v, _)| *v == stride.var).map_or(1, |&(_, trip)| trip);
-        let slots = if stride.slots > 0 { trip.min(stride.slots) } else { trip };
-        sum.saturating_add(slots.saturating_sub(1).saturating_mul(stride.bytes))
-    })
-}
-
-/// Whether an element of buffer `i` and one of buffer `j` lie in the same memory in some iteration. Decided by intervals
-/// first, then, where these overlap, by enumerating elements, as long as there are not too many.
-fn shared(kernel: &KernelFacts<'_>, launch: &Launch, loops: &[(LoopVar, u64)], i: usize, j: usize) -> bool {
-    let (a, b) = (&launch.buffers[i], &launch.buffers[j]);
-    if a.space != b.space {
-        return false;
-    }
-    let overlap =
-        |x: u64, y: u64| x < y.saturating_add(kernel.bytes[j]) && y < x.saturating_add(kernel.bytes[i]);
-    if !overlap_anywhere(a, b, loops, kernel.bytes[i], kernel.bytes[j]) {
-        return false;
-    }
-    let starts = starts_of(a, b, loops);
-    let mut distances: Vec<(u64, u64)> = starts.into_iter().filter(|&(x, y)| overlap(x, y)).collect();
-    // Only the distance between the two matters.
-    distances.sort_by_key(|&(x, y)| x.wrapping_sub(y));
-    distances.dedup_by_key(|(x, y)| x.wrapping_sub(*y));
-    if distances.is_empty() {
-        return false;
-    }
-    let (Some(first), Some(second)) = (elements(kernel, i), elements(kernel, j)) else { return false };
-    distances.iter().any(|&(x, y)| {
-        let here: BTreeSet<u64> = first.iter().map(|e| e + x).collect();
-        second.iter().any(|e| here.contains(&(e + y)))
-    })
-}
-
-fn overlap_anywhere(a: &Address, b: &Address, loops: &[(LoopVar, u64)], a_bytes: u64, b_bytes: u64) -> bool {
-    a.offset < last_start(b, loops).saturating_add(b_bytes)
-        && b.offset < last_start(a, loops).saturating_add(a_bytes)
-}
-
-/// Starts of two buffers in every iteration of the loops that move them; nothing if there are too many.
-fn starts_of(a: &Address, b: &Address, loops: &[(LoopVar, u64)]) -> Vec<(u64, u64)> {
-    let moves = |var: LoopVar| a.strides.iter().chain(&b.strides).any(|s| s.var == var);
-    let around: Vec<(LoopVar, u64)> = loops.iter().copied().filter(|&(v, _)| moves(v)).collect();
-    let iterations = around.iter().fold(1u64, |n, &(_, trip)| n.saturating_mul(trip));
-    if iterations > MAX_ENUMERATED {
-        return Vec::new();
-    }
-    let start = |address: &Address, at: &BTreeMap<LoopVar, u64>| {
-        address.strides.iter().fold(address.offset, |sum, s| {
-            let index = at.get(&s.var).copied().unwrap_or(0);
-            sum + s.bytes * if s.slots > 0 { index % s.slots } else { index }
-        })
-    };
-    let pair = |mut n: u64| {
-        let mut at = BTreeMap::new();
-        for &(var, trip) in &around {
-            at.insert(var, n % trip);
-            n /= trip;
-        }
-        (start(a, &at), start(b, &at))
-    };
-    (0..iterations).map(pair).collect()
-}
-
-/// Byte offsets of the elements a buffer's operands touch; `None` if there are too many.
-fn elements(kernel: &KernelFacts<'_>, buffer: usize) -> Option<Vec<u64>> {
-    let mut all = BTreeSet::new();
-    for u in kernel.uses.iter().filter(|u| u.operand.buffer as usize == buffer) {
-        let count = u.dims.iter().fold(1u64, |n, &d| n.saturating_mul(d));
-        if count > MAX_ENUMERATED {
-            return None;
-        }
-        for mut n in 0..count {
-            let mut element = u.operand.offset;
-            for (&d, &s) in u.dims.iter().zip(&u.operand.strides).rev() {
-                element += n % d * s;
-                n /= d;
-            }
-            all.insert(element * u.operand.dtype.bytes());
-        }
-    }
-    Some(all.into_iter().collect())
 }

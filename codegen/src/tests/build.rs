@@ -19,7 +19,7 @@ const N: u64 = 37;
 /// Elements `0..N` of f32 from byte `offset` on, and per step `bytes` further (`slots` of them).
 fn address(offset: u64, var: u32, bytes: u64, slots: u64) -> Address {
     let strides = if bytes == 0 { vec![] } else { vec![LoopStride { var: LoopVar(var), bytes, slots }] };
-    Address { space: 0, offset, strides }
+    Address { space: 0, offset, strides, ranks: Vec::new() }
 }
 
 fn row(buffer: u32) -> Operand {
@@ -27,7 +27,7 @@ fn row(buffer: u32) -> Operand {
 }
 
 /// `out = a·b + scalar`, all of length [`N`].
-fn kernel() -> Kernel {
+pub(super) fn kernel() -> Kernel {
     let region = Region {
         ops: vec![
             ScalarOp::Input(0),
@@ -45,7 +45,7 @@ fn kernel() -> Kernel {
 }
 
 /// Six rows; for i in 0..2, for j in 2, 1, 0: row `3 + (i + …) mod 2` = row j · row i + 10·j.
-fn program() -> Program {
+pub(super) fn program() -> Program {
     let launch = Launch {
         op: 0,
         kernel: 0,

@@ -4,5 +4,6 @@
 
 pub(crate) mod bits;
 mod build;
+mod collectives;
 #[cfg(feature = "llvm")]
 mod micro_kernel;
