@@ -15,12 +15,14 @@
 //! what it gives (mirrored when the loop runs backwards), so nothing is copied.
 
 use super::cluster::{self, Plan, unrepeated};
+use super::collective;
 use super::{
     At, AttentionGradPart, Buffer, BufferId, Class, FuseError, Fused, Group, GroupId, Item, Kind, LoopId,
     Result, View, Write,
 };
 use crate::graph::{
-    Axis, CompositeKind, Graph, Loop, Name, Op, OpId, Origin, Output, RegionId, Space, Type, ValueId, shape,
+    Axis, CompositeKind, DType, Graph, Loop, MeshOp, Name, Op, OpId, Origin, Output, RegionId, Sharding,
+    Space, Type, ValueId, shape,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -85,7 +87,7 @@ struct Scene {
     maker: BTreeMap<ValueId, usize>,
     /// Renames of the region: result → (operand, pairs).
     renames: BTreeMap<ValueId, (ValueId, Vec<(Name, Name)>)>,
-    /// Slices of the region: result → operand.
+    /// Slices and ranks' parts of the region: result → operand.
     slices: BTreeMap<ValueId, ValueId>,
     wants: BTreeMap<ValueId, Vec<Want>>,
     /// Copies before everything else.
@@ -151,6 +153,7 @@ impl Assign {
             let v = node.results[0];
             let ty = self.f.graph.ty(v).clone();
             let view = self.buffer(self.f.graph.value_name(v).clone(), &ty, class, &node.origin);
+            self.f.buffers[view.buffer.0 as usize].sharding = self.f.graph.sharding(v).clone();
             self.f.views.insert(v, view);
         }
     }
@@ -211,7 +214,12 @@ impl Assign {
     fn buffer(&mut self, name: Name, ty: &Type, class: Class, origin: &Origin) -> View {
         let id = BufferId(self.f.buffers.len() as u32);
         let pinned = match class {
-            Class::Carry | Class::Stack | Class::Sum | Class::Temporary => 0,
+            Class::Carry
+            | Class::Stack
+            | Class::Sum
+            | Class::Received
+            | Class::Staging
+            | Class::Temporary => 0,
             Class::Param { .. }
             | Class::State { .. }
             | Class::Scalar { .. }
@@ -226,6 +234,7 @@ impl Assign {
             class,
             home: self.home,
             space: Space::Device,
+            sharding: Sharding::whole(),
             origin: origin.clone(),
         });
         View::whole(id, ty)
@@ -279,7 +288,7 @@ impl Assign {
                 Op::Rename { pairs } => {
                     renames.insert(node.results[0], (node.operands[0], pairs.clone()));
                 }
-                Op::Slice { .. } => {
+                Op::Slice { .. } | Op::Mesh(MeshOp::LocalPart { .. }) => {
                     slices.insert(node.results[0], node.operands[0]);
                 }
                 _ => {}
@@ -620,6 +629,19 @@ impl Assign {
                 vec![group(Kind::Copy { from: unknown }, writes)]
             }
             Op::CumSum { .. } => vec![group(Kind::Scan { op }, writes)],
+            Op::Mesh(MeshOp::Collective(_)) => {
+                for write in &writes {
+                    let buffer = &mut self.f.buffers[write.view.buffer.0 as usize];
+                    if buffer.class == Class::Temporary {
+                        buffer.class = Class::Received;
+                    }
+                }
+                let bytes = collective::staging_bytes(&self.f.graph, op);
+                let name = format!("{}.staging", self.f.graph.value_name(node.results[0]));
+                let ty = Type::new(DType::Bool, vec![Axis::new("bytes", bytes)]);
+                let staging = self.buffer(name.into(), &ty, Class::Staging, &node.origin).buffer;
+                vec![group(Kind::Collective { op, staging }, writes)]
+            }
             Op::Concat { parts, axis } => {
                 let whole = &writes[0];
                 let mut at = 0;
@@ -691,7 +713,7 @@ impl Assign {
         Write { value: Some(v), view, accumulate }
     }
 
-    /// Views of the region's renames and slices.
+    /// Views of the region's renames, slices and ranks' parts.
     fn place_views(&mut self, scene: &Scene, region: RegionId) {
         for op in self.f.graph.region(region).ops.clone() {
             let node = self.f.graph.op(op);
@@ -701,6 +723,13 @@ impl Assign {
             {
                 let size = self.f.graph.ty(node.results[0]).size_of(to).expect("checked by the shape rule");
                 let view = view.part(from, to, *at, size);
+                self.f.views.insert(node.results[0], view);
+                continue;
+            }
+            if let Op::Mesh(MeshOp::LocalPart { axis, over }) = &node.op
+                && let Some(view) = self.f.views.get(&node.operands[0])
+            {
+                let view = view.local_part(axis, over, &self.f.graph.mesh);
                 self.f.views.insert(node.results[0], view);
                 continue;
             }
@@ -744,7 +773,8 @@ impl Assign {
                 | Kind::Scan { .. }
                 | Kind::Attention { .. }
                 | Kind::AttentionGrad { .. }
-                | Kind::Custom { .. } => {}
+                | Kind::Custom { .. }
+                | Kind::Collective { .. } => {}
             }
         }
     }

@@ -5,6 +5,7 @@
 //! the groups that touch the buffer; the cheapest stays, the earlier one on ties. Two sweeps, so that a choice made early
 //! sees those made later. Prices are bytes moved beyond one pass over each operand.
 
+use super::collective;
 use super::gemm_dims::{GemmDims, over};
 use super::{Buffer, BufferId, Fused, Group, Kind, View};
 use crate::graph::{Axis, CompositeKind, Name, Op, OpId};
@@ -124,6 +125,19 @@ fn candidates(fused: &Fused, group: &Group, id: BufferId) -> Vec<Vec<Axis>> {
                     orders.push(to_buffer(&order_of(other)));
                 }
             }
+            Kind::Collective { op, .. } => {
+                let pairs = collective::pairs(fused, group, *op);
+                for (part, sent, received) in pairs.iter().filter(|(_, s, r)| s == *view || r == *view) {
+                    let order = order_of(if sent == *view { received } else { sent });
+                    orders.push(to_buffer(&order));
+                    // With the axis that is cut or grows outermost, every box is one run of bytes.
+                    for axis in [&part.split, &part.join].into_iter().flatten() {
+                        let rest = order.iter().filter(|n| *n != axis).cloned();
+                        let first: Vec<Name> = std::iter::once(axis.clone()).chain(rest).collect();
+                        orders.push(to_buffer(&first));
+                    }
+                }
+            }
             Kind::Custom { op } => {
                 let asked = custom_orders(fused, group, *op);
                 orders.extend(asked.iter().filter(|(v, _)| v == *view).map(|(_, order)| to_buffer(order)));
@@ -182,6 +196,15 @@ fn price(fused: &Fused, group: &Group) -> u64 {
                 .map(|v| 4 * bytes(fused, v))
                 .sum::<u64>();
             base + price_loops(fused, group, &[])
+        }
+        Kind::Collective { op, .. } => {
+            let price = |(part, sent, received): &(_, View, View)| {
+                let run = collective::Boxes::of(fused, *op, part, sent, received).run();
+                let bytes = bytes(fused, sent);
+                // Elements one by one cost as much as a copy there and back, short runs less.
+                if run == 1 && sent.numel() > 1 { 2 * bytes } else { bytes / run.min(1 << 20) }
+            };
+            collective::pairs(fused, group, *op).iter().map(price).sum()
         }
         Kind::Custom { op } => {
             // An argument in another order is copied: read, written, read.

@@ -12,7 +12,7 @@
 //! Terminates: each step only merges or only stores more. Deterministic: everything runs in op order.
 
 use super::{FuseError, Result};
-use crate::graph::{Axis, Graph, Name, Op, OpId, Pairs, RegionId, ValueId, shape};
+use crate::graph::{Axis, Graph, MeshOp, Name, Op, OpId, Pairs, RegionId, ValueId, shape};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows below which a kernel that also writes elements would leave threads idle.
@@ -51,7 +51,7 @@ pub enum Plan {
         /// Values the tail loads besides the product.
         reads: Vec<ValueId>,
     },
-    /// A gather, scatter, cumulative sum, attention or attention_grad.
+    /// A gather, scatter, cumulative sum, attention, attention_grad or collective.
     Single(OpId),
     /// A loop.
     Loop(OpId),
@@ -187,7 +187,7 @@ impl<'g> Clusterer<'g> {
                 Op::Const(_) | Op::Index { .. } => Class::Virtual,
                 Op::Broadcast => Class::Virtual,
                 Op::Rename { .. } if from_indices => Class::Virtual,
-                Op::Rename { .. } | Op::Slice { .. } => Class::View,
+                Op::Rename { .. } | Op::Slice { .. } | Op::Mesh(MeshOp::LocalPart { .. }) => Class::View,
                 Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Select | Op::Cast => {
                     if from_indices && !node.op.is_expensive() { Class::Virtual } else { Class::Loops }
                 }
@@ -196,7 +196,7 @@ impl<'g> Clusterer<'g> {
                 Op::Gather { .. }
                 | Op::ScatterAdd { .. }
                 | Op::Transfer { .. }
-                | Op::Mesh(_)
+                | Op::Mesh(MeshOp::Constrain { .. } | MeshOp::Reshard { .. } | MeshOp::Collective(_))
                 | Op::CumSum { .. }
                 | Op::Concat { .. }
                 | Op::Composite(_)

@@ -8,7 +8,7 @@ use super::gemm_dims::{GemmDims, over};
 use super::{
     Buffer, BufferId, Class, FuseError, Fused, Group, GroupId, Item, Kind, LoopId, Result, View, Write,
 };
-use crate::graph::{Axis, Name, Space, Type, shape};
+use crate::graph::{Axis, Name, Sharding, Space, Type, shape};
 
 /// See the module's text.
 ///
@@ -42,6 +42,7 @@ fn region(fused: &mut Fused, items: Vec<Item>, home: Option<LoopId>) -> Result<V
                 forget_overwritten(fused, &[Item::Group(id)], &mut copied);
                 out.push(Item::Group(id));
             }
+            Item::Start(_) | Item::Done(_) => out.push(item),
         }
     }
     Ok(out)
@@ -52,7 +53,7 @@ fn forget_overwritten(fused: &Fused, items: &[Item], copied: &mut Vec<Copied>) {
     for item in items {
         match item {
             Item::Loop { body, .. } => forget_overwritten(fused, body, copied),
-            Item::Group(id) => {
+            Item::Group(id) | Item::Start(id) | Item::Done(id) => {
                 let writes = &fused.group(*id).writes;
                 copied.retain(|c| writes.iter().all(|w| w.view.buffer != c.from.buffer));
             }
@@ -150,6 +151,7 @@ fn dense(
         class: Class::Temporary,
         home,
         space: Space::Device,
+        sharding: Sharding::whole(),
         origin: group.origin.clone(),
     });
     View::whole(id, &ty)

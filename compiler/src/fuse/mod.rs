@@ -14,6 +14,9 @@
 //! If an attention's heads or values have several axes and can't be walked with one stride in these layouts, all is done
 //! again with the meaning of such attentions.
 //!
+//! A rank's part of a value is a view that moves with the rank's coordinates. A collective is a group of its own: it reads its
+//! operands and writes its results wherever they lie.
+//!
 //! What always holds afterwards:
 //! * items of a region are in an order in which every value is written before it is read, and no buffer is overwritten
 //!   before its last reader of the old contents;
@@ -24,6 +27,7 @@ pub mod assign_buffers;
 pub mod attention_dims;
 pub mod choose_layouts;
 pub mod cluster;
+pub mod collective;
 pub mod gemm_dims;
 pub mod insert_relayouts;
 pub mod prepare;
@@ -33,7 +37,9 @@ mod tests;
 pub mod view;
 
 use crate::graph::passes::expand_chosen;
-use crate::graph::{Axis, CompositeKind, DType, Graph, Init, Name, Op, OpId, Origin, Pairs, Space, ValueId};
+use crate::graph::{
+    Axis, CompositeKind, DType, Graph, Init, Name, Op, OpId, Origin, Pairs, Sharding, Space, ValueId,
+};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -123,6 +129,10 @@ pub enum Class {
     Stack,
     /// Accumulates over the iterations of a loop.
     Sum,
+    /// What a collective receives.
+    Received,
+    /// What a collective needs besides its buffers while it is under way.
+    Staging,
     /// Everything else.
     Temporary,
 }
@@ -137,6 +147,8 @@ impl Class {
             | Class::Carry
             | Class::Stack
             | Class::Sum
+            | Class::Received
+            | Class::Staging
             | Class::Temporary => false,
         }
     }
@@ -152,6 +164,8 @@ impl Class {
             Class::Carry => "loop carries",
             Class::Stack => "saved per iteration",
             Class::Sum => "sums over iterations",
+            Class::Received => "received from other ranks",
+            Class::Staging => "staging of collectives",
             Class::Temporary => "temporaries",
         }
     }
@@ -175,6 +189,8 @@ pub struct Buffer {
     pub home: Option<LoopId>,
     /// Which memory it lies in.
     pub space: Space,
+    /// How the value lies on the mesh; `axes` are one rank's part.
+    pub sharding: Sharding,
     /// Where its value comes from.
     pub origin: Origin,
 }
@@ -278,6 +294,13 @@ pub enum Kind {
         /// The op.
         op: OpId,
     },
+    /// Data between ranks; its writes are its results, in order.
+    Collective {
+        /// The op.
+        op: OpId,
+        /// Its own while it is under way.
+        staging: BufferId,
+    },
 }
 
 /// One kernel launch to be.
@@ -296,8 +319,12 @@ pub struct Group {
 /// Element of the tree.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Item {
-    /// A group.
+    /// A group; until the schedule a collective, too.
     Group(GroupId),
+    /// A collective begins.
+    Start(GroupId),
+    /// A collective that has begun is waited for.
+    Done(GroupId),
     /// A loop.
     Loop {
         /// Its id.
@@ -365,11 +392,21 @@ impl Fused {
             | Kind::Scatter { op }
             | Kind::Scan { op }
             | Kind::Attention { op }
-            | Kind::AttentionGrad { op, .. } => operands(op),
+            | Kind::AttentionGrad { op, .. }
+            | Kind::Collective { op, .. } => operands(op),
             Kind::Custom { op } => custom_reads(&self.graph, *op).iter().map(of).collect(),
         };
         views.extend(group.writes.iter().filter(|w| w.accumulate).map(|w| w.view.clone()));
         views
+    }
+
+    /// Buffers a group writes, its own included.
+    pub fn writes(&self, group: &Group) -> Vec<BufferId> {
+        let mut buffers: Vec<BufferId> = group.writes.iter().map(|w| w.view.buffer).collect();
+        if let Kind::Collective { staging, .. } = group.kind {
+            buffers.push(staging);
+        }
+        buffers
     }
 }
 

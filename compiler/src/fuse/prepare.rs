@@ -16,8 +16,8 @@
 use super::{FuseError, Result};
 use crate::graph::passes::{eliminate_dead, expand_composites, share_common};
 use crate::graph::{
-    Axis, BinaryOp, Builder, CompareOp, CompositeKind, DType, Graph, Loop, Name, Op, OpId, OpNode, ReduceOp,
-    Region, RegionId, Type, ValueId, shape,
+    Axis, BinaryOp, Builder, CompareOp, CompositeKind, DType, Graph, Loop, MeshOp, Name, Op, OpId, OpNode,
+    ReduceOp, Region, RegionId, Type, ValueId, shape,
 };
 use std::collections::BTreeMap;
 
@@ -134,6 +134,9 @@ impl Prepare<'_> {
                     refuse("this composite must be expanded before kernels are made of it")
                 }
             },
+            Op::Mesh(MeshOp::Constrain { .. } | MeshOp::Reshard { .. }) => {
+                refuse("how values lie must be settled before kernels are made")
+            }
             Op::Input { .. }
             | Op::CumSum { .. }
             | Op::Param { .. }
@@ -150,7 +153,7 @@ impl Prepare<'_> {
             | Op::Rename { .. }
             | Op::RotatePairs { .. }
             | Op::Transfer { .. }
-            | Op::Mesh(_)
+            | Op::Mesh(MeshOp::LocalPart { .. } | MeshOp::Collective(_))
             | Op::Slice { .. }
             | Op::Concat { .. } => {
                 self.copy(id);

@@ -39,6 +39,12 @@ impl Fused {
                 Item::Group(id) => {
                     let _ = writeln!(out, "{pad}{}", self.group_text(*id));
                 }
+                Item::Start(id) => {
+                    let _ = writeln!(out, "{pad}start {}", self.group_text(*id));
+                }
+                Item::Done(id) => {
+                    let _ = writeln!(out, "{pad}done g{}", id.0);
+                }
                 Item::Loop { id, op, trip, reverse, body } => {
                     let axis = match &self.graph.op(*op).op {
                         Op::Loop(l) => l.axis.clone(),
@@ -113,7 +119,8 @@ impl Fused {
             | Kind::Scatter { op }
             | Kind::Scan { op }
             | Kind::Attention { op }
-            | Kind::AttentionGrad { op, .. } => self.graph.op(*op).operands.iter().map(named).collect(),
+            | Kind::AttentionGrad { op, .. }
+            | Kind::Collective { op, .. } => self.graph.op(*op).operands.iter().map(named).collect(),
             Kind::Custom { op } => super::custom_reads(&self.graph, *op).iter().map(named).collect(),
         }
     }
@@ -127,6 +134,8 @@ impl Fused {
                 At::Fixed(n) => n.to_string(),
                 At::Loop { var, width: 1 } => format!("loop{}", var.0),
                 At::Loop { var, width } => format!("loop{}*{width}", var.0),
+                At::Rank { axis, width: 1 } => format!("{axis}"),
+                At::Rank { axis, width } => format!("{axis}*{width}"),
             };
             axes.push(format!("{}@{at}", slot.axis));
         }
@@ -148,5 +157,6 @@ pub fn kind_name(kind: &Kind) -> &'static str {
         Kind::Attention { .. } => "attention",
         Kind::AttentionGrad { .. } => "attention_grad",
         Kind::Custom { .. } => "custom",
+        Kind::Collective { .. } => "collective",
     }
 }

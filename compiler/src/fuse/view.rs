@@ -1,7 +1,7 @@
 //! Views: how a value's elements lie in a buffer.
 
 use super::{Buffer, BufferId, LoopId};
-use crate::graph::{Axis, Name, Type};
+use crate::graph::{Axis, Mesh, Name, Type};
 
 /// One axis of a value and the axis of the buffer it walks along.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,6 +24,13 @@ pub enum At {
         /// The loop.
         var: LoopId,
         /// Elements per iteration.
+        width: u64,
+    },
+    /// The rank's coordinate along an axis of the mesh `· width`.
+    Rank {
+        /// The mesh axis.
+        axis: Name,
+        /// Elements per step along it.
         width: u64,
     },
 }
@@ -103,6 +110,19 @@ impl View {
         view
     }
 
+    /// The rank's part of the axis `axis`: block [`Mesh::position`] of as many as `over` has ranks.
+    pub fn local_part(&self, axis: &Name, over: &[Name], mesh: &Mesh) -> View {
+        let mut view = self.clone();
+        let Some(found) = view.axes.iter_mut().find(|a| a.name == *axis) else { return view };
+        found.size /= mesh.ways(over);
+        let (mut width, of) = (found.size, found.of.clone());
+        for mesh_axis in over.iter().rev() {
+            view.slots.push(Slot { axis: of.clone(), at: At::Rank { axis: mesh_axis.clone(), width } });
+            width *= mesh.size_of(mesh_axis);
+        }
+        view
+    }
+
     /// Moved by a fixed number of elements along an axis of the buffer.
     pub fn moved(&self, of: &Name, by: u64) -> View {
         let mut view = self.clone();
@@ -134,7 +154,7 @@ impl View {
             .iter()
             .map(|s| match s.at {
                 At::Fixed(n) => n * buffer.stride(&s.axis),
-                At::Loop { .. } => 0,
+                At::Loop { .. } | At::Rank { .. } => 0,
             })
             .sum()
     }
@@ -148,6 +168,21 @@ impl View {
                 match strides.iter_mut().find(|(v, _)| *v == var) {
                     Some((_, total)) => *total += elements,
                     None => strides.push((var, elements)),
+                }
+            }
+        }
+        strides
+    }
+
+    /// Displacement per step along each axis of the mesh, in elements.
+    pub fn rank_strides(&self, buffer: &Buffer) -> Vec<(Name, u64)> {
+        let mut strides: Vec<(Name, u64)> = Vec::new();
+        for slot in &self.slots {
+            if let At::Rank { axis, width } = &slot.at {
+                let elements = width * buffer.stride(&slot.axis);
+                match strides.iter_mut().find(|(a, _)| a == axis) {
+                    Some((_, total)) => *total += elements,
+                    None => strides.push((axis.clone(), elements)),
                 }
             }
         }

@@ -38,7 +38,8 @@ pub fn lower(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
         | Kind::Scatter { .. }
         | Kind::Scan { .. }
         | Kind::Attention { .. }
-        | Kind::Custom { .. } => None,
+        | Kind::Custom { .. }
+        | Kind::Collective { .. } => None,
     };
     let operands: Vec<View> = node.operands.iter().map(|v| fused.views[v].clone()).collect();
     // Behind the extras: o, lse, do, delta in the gradient, nothing forward.

@@ -79,7 +79,8 @@ impl Space {
             | Kind::Scan { .. }
             | Kind::Attention { .. }
             | Kind::AttentionGrad { .. }
-            | Kind::Custom { .. } => {
+            | Kind::Custom { .. }
+            | Kind::Collective { .. } => {
                 let view = &group.writes[0].view;
                 (view.physical_order(fused.buffer(view.buffer)), Vec::new(), None)
             }

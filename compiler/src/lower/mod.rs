@@ -1,7 +1,7 @@
 //! From placed groups to the [`Program`]: kernel specs, launches, and what the runtime must know.
 //!
 //! In: a [`Plan`] and what the spec says about the entries. Out: a [`Program`]. Equal kernel specs are one kernel, whatever
-//! launches them; a kernel's name says its kind and sizes.
+//! launches them; a kernel's name says its kind and sizes. Equal collectives are one line of the runtime's table.
 //!
 //! What always holds: a launch passes one address per buffer of its kernel and one scalar per loop index its region
 //! reads; buffers of one address are one buffer of the kernel; addresses stay inside the arena for every value of the
@@ -14,10 +14,12 @@ pub mod attention;
 mod attention_tests;
 #[cfg(test)]
 mod bounds_tests;
+pub mod collective;
 mod custom;
 pub mod gemm;
 pub mod lookup;
 pub mod loops;
+mod mesh;
 mod names;
 pub mod scalar;
 pub mod simulate;
@@ -25,15 +27,16 @@ pub mod simulate;
 mod tests;
 pub mod unroll_repeats;
 
-use crate::fuse::{Class, Fused, Group, Item, Kind, LoopId, Result, View};
-use crate::graph::{Axis, Space};
+use crate::fuse::{Class, FuseError, Fused, Group, GroupId, Item, Kind, LoopId, Result, View};
+use crate::graph::{Space, shape};
 use crate::memory::{EntryPlan, Plan};
 use mlc_codegen::abi::{
-    DType, EntryInfo, InputInfo, InputSource, OpInfo, OutputInfo, Place, ProgramInfo, ScalarInfo, SpaceInfo,
-    TensorInfo, TensorRole,
+    CollectiveInfo, DType, EntryInfo, InputInfo, InputSource, OpInfo, OutputInfo, Place, ProgramInfo,
+    ScalarInfo, SpaceInfo, TensorInfo, TensorRole,
 };
 use mlc_codegen::program::{
-    Address, Entry, Kernel, KernelSpec, Launch, LoopStride, LoopVar, Program, ScalarArg, Step,
+    Address, CollectiveStage, CollectiveStep, Entry, Kernel, KernelSpec, Launch, LoopStride, LoopVar,
+    Program, RankStride, ScalarArg, Step,
 };
 use std::collections::BTreeMap;
 
@@ -105,6 +108,11 @@ pub fn lower_group(fused: &Fused, group: &Group) -> Result<Lowered> {
         Kind::Scan { op } => lookup::scan(fused, group, *op),
         Kind::Attention { op } | Kind::AttentionGrad { op, .. } => attention::lower(fused, group, *op),
         Kind::Custom { op } => custom::lower(fused, group, *op),
+        Kind::Collective { op, .. } => Err(FuseError {
+            op: shape::op_name(&fused.graph.op(*op).op),
+            origin: group.origin.clone(),
+            message: "a collective is no kernel".into(),
+        }),
     }
 }
 
@@ -126,10 +134,21 @@ pub fn to_program(plan: &Plan, entries: &[EntryMeta], mut info: ProgramInfo) -> 
     info.ops.clear();
     info.scalars.clear();
     info.tensors.clear();
+    info.collectives.clear();
+    let graphs = plan.entries.iter().map(|e| &e.schedule.fused.graph);
+    info.mesh = mesh::axes(graphs.clone().next().map(|g| &g.mesh));
+    debug_assert!(graphs.clone().all(|g| mesh::axes(Some(&g.mesh)) == info.mesh), "one mesh for all entries");
     let mut made = Program { info, kernels: Vec::new(), entries: Vec::new(), streams: 1 };
     let mut kernels = Kernels::default();
     for (entry, meta) in plan.entries.iter().zip(entries) {
-        let mut lowering = LowerEntry { entry, kernels: &mut kernels, ops: &mut made.info.ops, flops: 0 };
+        let mut lowering = LowerEntry {
+            entry,
+            kernels: &mut kernels,
+            ops: &mut made.info.ops,
+            collectives: &mut made.info.collectives,
+            open: BTreeMap::new(),
+            flops: 0,
+        };
         let body = lowering.items(&entry.schedule.fused.body, 1)?;
         let flops = lowering.flops;
         made.entries.push(Entry { name: meta.name.clone(), body });
@@ -172,6 +191,9 @@ struct LowerEntry<'a> {
     entry: &'a EntryPlan,
     kernels: &'a mut Kernels,
     ops: &'a mut Vec<OpInfo>,
+    collectives: &'a mut Vec<CollectiveInfo>,
+    /// Starts of collectives, for their dones.
+    open: BTreeMap<GroupId, CollectiveStep>,
     flops: u64,
 }
 
@@ -183,6 +205,17 @@ impl LowerEntry<'_> {
                 Item::Group(id) => {
                     let group = self.entry.schedule.fused.group(*id);
                     steps.push(Step::Launch(self.launch(group, times)?));
+                }
+                Item::Start(id) => {
+                    let step = self.start(*id);
+                    self.open.insert(*id, step.clone());
+                    steps.push(Step::Collective(step));
+                }
+                Item::Done(id) => {
+                    let step =
+                        self.open.remove(id).expect("the schedule starts a collective before it is done");
+                    let stage = CollectiveStage::Done;
+                    steps.push(Step::Collective(CollectiveStep { stage, ..step }));
                 }
                 Item::Loop { id, trip, reverse, body, .. } => {
                     let body = self.items(body, times * trip)?;
@@ -231,6 +264,14 @@ impl LowerEntry<'_> {
                 .into_iter()
                 .map(|(l, n)| LoopStride { var: LoopVar(l.0), bytes: n * size, slots: 0 })
                 .collect(),
+            ranks: view
+                .rank_strides(buffer)
+                .into_iter()
+                .map(|(axis, n)| RankStride {
+                    axis: mesh::index(&self.entry.schedule.fused.graph.mesh, &axis),
+                    bytes: n * size,
+                })
+                .collect(),
         }
     }
 }
@@ -276,20 +317,22 @@ fn operands_mut(spec: &mut KernelSpec) -> Vec<&mut mlc_codegen::program::Operand
 
 fn entry_info(entry: &EntryPlan, meta: &EntryMeta, flops: u64) -> EntryInfo {
     let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+    let mesh = &entry.schedule.fused.graph.mesh;
     for (buffer, offset) in entry.schedule.fused.buffers.iter().zip(&entry.offsets) {
         let place = Place { space: 0, offset: *offset };
-        let shape = buffer.axes.iter().map(|a| a.size).collect();
+        let whole = mesh::Whole::of(buffer, 0, mesh);
         match &buffer.class {
             Class::Input { name, bound } => inputs.push(InputInfo {
                 name: name.to_string(),
                 source: meta.source(name),
                 dtype: buffer.dtype,
-                shape,
-                split: Vec::new(),
+                shape: whole.shape,
+                split: whole.split,
                 bound: *bound,
                 place,
             }),
             Class::Output { name } => {
+                let shape = whole.shape;
                 outputs.push(OutputInfo { name: name.to_string(), dtype: buffer.dtype, shape, place });
             }
             Class::Param { .. }
@@ -298,6 +341,8 @@ fn entry_info(entry: &EntryPlan, meta: &EntryMeta, flops: u64) -> EntryInfo {
             | Class::Carry
             | Class::Stack
             | Class::Sum
+            | Class::Received
+            | Class::Staging
             | Class::Temporary => {}
         }
     }
@@ -315,17 +360,16 @@ fn persistent_info(entry: &EntryPlan, info: &mut ProgramInfo) {
             if info.tensors.iter().any(|t| t.path == path) {
                 return;
             }
-            let (layers, axes): (Option<u64>, &[Axis]) = match buffer.axes.split_first() {
-                Some((first, rest)) if stacked => (Some(first.size), rest),
-                _ => (None, &buffer.axes),
-            };
+            let layers = buffer.axes.first().filter(|_| stacked).map(|a| a.size);
+            let stack_axes = usize::from(layers.is_some());
+            let whole = mesh::Whole::of(buffer, stack_axes, &entry.schedule.fused.graph.mesh);
             info.tensors.push(TensorInfo {
                 path,
                 role,
                 layers,
-                axes: axes.iter().map(|a| a.name.to_string()).collect(),
-                shape: axes.iter().map(|a| a.size).collect(),
-                split: Vec::new(),
+                axes: buffer.axes[stack_axes..].iter().map(|a| a.name.to_string()).collect(),
+                shape: whole.shape,
+                split: whole.split,
                 dtype: buffer.dtype,
                 init,
                 place,
@@ -357,6 +401,8 @@ fn persistent_info(entry: &EntryPlan, info: &mut ProgramInfo) {
             | Class::Carry
             | Class::Stack
             | Class::Sum
+            | Class::Received
+            | Class::Staging
             | Class::Temporary => {}
         }
     }

@@ -46,7 +46,7 @@ fn launches_in(items: &[Item]) -> usize {
     items
         .iter()
         .map(|item| match item {
-            Item::Group(_) => 1,
+            Item::Group(_) | Item::Start(_) | Item::Done(_) => 1,
             Item::Loop { body, .. } => launches_in(body),
         })
         .sum()
@@ -56,9 +56,10 @@ impl Walk<'_> {
     fn items(&mut self, items: &[Item]) {
         for item in items {
             match item {
-                Item::Group(id) => {
+                // A collective's buffers are touched by its start and by its done, hence alive in between.
+                Item::Group(id) | Item::Start(id) | Item::Done(id) => {
                     let group = self.fused.group(*id);
-                    let writes = group.writes.iter().map(|w| w.view.buffer);
+                    let writes = self.fused.writes(group);
                     let touched: Vec<BufferId> =
                         self.fused.reads(group).iter().map(|v| v.buffer).chain(writes).collect();
                     for buffer in touched {

@@ -12,7 +12,8 @@
 //!
 //! What always holds: two buffers whose lifetimes meet never overlap, save where one is shared; persistent buffers have
 //! the same offset in every entry; offsets are multiples of [`ALIGNMENT`]; a buffer made in a loop's body lives inside
-//! one iteration, one made outside and used inside lives for the whole loop.
+//! one iteration, one made outside and used inside lives for the whole loop; the buffers
+//! of a collective live from its start through its done.
 
 pub mod lifetimes;
 pub mod pack;
@@ -113,7 +114,12 @@ pub fn place(schedules: Vec<Schedule>, limit_bytes: Option<u64>) -> Result<Plan,
                     offsets[i] = start;
                     start += aligned(buffer.bytes());
                 }
-                Class::Carry | Class::Stack | Class::Sum | Class::Temporary => {}
+                Class::Carry
+                | Class::Stack
+                | Class::Sum
+                | Class::Received
+                | Class::Staging
+                | Class::Temporary => {}
             }
         }
         entries.push(EntryPlan { schedule, offsets });
@@ -161,7 +167,9 @@ fn key(class: &Class) -> (u8, String) {
         Class::State { param, kind } => (1, format!("{param}.{kind}")),
         Class::Scalar { key, .. } => (2, key.to_string()),
         Class::Input { name, .. } | Class::Output { name } => (3, name.to_string()),
-        Class::Carry | Class::Stack | Class::Sum | Class::Temporary => (4, String::new()),
+        Class::Carry | Class::Stack | Class::Sum | Class::Received | Class::Staging | Class::Temporary => {
+            (4, String::new())
+        }
     }
 }
 

@@ -86,7 +86,12 @@ fn owner(buffer: &Buffer) -> Owner {
             Class::State { param, kind } => format!("{param}.{kind}"),
             Class::Scalar { key, .. } => key.to_string(),
             Class::Input { name, .. } | Class::Output { name } => name.to_string(),
-            Class::Carry | Class::Stack | Class::Sum | Class::Temporary => format!("%{}", buffer.name),
+            Class::Carry
+            | Class::Stack
+            | Class::Sum
+            | Class::Received
+            | Class::Staging
+            | Class::Temporary => format!("%{}", buffer.name),
         },
         class: buffer.class.word(),
         path: buffer.origin.path.to_string(),

@@ -47,7 +47,9 @@ impl Shared {
 /// Whether a class is packed by lifetime.
 pub fn is_packed(class: &Class) -> bool {
     match class {
-        Class::Carry | Class::Stack | Class::Sum | Class::Temporary => true,
+        Class::Carry | Class::Stack | Class::Sum | Class::Received | Class::Staging | Class::Temporary => {
+            true
+        }
         Class::Param { .. }
         | Class::State { .. }
         | Class::Scalar { .. }
@@ -71,6 +73,7 @@ fn walk(fused: &Fused, items: &[Item], lives: &Lives, time: &mut usize, shared: 
                 share_in(fused, fused.group(*id), lives, *time, shared);
                 *time += 1;
             }
+            Item::Start(_) | Item::Done(_) => *time += 1,
             Item::Loop { body, .. } => walk(fused, body, lives, time, shared),
         }
     }
@@ -112,7 +115,9 @@ fn share_in(fused: &Fused, group: &Group, lives: &Lives, now: usize, shared: &mu
 
 fn whole_temporary(fused: &Fused, view: &View) -> bool {
     let buffer = fused.buffer(view.buffer);
-    buffer.class == Class::Temporary && view.slots.is_empty() && view.numel() == buffer.numel()
+    matches!(buffer.class, Class::Temporary | Class::Received)
+        && view.slots.is_empty()
+        && view.numel() == buffer.numel()
 }
 
 /// The same axes under the same names in the same physical order, of one element type, made in one region.

@@ -33,7 +33,7 @@ fn bounds(plan: &Plan, entry: &EntryPlan) -> Result<(), String> {
             continue;
         }
         if !buffer.class.is_persistent() && entry.offsets[i] < plan.persistent_bytes && buffer.bytes() > 0 {
-            let used = fused.groups.iter().any(|g| g.writes.iter().any(|w| w.view.buffer.0 as usize == i));
+            let used = fused.groups.iter().any(|g| fused.writes(g).iter().any(|b| b.0 as usize == i));
             if used {
                 return Err(format!("%{} lies among the persistent tensors", buffer.name));
             }
@@ -68,9 +68,10 @@ fn inside(fused: &Fused, view: &View, trips: &BTreeMap<u32, u64>) -> Result<(), 
             .slots
             .iter()
             .filter(|s| s.axis == axis.name)
-            .map(|s| match s.at {
-                At::Fixed(n) => n,
+            .map(|s| match &s.at {
+                At::Fixed(n) => *n,
                 At::Loop { var, width } => (trips.get(&var.0).copied().unwrap_or(1) - 1) * width,
+                At::Rank { axis, width } => (fused.graph.mesh.size_of(axis) - 1) * width,
             })
             .sum();
         if extent + moved >= axis.size {
@@ -93,7 +94,13 @@ fn overlaps(entry: &EntryPlan) -> Result<(), String> {
             Class::Param { .. } | Class::State { .. } | Class::Scalar { .. } | Class::Input { .. } => {
                 shadow.write(BufferId(i as u32));
             }
-            Class::Output { .. } | Class::Carry | Class::Stack | Class::Sum | Class::Temporary => {}
+            Class::Output { .. }
+            | Class::Carry
+            | Class::Stack
+            | Class::Sum
+            | Class::Received
+            | Class::Staging
+            | Class::Temporary => {}
         }
     }
     // The second round sees what the first left behind, as a second iteration would.
@@ -106,13 +113,21 @@ impl Shadow<'_> {
         let fused = &self.entry.schedule.fused;
         for item in items {
             match item {
-                Item::Group(id) => {
+                Item::Group(id) | Item::Start(id) => {
                     let group = fused.group(*id);
                     for view in fused.reads(group) {
                         self.read(view.buffer)?;
                     }
-                    for write in &group.writes {
-                        self.write(write.view.buffer);
+                    for buffer in fused.writes(group) {
+                        self.write(buffer);
+                    }
+                }
+                // Everything a collective works with is still what it was when it began.
+                Item::Done(id) => {
+                    let group = fused.group(*id);
+                    let sent = fused.reads(group).into_iter().map(|v| v.buffer);
+                    for buffer in sent.chain(fused.writes(group)) {
+                        self.read(buffer)?;
                     }
                 }
                 Item::Loop { body, trip, .. } => {

@@ -4,12 +4,15 @@
 //! output dependences, by buffer); the order is a topological one in which an item that only makes values (it frees
 //! nothing) is put off until just before its first reader, so that its results live as short as they can.
 //!
-//! What always holds: dependences point forward; the order is a function of the input alone.
+//! A collective becomes two items, its start and its done; the done follows right behind the start.
+//!
+//! What always holds: dependences point forward; the order is a function of the input alone; a collective's start and done are
+//! in one region, in this order.
 
 #[cfg(test)]
 mod tests;
 
-use crate::fuse::{BufferId, Fused, Item};
+use crate::fuse::{BufferId, Fused, Item, Kind};
 use petgraph::graph::{DiGraph, NodeIndex};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +26,8 @@ pub struct Schedule {
 /// Orders the items of every region.
 pub fn order(mut fused: Fused) -> Schedule {
     let body = std::mem::take(&mut fused.body);
-    fused.body = order_region(&fused, body);
+    let body = order_region(&fused, body);
+    fused.body = split_collectives(&fused, body);
     Schedule { fused }
 }
 
@@ -36,10 +40,11 @@ pub fn accesses(fused: &Fused, item: &Item) -> (BTreeSet<BufferId>, BTreeSet<Buf
 
 fn collect(fused: &Fused, item: &Item, reads: &mut BTreeSet<BufferId>, writes: &mut BTreeSet<BufferId>) {
     match item {
-        Item::Group(id) => {
+        // What is received is written at some time between start and done, and what is sent is read: both halves count as both.
+        Item::Group(id) | Item::Start(id) | Item::Done(id) => {
             let group = fused.group(*id);
             reads.extend(fused.reads(group).iter().map(|v| v.buffer));
-            writes.extend(group.writes.iter().map(|w| w.view.buffer));
+            writes.extend(fused.writes(group));
         }
         Item::Loop { body, .. } => {
             for item in body {
@@ -93,7 +98,7 @@ fn order_region(fused: &Fused, items: Vec<Item>) -> Vec<Item> {
     let items: Vec<Item> = items
         .into_iter()
         .map(|item| match item {
-            Item::Group(_) => item,
+            Item::Group(_) | Item::Start(_) | Item::Done(_) => item,
             Item::Loop { id, op, trip, reverse, body } => {
                 Item::Loop { id, op, trip, reverse, body: order_region(fused, body) }
             }
@@ -122,6 +127,20 @@ fn order_region(fused: &Fused, items: Vec<Item>) -> Vec<Item> {
     debug_assert!(respects(&graph, &order));
     let mut slots: Vec<Option<Item>> = items.into_iter().map(Some).collect();
     order.into_iter().filter_map(|i| slots[i].take()).collect()
+}
+
+/// Collectives as a start and a done.
+fn split_collectives(fused: &Fused, items: Vec<Item>) -> Vec<Item> {
+    let split = |item: Item| match item {
+        Item::Group(id) if matches!(fused.group(id).kind, Kind::Collective { .. }) => {
+            vec![Item::Start(id), Item::Done(id)]
+        }
+        Item::Group(_) | Item::Start(_) | Item::Done(_) => vec![item],
+        Item::Loop { id, op, trip, reverse, body } => {
+            vec![Item::Loop { id, op, trip, reverse, body: split_collectives(fused, body) }]
+        }
+    };
+    items.into_iter().flat_map(split).collect()
 }
 
 /// Position of the last item that reads each buffer.

@@ -52,7 +52,7 @@ fn names(schedule: &super::Schedule) -> Vec<String> {
                 let v = schedule.fused.group(*id).writes[0].value?;
                 Some(schedule.fused.graph.value_name(v).to_string())
             }
-            Item::Loop { .. } => None,
+            Item::Start(_) | Item::Done(_) | Item::Loop { .. } => None,
         })
         .collect()
 }
