@@ -174,6 +174,11 @@ impl Propagation<'_> {
                     self.rest(node.results[0], &rule.states, "the rules for parameters");
                     self.targets.resting.insert(node.results[0], rule.states);
                 }
+                // Data is read as rules say: what one has read whole costs no message.
+                Op::Input { .. } => {
+                    let all = graph.ty(node.results[0]).names();
+                    self.targets.closed[node.results[0].index()].extend(all);
+                }
                 Op::Cast | Op::Transfer { .. } => self.rest_like(node.operands[0], node.results[0]),
                 Op::Loop(l) => {
                     let args = graph.region(l.body).args[1..].to_vec();

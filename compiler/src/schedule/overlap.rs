@@ -1,0 +1,162 @@
+//! Starts collectives early and waits for them late, so that they run while the machine computes.
+//!
+//! In each region, by itself:
+//! 1. a **done** moves down to right before the first item that needs it;
+//! 2. a **start** moves up to the latest place from which the collective is over by then, by the predicted times of what lies
+//!    in between, no further than the items it depends on. In flight longer than needed is memory held for nothing.
+//!
+//! Collectives share one link: the last one is placed first, and each earlier one has to be over when the next begins.
+//! What always holds: the items keep their dependences; collectives start in the order in which they are waited for, which is
+//! the same on every rank. Every decision is told with its reason.
+
+use super::times::Times;
+use super::{accesses, dependences, respects};
+use crate::fuse::{Fused, GroupId, Item};
+use std::fmt;
+
+/// Where one collective went, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// The collective.
+    pub group: GroupId,
+    /// Its predicted time, in seconds.
+    pub seconds: f64,
+    /// The part of it that nothing hides, in seconds.
+    pub exposed: f64,
+    /// Iterations of the loops around it.
+    pub times: u64,
+    /// Why it starts where it does.
+    pub reason: String,
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let us = |s: f64| s * 1e6;
+        write!(f, "{:.1} µs, {:.1} µs exposed: {}", us(self.seconds), us(self.exposed), self.reason)
+    }
+}
+
+/// Overlaps the collectives of a body and of all loops in it.
+pub fn overlap(fused: &Fused, items: Vec<Item>, times: &Times) -> (Vec<Item>, Vec<Decision>) {
+    let mut decisions = Vec::new();
+    let items = region(fused, items, times, 1, &mut decisions);
+    (items, decisions)
+}
+
+fn region(fused: &Fused, items: Vec<Item>, times: &Times, around: u64, told: &mut Vec<Decision>) -> Vec<Item> {
+    let items: Vec<Item> = items
+        .into_iter()
+        .map(|item| match item {
+            Item::Loop { id, op, trip, reverse, body } => {
+                let body = region(fused, body, times, around * trip, told);
+                Item::Loop { id, op, trip, reverse, body }
+            }
+            Item::Group(_) | Item::Start(_) | Item::Done(_) => item,
+        })
+        .collect();
+    if !items.iter().any(|item| matches!(item, Item::Start(_))) {
+        return items;
+    }
+    let late = dones_late(fused, items);
+    starts_early(fused, late, times, around, told)
+}
+
+/// Positions of items in an order of the original positions.
+fn place_of(order: &[usize]) -> Vec<usize> {
+    let mut place = vec![0; order.len()];
+    for (at, item) in order.iter().enumerate() {
+        place[*item] = at;
+    }
+    place
+}
+
+/// Every done right before the first item that must come after it.
+fn dones_late(fused: &Fused, items: Vec<Item>) -> Vec<Item> {
+    let graph = dependences(fused, &items);
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    for i in (0..items.len()).rev().filter(|i| matches!(items[*i], Item::Done(_))) {
+        let place = place_of(&order);
+        let first_after =
+            graph.neighbors(petgraph::graph::NodeIndex::new(i)).map(|n| place[graph[n]]).min().unwrap_or(order.len());
+        let at = place[i];
+        order.remove(at);
+        order.insert(first_after - 1, i);
+    }
+    debug_assert!(respects(&graph, &order));
+    reordered(items, &order)
+}
+
+fn reordered(items: Vec<Item>, order: &[usize]) -> Vec<Item> {
+    let mut slots: Vec<Option<Item>> = items.into_iter().map(Some).collect();
+    order.iter().filter_map(|i| slots[*i].take()).collect()
+}
+
+fn starts_early(
+    fused: &Fused,
+    items: Vec<Item>,
+    times: &Times,
+    around: u64,
+    told: &mut Vec<Decision>,
+) -> Vec<Item> {
+    let graph = dependences(fused, &items);
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    let dones: Vec<usize> = (0..items.len()).filter(|i| matches!(items[*i], Item::Done(_))).collect();
+    // When the link has to be free again, and the place of the start that needs it then.
+    let mut next: Option<(f64, usize)> = None;
+    for done in dones.into_iter().rev() {
+        let Item::Done(group) = items[done] else { continue };
+        let Some(start) = items.iter().position(|item| *item == Item::Start(group)) else { continue };
+        let place = place_of(&order);
+        let clock = clock(fused, &items, &order, times);
+        let seconds = times.collective(fused, group);
+        let incoming = graph.neighbors_directed(petgraph::graph::NodeIndex::new(start), petgraph::Direction::Incoming);
+        let earliest = incoming.map(|n| place[graph[n]] + 1).max().unwrap_or(0);
+        let needed = clock[place[done]];
+        let end = next.map_or(needed, |(free, _)| free.min(needed));
+        // The latest place, not after the next start, at which the collective can begin in time.
+        let last = next.map_or(place[done], |(_, at)| at.min(place[done])).max(earliest);
+        let at = (earliest..=last).rev().find(|at| clock[*at] + seconds <= end).unwrap_or(earliest);
+        let at = at.min(place[start]);
+        let hidden = (end - clock[at]).clamp(0.0, seconds);
+        let reason = if hidden >= seconds {
+            "over before it is needed".to_string()
+        } else if at == earliest {
+            match order.get(earliest.wrapping_sub(1)).filter(|_| earliest > 0) {
+                Some(before) => format!("waits for {}", name(fused, &items[*before])),
+                None => "begins with its region".to_string(),
+            }
+        } else {
+            "the link is taken".to_string()
+        };
+        told.push(Decision { group, seconds, exposed: seconds - hidden, times: around, reason });
+        let from = place[start];
+        order.remove(from);
+        order.insert(at, start);
+        next = Some((clock[at], at));
+    }
+    debug_assert!(respects(&graph, &order));
+    reordered(items, &order)
+}
+
+/// Predicted time at which each place of the order is reached, counting computation alone; one more entry for the end.
+fn clock(fused: &Fused, items: &[Item], order: &[usize], times: &Times) -> Vec<f64> {
+    let mut clock = vec![0.0];
+    for i in order {
+        let before = clock[clock.len() - 1];
+        clock.push(before + times.item(fused, &items[*i]));
+    }
+    clock
+}
+
+fn name(fused: &Fused, item: &Item) -> String {
+    match item {
+        Item::Group(id) | Item::Start(id) | Item::Done(id) => {
+            let group = fused.group(*id);
+            let buffers = accesses(fused, item).1;
+            let made: Vec<&str> = buffers.iter().map(|b| fused.buffer(*b).name.as_str()).collect();
+            let path = &group.origin.path;
+            if path.is_empty() { format!("%{}", made.join(", %")) } else { format!("%{} of {path}", made.join(", %")) }
+        }
+        Item::Loop { .. } => "a loop".to_string(),
+    }
+}
