@@ -4,31 +4,40 @@
 //! output dependences, by buffer); the order is a topological one in which an item that only makes values (it frees
 //! nothing) is put off until just before its first reader, so that its results live as short as they can.
 //!
-//! A collective becomes two items, its start and its done; the done follows right behind the start.
+//! A collective becomes two items, its start and its done, which [`overlap`] takes apart.
 //!
 //! What always holds: dependences point forward; the order is a function of the input alone; a collective's start and done are
 //! in one region, in this order.
+
+pub mod overlap;
+pub mod times;
 
 #[cfg(test)]
 mod tests;
 
 use crate::fuse::{BufferId, Fused, Item, Kind};
+use overlap::{Decision, overlap};
 use petgraph::graph::{DiGraph, NodeIndex};
 use std::collections::{BTreeMap, BTreeSet};
+use times::Times;
 
 /// A [`Fused`] whose items are in execution order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     /// The ordered tree with its buffers.
     pub fused: Fused,
+    /// Where collectives went, and why.
+    pub decisions: Vec<Decision>,
 }
 
 /// Orders the items of every region.
 pub fn order(mut fused: Fused) -> Schedule {
     let body = std::mem::take(&mut fused.body);
     let body = order_region(&fused, body);
-    fused.body = split_collectives(&fused, body);
-    Schedule { fused }
+    let body = split_collectives(&fused, body);
+    let (body, decisions) = overlap(&fused, body, &Times::default());
+    fused.body = body;
+    Schedule { fused, decisions }
 }
 
 /// Buffers an item reads and writes, nested items included.
