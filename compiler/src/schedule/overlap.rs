@@ -5,13 +5,15 @@
 //! 2. a **start** moves up to the latest place from which the collective is over by then, by the predicted times of what lies
 //!    in between, no further than the items it depends on. In flight longer than needed is memory held for nothing.
 //!
-//! Collectives share one link: the last one is placed first, and each earlier one has to be over when the next begins.
-//! What always holds: the items keep their dependences; collectives start in the order in which they are waited for, which is
-//! the same on every rank. Every decision is told with its reason.
+//! Collectives share one link and take it in the order in which they are ready: the last one is placed first, and each earlier one
+//! has to be over when the next begins. What always holds: the items keep their dependences; the order of starts and of dones is
+//! one of the program, hence the same on every rank. Every decision is told with its reason.
 
 use super::times::Times;
 use super::{accesses, dependences, respects};
 use crate::fuse::{Fused, GroupId, Item};
+use petgraph::Direction;
+use petgraph::graph::{DiGraph, NodeIndex};
 use std::fmt;
 
 /// Where one collective went, and why.
@@ -77,7 +79,7 @@ fn dones_late(fused: &Fused, items: Vec<Item>) -> Vec<Item> {
     for i in (0..items.len()).rev().filter(|i| matches!(items[*i], Item::Done(_))) {
         let place = place_of(&order);
         let first_after =
-            graph.neighbors(petgraph::graph::NodeIndex::new(i)).map(|n| place[graph[n]]).min().unwrap_or(order.len());
+            graph.neighbors(NodeIndex::new(i)).map(|n| place[graph[n]]).min().unwrap_or(order.len());
         let at = place[i];
         order.remove(at);
         order.insert(first_after - 1, i);
@@ -100,17 +102,13 @@ fn starts_early(
 ) -> Vec<Item> {
     let graph = dependences(fused, &items);
     let mut order: Vec<usize> = (0..items.len()).collect();
-    let dones: Vec<usize> = (0..items.len()).filter(|i| matches!(items[*i], Item::Done(_))).collect();
     // When the link has to be free again, and the place of the start that needs it then.
     let mut next: Option<(f64, usize)> = None;
-    for done in dones.into_iter().rev() {
-        let Item::Done(group) = items[done] else { continue };
-        let Some(start) = items.iter().position(|item| *item == Item::Start(group)) else { continue };
+    for (start, done, group) in by_readiness(&graph, &items).into_iter().rev() {
         let place = place_of(&order);
         let clock = clock(fused, &items, &order, times);
         let seconds = times.collective(fused, group);
-        let incoming = graph.neighbors_directed(petgraph::graph::NodeIndex::new(start), petgraph::Direction::Incoming);
-        let earliest = incoming.map(|n| place[graph[n]] + 1).max().unwrap_or(0);
+        let earliest = before(&graph, start).map(|i| place[i] + 1).max().unwrap_or(0);
         let needed = clock[place[done]];
         let end = next.map_or(needed, |(free, _)| free.min(needed));
         // The latest place, not after the next start, at which the collective can begin in time.
@@ -136,6 +134,25 @@ fn starts_early(
     }
     debug_assert!(respects(&graph, &order));
     reordered(items, &order)
+}
+
+/// Items that must come before one.
+fn before(graph: &DiGraph<usize, ()>, item: usize) -> impl Iterator<Item = usize> {
+    graph.neighbors_directed(NodeIndex::new(item), Direction::Incoming).map(|n| graph[n])
+}
+
+/// (start, done, group) of every collective in the order in which the link takes them: as what they send is made, and of those
+/// made at one time as what they receive is needed.
+fn by_readiness(graph: &DiGraph<usize, ()>, items: &[Item]) -> Vec<(usize, usize, GroupId)> {
+    let mut all = Vec::new();
+    for (done, item) in items.iter().enumerate() {
+        let Item::Done(group) = *item else { continue };
+        if let Some(start) = items.iter().position(|item| *item == Item::Start(group)) {
+            all.push((start, done, group));
+        }
+    }
+    all.sort_by_key(|(start, done, _)| (before(graph, *start).max().map_or(0, |i| i + 1), *done));
+    all
 }
 
 /// Predicted time at which each place of the order is reached, counting computation alone; one more entry for the end.
