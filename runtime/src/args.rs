@@ -25,12 +25,13 @@ impl Args {
             "train" => Command::Train,
             "eval" => Command::Eval,
             "generate" => Command::Generate,
+            "export" => Command::Export,
             "verify" => Command::Verify,
             "info" => Command::Info,
             "bench" => Command::Bench,
             "help" | "--help" | "-h" => Command::Help,
             other => {
-                let hint = nearest(other, &["train", "eval", "generate", "verify", "info", "help"]);
+                let hint = nearest(other, &["train", "eval", "generate", "export", "verify", "info", "help"]);
                 return Err(Failure::usage(format!(
                     "error: unknown command: {other}{}",
                     did_you_mean(hint, "")

@@ -93,6 +93,7 @@ fn dispatch(
         Command::Eval => commands::eval::eval,
         Command::Generate => commands::generate::generate,
         Command::Bench => commands::bench::bench,
+        Command::Export => return commands::export::export(program, args, console),
         Command::Verify => return commands::verify::verify(program, args, console),
         Command::Info => return commands::info::info(program, args, console),
         Command::Help => return Ok(Exit::Done),

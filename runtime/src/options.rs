@@ -9,6 +9,8 @@ pub enum Command {
     Eval,
     /// Continue a text.
     Generate,
+    /// Write the trained weights for other programs.
+    Export,
     /// Check the checkpoints of a run.
     Verify,
     /// Describe the binary.
@@ -48,7 +50,7 @@ const fn opt(name: &'static str, form: Form, commands: &'static [Command], help:
     Opt { name, form, commands, help }
 }
 
-use Command::{Bench, Eval, Generate, Help, Info, Train, Verify};
+use Command::{Bench, Eval, Export, Generate, Help, Info, Train, Verify};
 use Form::{Count, Flag, Number, Text};
 
 /// Commands that run the program.
@@ -61,20 +63,22 @@ pub const OPTIONS: &[Opt] = &[
     opt("eval-data", Text("SOURCE"), &[Train], "held-out data, same forms"),
     opt("steps", Count("N"), &[Train], "stop after step N; the schedule's horizon stays"),
     opt("seed", Count("N"), &[Train, Generate, Bench], "seed of initialisation and sampling"),
-    opt("threads", Count("N"), &[Train, Eval, Generate, Verify, Bench], "threads of all ranks here together (default: all this process may use, or MLC_THREADS)"),
+    opt("threads", Count("N"), &[Train, Eval, Generate, Export, Verify, Bench], "threads of all ranks here together (default: all this process may use, or MLC_THREADS)"),
     opt("ranks", Count("N"), RUNS, "run N ranks in this process, which share its threads (default 1)"),
     opt("pin", Flag, RUNS, "keep each thread on one CPU"),
     opt("resume", Text("auto|never|STEP"), &[Train], "where to continue (default auto: the newest valid checkpoint)"),
-    opt("checkpoint", Text("auto|STEP"), &[Eval, Generate], "which checkpoint to load (default auto: the newest valid one)"),
+    opt("checkpoint", Text("auto|STEP"), &[Eval, Generate, Export], "which checkpoint to load (default auto: the newest valid one)"),
     opt("init", Text("FILE"), RUNS, "weights to start from: .safetensors, or the index .json of several"),
-    opt("out", Text("DIR"), &[Train, Eval, Generate, Verify], "folder of the run: checkpoints and metrics.jsonl (default .)"),
+    opt("out", Text("DIR"), &[Train, Eval, Generate, Export, Verify], "folder of the run: checkpoints and metrics.jsonl (default .)"),
     opt("metrics", Text("FILE"), &[Train], "metrics file (default OUT/metrics.jsonl)"),
     opt("checkpoint-every", Text("N|end|never"), &[Train], "save every N steps, only at the end, or never"),
     opt("log-every", Count("N"), &[Train], "print a line every N steps"),
     opt("eval-every", Count("N"), &[Train], "evaluate every N steps; 0 = never"),
     opt("batches", Count("N"), &[Eval], "batches to evaluate (default: all of the data once)"),
     opt("profile", Flag, &[Train], "time every op and print a table at the end"),
-    opt("set", Text("KEY=VALUE"), &[Train, Eval, Generate, Verify, Bench, Info], "set a run-time key of the spec; may be repeated"),
+    opt("set", Text("KEY=VALUE"), &[Train, Eval, Generate, Export, Verify, Bench, Info], "set a run-time key of the spec; may be repeated"),
+    opt("to", Text("FILE"), &[Export], "the safetensors file to write"),
+    opt("names", Text("TABLE"), &[Export], "names to write by: `logical`, or a table of the spec (default: its first)"),
     opt("prompt", Text("TEXT"), &[Generate], "text to continue (default: a line break)"),
     opt("tokens", Count("N"), &[Generate], "tokens to generate (default 256)"),
     opt("temperature", Number("T"), &[Generate], "0 takes the likeliest token (default 0.8)"),
@@ -82,7 +86,7 @@ pub const OPTIONS: &[Opt] = &[
     opt("ops", Flag, &[Info], "print the op table"),
     opt("spec", Flag, &[Info], "print the expanded spec"),
     opt("kernels", Flag, &[Bench], "time every op instead of speaking the protocol"),
-    opt("help", Flag, &[Train, Eval, Generate, Verify, Info, Bench, Help], "print this"),
+    opt("help", Flag, &[Train, Eval, Generate, Export, Verify, Info, Bench, Help], "print this"),
 ];
 
 /// The usage text of a command, or of all.
@@ -91,6 +95,9 @@ pub fn usage(command: Command) -> String {
         Train => "usage: BINARY train [options]\n\nTrains the model of this binary.",
         Eval => "usage: BINARY eval [options]\n\nMeasures the loss of a checkpoint on held-out data.",
         Generate => "usage: BINARY generate [options]\n\nContinues a text, one byte a token.",
+        Export => {
+            "usage: BINARY export --to FILE [options]\n\nWrites the parameters of a checkpoint for other programs."
+        }
         Verify => {
             "usage: BINARY verify [options]\n\nChecks every checkpoint of a run against its hashes and this program."
         }
@@ -114,6 +121,7 @@ fn general_usage() -> String {
        train      train the model; continues from the newest checkpoint\n  \
        eval       measure the loss on held-out data\n  \
        generate   continue a text\n  \
+       export     write the trained weights for other programs\n  \
        verify     check the checkpoints of a run\n  \
        info       describe this binary: model, parameters, memory, keys\n\n\
      BINARY COMMAND --help lists the options of a command.\n\n\

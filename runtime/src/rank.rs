@@ -35,6 +35,8 @@ pub struct RankOptions {
 pub fn wrong_ranks(program: &Program, ranks: usize) -> Failure {
     let built = Mesh::new(&program.info.mesh).ranks();
     let axes: Vec<String> = program.info.mesh.iter().map(|a| format!("{} = {}", a.name, a.size)).collect();
+    // The command may name a number already.
+    let rebuild = program.info.rebuild.split(" --devices ").next().unwrap_or_default();
     let mesh = if axes.is_empty() { String::new() } else { format!(" ({})", axes.join(", ")) };
     Failure {
         exit: Exit::Launch,
@@ -43,7 +45,7 @@ pub fn wrong_ranks(program: &Program, ranks: usize) -> Failure {
              --devices {ranks}",
             if built == 1 { "" } else { "s" },
             if ranks == 1 { "was" } else { "were" },
-            program.info.rebuild
+            rebuild
         ),
     }
 }

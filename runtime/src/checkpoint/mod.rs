@@ -17,6 +17,7 @@
 //! manifest and renames when all have. What is in it addresses elements by logical index, so that any layout and any mesh can
 //! load it: the manifest says how each tensor was cut into parts, and a rank reads those pieces of them that it holds itself.
 
+pub mod export;
 pub mod layout;
 pub mod load;
 pub mod manifest;

@@ -115,18 +115,43 @@ impl Checkpoint {
     pub unsafe fn copy(&self, pool: &Pool, targets: &[usize]) {
         pool.run(self.moves.len() as i64, &|begin, end, _| {
             for todo in &self.moves[begin as usize..end as usize] {
-                let Some(file) = &self.files[todo.file] else { continue };
-                let (bytes, to) = (&file[todo.begin..], targets[todo.tensor] as *mut u8);
-                todo.overlap.for_each(|from_element, to_element, length| {
-                    let length = length as usize * todo.width;
-                    let from = &bytes[from_element as usize * todo.width..][..length];
-                    // SAFETY: the overlap lies inside the part; pieces of a tensor do not overlap in it; the caller vouches for
-                    // the rest.
-                    unsafe {
-                        let to = to.add(to_element as usize * todo.width);
-                        std::ptr::copy_nonoverlapping(from.as_ptr(), to, length);
-                    }
-                });
+                // SAFETY: pieces of a tensor do not overlap in it, and the caller vouches for the rest.
+                unsafe { self.carry_out(todo, targets[todo.tensor] as *mut u8) };
+            }
+        });
+    }
+
+    /// The content of the `tensor`-th logical tensor of the program, of `bytes` bytes, which was asked for whole; row-major.
+    pub fn read(&self, pool: &Pool, tensor: usize, bytes: u64) -> Vec<u8> {
+        let mut content = vec![0u8; bytes as usize];
+        let to = content.as_mut_ptr() as usize;
+        // They are in the order of the tensors.
+        let begin = self.moves.partition_point(|m| m.tensor < tensor);
+        let end = self.moves.partition_point(|m| m.tensor <= tensor);
+        let moves = &self.moves[begin..end];
+        pool.run(moves.len() as i64, &|begin, end, _| {
+            for todo in &moves[begin as usize..end as usize] {
+                // SAFETY: the buffer holds the whole tensor, and pieces of a tensor do not overlap in it.
+                unsafe { self.carry_out(todo, to as *mut u8) };
+            }
+        });
+        content
+    }
+
+    /// Copies one piece.
+    ///
+    /// # Safety
+    /// `to` is a buffer for the part that was asked for, and nobody else touches the piece in it.
+    unsafe fn carry_out(&self, todo: &Move, to: *mut u8) {
+        let Some(file) = &self.files[todo.file] else { return };
+        let bytes = &file[todo.begin..];
+        todo.overlap.for_each(|from_element, to_element, length| {
+            let length = length as usize * todo.width;
+            let from = &bytes[from_element as usize * todo.width..][..length];
+            // SAFETY: the overlap lies inside the part; the caller vouches for the rest.
+            unsafe {
+                let to = to.add(to_element as usize * todo.width);
+                std::ptr::copy_nonoverlapping(from.as_ptr(), to, length);
             }
         });
     }

@@ -25,6 +25,16 @@ pub struct TensorBytes<'a> {
     pub bytes: &'a [u8],
 }
 
+/// One tensor as a header tells of it.
+pub struct TensorShape<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its element type.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: &'a [u64],
+}
+
 /// The safetensors name of an element type.
 pub fn safetensors_dtype(dtype: DType) -> Dtype {
     match dtype {
@@ -49,7 +59,9 @@ pub fn write_shard(
 ) -> Result<ShardFile, Failure> {
     let path = folder.join(name);
     let failed = |e: std::io::Error| Failure::io("write", &path, e);
-    let header = header(tensors).map_err(|e| Failure::io("write", &path, e))?;
+    let shapes: Vec<TensorShape> =
+        tensors.iter().map(|t| TensorShape { name: t.name, dtype: t.dtype, shape: t.shape }).collect();
+    let header = header(&shapes).map_err(|e| Failure::io("write", &path, e))?;
     let mut file = File::create(&path).map_err(failed)?;
     let mut hasher = blake3::Hasher::new();
     let mut bytes = 0;
@@ -62,14 +74,18 @@ pub fn write_shard(
     Ok(ShardFile { file: name.to_owned(), bytes, blake3: hasher.finalize().to_hex().to_string(), rank })
 }
 
-/// The length word and the JSON header, padded with spaces to a multiple of 8 bytes.
-fn header(tensors: &[TensorBytes]) -> Result<Vec<u8>, String> {
+/// The length word and the JSON header of a file of these tensors, one after the other, padded with spaces to a multiple of 8
+/// bytes.
+///
+/// # Errors
+/// Two have the same name.
+pub fn header(tensors: &[TensorShape]) -> Result<Vec<u8>, String> {
     let mut offset = 0;
     let infos = tensors
         .iter()
         .map(|t| {
             let begin = offset;
-            offset += t.bytes.len();
+            offset += (t.shape.iter().product::<u64>() * t.dtype.bytes()) as usize;
             let info = TensorInfo {
                 dtype: safetensors_dtype(t.dtype),
                 shape: t.shape.iter().map(|&size| size as usize).collect(),

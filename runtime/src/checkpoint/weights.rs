@@ -26,11 +26,13 @@ use crate::shard::AxisPart;
 const NAMES_SHOWN: usize = 8;
 
 /// How one parameter lies in the file.
-struct Source<'a> {
-    target: LogicalTensor<'a>,
-    external: String,
+pub struct Source<'a> {
+    /// The parameter.
+    pub target: LogicalTensor<'a>,
+    /// Its name in the file.
+    pub external: String,
     /// As [`crate::abi::NameRow::axes`].
-    axes: &'a [Vec<usize>],
+    pub axes: &'a [Vec<usize>],
 }
 
 /// Sets every parameter from `path`; returns a sentence about what was done.
@@ -118,7 +120,7 @@ fn choose_naming<'a>(
 }
 
 /// Where each parameter lies by `table` (`None`: logical names), and those the table does not name.
-fn sources<'a>(program: &'a Program, table: Option<&'a NameTable>) -> (Vec<Source<'a>>, Vec<String>) {
+pub fn sources<'a>(program: &'a Program, table: Option<&'a NameTable>) -> (Vec<Source<'a>>, Vec<String>) {
     let rows: Option<BTreeMap<&str, &'a NameRow>> =
         table.map(|t| t.rows.iter().map(|row| (row.logical.as_str(), row)).collect());
     let (mut sources, mut unnamed) = (Vec::new(), Vec::new());
@@ -177,7 +179,7 @@ fn check_fit(sources: &[Source], views: &BTreeMap<&str, TensorView>, path: &Path
 }
 
 /// Shape of the tensor in the file.
-fn external_shape(source: &Source) -> Vec<u64> {
+pub fn external_shape(source: &Source) -> Vec<u64> {
     let shape = &source.target.tensor.shape;
     if source.axes.is_empty() {
         return shape.clone();
@@ -190,7 +192,7 @@ fn external_shape(source: &Source) -> Vec<u64> {
 }
 
 /// Distance in the file, in elements, between neighbours along each logical axis.
-fn file_strides(source: &Source) -> Vec<u64> {
+pub fn file_strides(source: &Source) -> Vec<u64> {
     let shape = &source.target.tensor.shape;
     let mut strides = vec![0; shape.len()];
     let order: Vec<usize> = match source.axes {
@@ -235,7 +237,7 @@ fn copy(rank: &mut Rank, source: &Source, view: &TensorView) {
 }
 
 /// Where row `r` of the last axis of a rank's part begins in the file, in elements, by the other axes and their strides there.
-fn offset_of_row(r: u64, outer: &[(AxisPart, u64)]) -> u64 {
+pub fn offset_of_row(r: u64, outer: &[(AxisPart, u64)]) -> u64 {
     let mut rest = r;
     let mut offset = 0;
     for (axis, stride) in outer.iter().rev() {
@@ -277,7 +279,8 @@ unsafe fn write_element(base: usize, index: usize, dtype: DType, value: f64) {
     }
 }
 
-fn list(names: &[String]) -> String {
+/// Names in a message: the first few, and how many more there are.
+pub fn list(names: &[String]) -> String {
     if names.is_empty() {
         return "none".to_owned();
     }

@@ -228,6 +228,7 @@ fn the_manifest_records_the_run() {
     let text = std::fs::read_to_string(folder.file("run/ckpt/step-00000010/manifest.json")).unwrap();
     let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(manifest["format"], 1);
+    assert!(manifest.get("mesh").is_none() && manifest["shards"][0].get("rank").is_none(), "{text}");
     assert_eq!((&manifest["step"], &manifest["seed"]), (&10.into(), &9.into()));
     assert_eq!((&manifest["model"], &manifest["fingerprint"]), (&"Bigram".into(), &"f00d".into()));
     assert_eq!(manifest["spec"], "spec 1\n");

@@ -318,11 +318,20 @@ pub fn program_with(info: &ProgramInfo) -> Program {
 
 /// Hands a table for `info` to `use_table`.
 pub fn with_table<T>(info: &ProgramInfo, use_table: impl FnOnce(&ProgramTable) -> T) -> T {
+    with_table_of(info, &ENTRIES, use_table)
+}
+
+/// As [`with_table`], for other step functions.
+pub fn with_table_of<T>(
+    info: &ProgramInfo,
+    entries: &[EntryFn],
+    use_table: impl FnOnce(&ProgramTable) -> T,
+) -> T {
     let text = serde_json::to_vec(info).unwrap();
     let table = ProgramTable {
         abi_version: ABI_VERSION,
-        n_entries: ENTRIES.len() as u32,
-        entries: ENTRIES.as_ptr(),
+        n_entries: entries.len() as u32,
+        entries: entries.as_ptr(),
         info: text.as_ptr(),
         info_len: text.len() as u64,
     };

@@ -8,8 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::fixture;
 use crate::harness::Folder;
+use crate::ranks::shardings;
+use crate::{fixture, sharded};
 
 const LINE: &str = "MLC_RUNTIME_TEST_LINE";
 
@@ -18,7 +19,12 @@ fn child() {
     let Ok(line) = std::env::var(LINE) else { return };
     let words: Vec<CString> = line.split('\n').map(|word| CString::new(word).unwrap()).collect();
     let argv: Vec<_> = words.iter().map(|word| word.as_ptr()).collect();
-    let code = fixture::with_table(&fixture::info(), |table| {
+    let ranks = line.contains("--ranks");
+    let (info, entries) = match ranks {
+        true => (sharded::info(&shardings()[1]), sharded::ENTRIES),
+        false => (fixture::info(), fixture::ENTRIES),
+    };
+    let code = fixture::with_table_of(&info, &entries, |table| {
         // SAFETY: the arguments and the table are as a generated `main` hands them over.
         unsafe { mlc_runtime::mlc_runtime_main(argv.len() as i32, argv.as_ptr(), table) }
     });
@@ -103,6 +109,55 @@ fn kill_at_any_instant_loses_no_bits() {
     let shard =
         |run: &str| std::fs::read(folder.file(run).join("ckpt/step-00000040/00001.safetensors")).unwrap();
     assert!(shard("run") == shard("whole"), "the trained weights differ");
+}
+
+/// Four ranks in one process, killed in the middle of what they do together, as above. What is compared are the losses, and the
+/// trained weights as exported.
+#[test]
+fn kill_at_any_instant_of_several_ranks_loses_no_bits() {
+    let mut folder = Folder::new();
+    folder.train("whole", "--set train.steps=20");
+    let line =
+        "train --data @/text.txt --out @/run --set train.steps=20 --checkpoint-every 1 --threads 2 --ranks 4";
+    let mut kills = 0;
+    for delay_ms in (0..).map(|i| 40 + i * 37 % 110 + 4 * i) {
+        let mut process = start(&folder, line);
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        process.kill().unwrap();
+        let status = process.wait().unwrap();
+        if status.code() == Some(0) {
+            break;
+        }
+        assert_eq!(status.code(), None, "the run failed");
+        kills += 1;
+        assert!(kills < 200, "no progress");
+    }
+    assert_eq!(folder.losses("run"), folder.losses("whole"));
+    let exported = |folder: &Folder, run: &str| {
+        let output = folder.run(&format!("export --out @/{run} --to @/{run}.safetensors"));
+        assert!(output.out.contains("step-00000020"), "{}{}", output.out, output.err);
+        std::fs::read(folder.file(&format!("{run}.safetensors"))).unwrap()
+    };
+    let whole = exported(&folder, "whole");
+    folder.info = sharded::info(&shardings()[1]);
+    assert!(exported(&folder, "run") == whole, "the trained weights differ");
+}
+
+#[test]
+fn sigterm_reaches_all_ranks_of_a_process() {
+    let folder = Folder::new();
+    folder.train("whole", "--set train.steps=60 --checkpoint-every end");
+    let line = "train --data @/text.txt --out @/run --set train.steps=60 --ranks 4";
+    let mut process = start(&folder, line);
+    await_steps(&folder, "run", 3);
+    // SAFETY: the child has not been waited for, so that its id is still its own.
+    unsafe { libc::kill(process.id() as i32, libc::SIGTERM) };
+    let code = process.wait().unwrap().code();
+    let done = folder.losses("run").len() as u64;
+    assert!(code == Some(75) || (code == Some(0) && done == 60), "{code:?} after {done} steps");
+    assert!(folder.checkpoints("run").contains(&done));
+    assert_eq!(start(&folder, line).wait().unwrap().code(), Some(0));
+    assert_eq!(folder.losses("run"), folder.losses("whole"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::harness::Folder;
 use crate::sharded::{Sharding, cut, info, mesh};
 
 /// Shardings of the model over 2, 3, 4 and 6 ranks.
-fn shardings() -> Vec<Sharding> {
+pub fn shardings() -> Vec<Sharding> {
     vec![
         Sharding {
             mesh: mesh(&[("dp", 2)]),
@@ -96,6 +96,9 @@ fn another_number_of_ranks_is_refused_with_the_way_out() {
     for part in ["fsdp = 2, tensor = 2", "mlc build bigram.spec -o bigram --devices 3", "--ranks 4"] {
         assert!(output.err.contains(part), "{part}: {}", output.err);
     }
+    folder.info.rebuild.push_str(" --devices 4");
+    let output = folder.run("train --data @/text.txt --out @/run --ranks 3");
+    assert!(output.err.ends_with("mlc build bigram.spec -o bigram --devices 3\n"), "{}", output.err);
     folder.info = crate::fixture::info();
     let output = folder.run("train --data @/text.txt --out @/run --ranks 2");
     assert_eq!(output.exit, Exit::Launch, "{}", output.err);
@@ -188,6 +191,21 @@ fn a_damaged_file_of_any_rank_makes_the_checkpoint_invalid_for_all() {
         std::fs::write(&path, good).unwrap();
     }
     assert_eq!(folder.run("verify --out @/run").exit, Exit::Done);
+}
+
+/// What several ranks saved, one process exports, and the file is that of one rank to the byte.
+#[test]
+fn weights_of_ranks_are_exported_whole() {
+    let one = Folder::new();
+    one.train("run", "--steps 3");
+    one.run("export --out @/run --to @/w");
+    for sharding in shardings() {
+        let folder = folder(&sharding);
+        folder.train("run", &format!("--steps 3 --ranks {}", ranks(&sharding)));
+        let output = folder.run("export --out @/run --to @/w --checkpoint 3");
+        assert_eq!(output.exit, Exit::Done, "{}", output.err);
+        assert!(std::fs::read(folder.file("w")).unwrap() == std::fs::read(one.file("w")).unwrap());
+    }
 }
 
 #[test]

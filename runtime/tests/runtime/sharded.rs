@@ -235,7 +235,10 @@ unsafe extern "C" fn logits_entry(ctx: *const StepContext) {
     }
 }
 
+/// The step functions, in the order of the entries.
+pub const ENTRIES: [EntryFn; 3] = [train_entry, eval_entry, logits_entry];
+
 /// The checked program for an [`info`].
 pub fn program(info: &ProgramInfo) -> Program {
-    Program::new(info.clone(), vec![train_entry, eval_entry, logits_entry]).unwrap()
+    Program::new(info.clone(), ENTRIES.to_vec()).unwrap()
 }

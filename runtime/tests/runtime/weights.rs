@@ -145,6 +145,60 @@ fn init_takes_the_parameters_of_a_checkpoint() {
     assert!(failure(&folder, "other.safetensors").contains("bias.v is in the file but not in the model"));
 }
 
+/// By either naming what is exported can be read again, and `hf` is the file another program would have written.
+#[test]
+fn export_is_the_inverse_of_init() {
+    let folder = Folder::new();
+    write(&folder, "external.safetensors", &external());
+    folder.train("run", "--steps 1 --set train.optimizer.lr=0 --init @/external.safetensors");
+    for (names, expected) in [("", external()), ("--names hf", external()), ("--names logical", logical())] {
+        let output = folder.run(&format!("export --out @/run --to @/out.safetensors {names}"));
+        assert_eq!(output.exit, Exit::Done, "{}", output.err);
+        assert!(output.out.starts_with("3 parameters of "), "{}", output.out);
+        let bytes = std::fs::read(folder.file("out.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(file.len(), expected.len());
+        for (name, _, shape, values) in expected {
+            let view = file.tensor(&name).unwrap();
+            assert_eq!((view.dtype(), view.shape()), (Dtype::F32, shape.as_slice()));
+            // Others of these files are of shorter types.
+            assert!(view.data().len() != values.len() || view.data() == values, "{name}");
+        }
+        folder.train("again", "--steps 1 --set train.optimizer.lr=0 --resume never --init @/out.safetensors");
+        let shard =
+            |run: &str| std::fs::read(folder.file(run).join("ckpt/step-00000001/00001.safetensors")).unwrap();
+        let (a, b) = (shard("run"), shard("again"));
+        let (a, b) = (
+            safetensors::SafeTensors::deserialize(&a).unwrap(),
+            safetensors::SafeTensors::deserialize(&b).unwrap(),
+        );
+        for name in ["layer.0.w", "layer.1.w", "bias"] {
+            assert!(a.tensor(name).unwrap().data() == b.tensor(name).unwrap().data(), "{name}");
+        }
+        assert!(!folder.file("out.safetensors.unfinished").exists());
+    }
+}
+
+#[test]
+fn export_says_what_is_wrong() {
+    let mut folder = Folder::new();
+    for (line, exit, part) in [
+        ("export --out @/run", Exit::Usage, "Name the file with --to"),
+        ("export --out @/run --to @/x --names hg", Exit::Usage, "it has: hf, logical\nDid you mean hf?"),
+        ("export --out @/run --to @/x", Exit::Failed, "there is no checkpoint in"),
+    ] {
+        let output = folder.run(line);
+        assert_eq!(output.exit, exit, "{line}");
+        assert!(output.err.contains(part), "{line}: {}", output.err);
+    }
+    folder.train("run", "--steps 1");
+    let output = folder.run("export --out @/run --to @/none/x");
+    assert!(output.err.contains("error: cannot write "), "{}", output.err);
+    folder.info.names[0].rows.pop();
+    let output = folder.run("export --out @/run --to @/x");
+    assert!(output.err.contains("the table `hf` lacks names of parameters: bias"), "{}", output.err);
+}
+
 #[test]
 fn init_lists_what_is_missing_extra_or_of_another_shape() {
     let folder = Folder::new();
