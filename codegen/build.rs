@@ -1,6 +1,7 @@
 //! Builds the runtime as a static library with a cargo of its own and links it, the C library and the start files into
 //! one relocatable object that codegen embeds. So a training binary is linked from objects alone: a machine that has
-//! `mlc` needs a linker, but no C library, compiler or Rust.
+//! `mlc` needs a linker, but no C library, compiler or Rust. A second object leaves the C library out, for binaries that load
+//! it; what the linker needs to know of it is embedded too.
 //!
 //! Also gives the code generator a version, a hash of its sources: it is part of the key of every cached object.
 
@@ -14,7 +15,7 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     println!("cargo:rustc-env=MLC_CODEGEN_VERSION={:016x}", version(&here.join("src")));
-    let out = PathBuf::from(variable("OUT_DIR")).join("runtime.o");
+    let out = PathBuf::from(variable("OUT_DIR"));
     let workspace = here.parent().unwrap_or(&here).to_path_buf();
     let runtime = workspace.join("runtime");
     for input in ["src", "Cargo.toml"] {
@@ -22,7 +23,8 @@ fn main() {
     }
     println!("cargo:rerun-if-changed={}", workspace.join("Cargo.lock").display());
     let library = build_runtime(&workspace, &runtime);
-    prelink(&library, &out);
+    prelink_static(&library, &out);
+    prelink_dynamic(&library, &out);
 }
 
 fn variable(name: &str) -> OsString {
@@ -111,10 +113,55 @@ fn cargo_home() -> Option<PathBuf> {
         .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")))
 }
 
-/// Links start files, runtime and the parts of the C library it uses into one object. What neither the start nor
+/// What a static binary answers to whoever wants to load a library. The C library's own code would try, with a part of another
+/// version of itself, and it is large.
+const NO_LOADING: &str = r#"
+void *dlopen(const char *file, int mode) { (void)file; (void)mode; return 0; }
+void *dlsym(void *handle, const char *name) { (void)handle; (void)name; return 0; }
+int dlclose(void *handle) { (void)handle; return 0; }
+char *dlerror(void) { return (char *)"a static binary loads no libraries"; }
+"#;
+
+/// How the unwinder of the compiler's library finds the tables of an address. The C library has this from 2.35 on, and would be
+/// the only reason to need one that new.
+const FIND_OBJECT: &str = r#"
+#define _GNU_SOURCE
+#include <link.h>
+struct found { unsigned long long flags; void *map_start, *map_end; struct link_map *map; void *eh_frame; unsigned long long reserved[7]; };
+struct search { unsigned long address; struct found *found; };
+static int look(struct dl_phdr_info *info, size_t size, void *data) {
+    struct search *search = data;
+    const ElfW(Phdr) *frames = 0;
+    int inside = 0;
+    (void)size;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *header = &info->dlpi_phdr[i];
+        unsigned long begin = info->dlpi_addr + header->p_vaddr;
+        if (header->p_type == PT_LOAD && search->address - begin < header->p_memsz) {
+            search->found->map_start = (void *)begin;
+            search->found->map_end = (void *)(begin + header->p_memsz);
+            inside = 1;
+        }
+        if (header->p_type == PT_GNU_EH_FRAME) frames = header;
+    }
+    if (!inside || !frames) return 0;
+    search->found->eh_frame = (void *)(info->dlpi_addr + frames->p_vaddr);
+    return 1;
+}
+int find_object(void *address, struct found *found) __asm__("_dl_find_object");
+int find_object(void *address, struct found *found) {
+    struct search search = { (unsigned long)address, found };
+    found->flags = 0;
+    found->map = 0;
+    return dl_iterate_phdr(look, &search) ? 0 : -1;
+}
+"#;
+
+/// Links start files, runtime and the parts of the C library it uses into one object, `runtime.o`. What neither the start nor
 /// the runtime's entry reaches is left out.
-fn prelink(library: &Path, out: &Path) {
-    let found: Vec<PathBuf> = [
+fn prelink_static(library: &Path, out: &Path) {
+    let no_loading = compile(NO_LOADING, out, "no_loading");
+    let [crt1, crti, begin, libm, libc, libgcc, libgcc_eh, end, crtn] = [
         "crt1.o",
         "crti.o",
         "crtbeginT.o",
@@ -125,19 +172,55 @@ fn prelink(library: &Path, out: &Path) {
         "crtend.o",
         "crtn.o",
     ]
-    .map(locate)
-    .into();
-    let [crt1, crti, begin, libm, libc, libgcc, libgcc_eh, end, crtn] = found.as_slice() else { return };
+    .map(locate);
+    let archives = [libm, libc, libgcc, libgcc_eh];
+    prelink(&[&crt1, &crti, &begin, &no_loading, library], &archives, &[&end, &crtn], &out.join("runtime.o"));
+}
+
+/// As [`prelink_static`], without the C library: `runtime-dynamic.o`, and the shared libraries beside it.
+fn prelink_dynamic(library: &Path, out: &Path) {
+    for name in ["libc.so.6", "libm.so.6"] {
+        let from = locate(name);
+        let copied = fs::copy(&from, out.join(name));
+        copied.unwrap_or_else(|e| fail(&format!("cannot copy {}: {e}", from.display())));
+    }
+    let [crt1, crti, begin, libc, libgcc, libgcc_eh, end, crtn] = [
+        "crt1.o",
+        "crti.o",
+        "crtbegin.o",
+        "libc_nonshared.a",
+        "libgcc.a",
+        "libgcc_eh.a",
+        "crtend.o",
+        "crtn.o",
+    ]
+    .map(locate);
+    let archives = [libc, libgcc, libgcc_eh];
+    let find_object = compile(FIND_OBJECT, out, "find_object");
+    let first = [&crt1, &crti, &begin, &find_object, library];
+    prelink(&first, &archives, &[&end, &crtn], &out.join("runtime-dynamic.o"));
+}
+
+/// Compiles a piece of C to `NAME.o`.
+fn compile(text: &str, out: &Path, name: &str) -> PathBuf {
+    let (source, object) = (out.join(format!("{name}.c")), out.join(format!("{name}.o")));
+    fs::write(&source, text).unwrap_or_else(|e| fail(&format!("cannot write {}: {e}", source.display())));
+    let mut cc = Command::new("cc");
+    cc.args(["-O2", "-fno-pic", "-c", "-o"]).arg(&object).arg(&source);
+    run(cc);
+    object
+}
+
+fn prelink(first: &[&Path], archives: &[PathBuf], last: &[&Path], out: &Path) {
     // The C compiler's own linker: lld's relocatable output of these archives has broken unwind tables.
     let mut ld = Command::new(answer("-print-prog-name=ld").unwrap_or_else(|| "ld".to_string()));
     ld.args(["-r", "--strip-debug", "--gc-sections", "-e", "_start", "-u", "mlc_runtime_main", "-o"])
         .arg(out)
-        .args([crt1, crti, begin])
-        .arg(library)
+        .args(first)
         .arg("--start-group")
-        .args([libm, libc, libgcc, libgcc_eh])
+        .args(archives)
         .arg("--end-group")
-        .args([end, crtn]);
+        .args(last);
     run(ld);
     // Rust's own library carries LLVM bitcode for link-time optimisation, four times the size of the rest.
     let mut objcopy =

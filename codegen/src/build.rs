@@ -20,7 +20,7 @@ use crate::cache::Cache;
 use crate::custom;
 use crate::kernels;
 use crate::kir::Kernel;
-use crate::link::{Object, link_executable};
+use crate::link::{Linking, Object, glibc_floor, link_executable};
 use crate::program::{CustomSpec, KernelSpec, Program, verify};
 use crate::target::Target;
 use crate::worker::{Failure, Request, Server, Worker, WorkerCommand};
@@ -66,6 +66,8 @@ pub struct Built {
     pub kernels: Vec<KernelReport>,
     /// Milliseconds for linking.
     pub link_ms: f64,
+    /// Oldest C library the binary runs with, `2.34`; `None`: it needs none.
+    pub glibc: Option<String>,
     /// Scratch memory each thread of the binary allocates beside the arena.
     pub scratch_bytes: u64,
 }
@@ -194,7 +196,9 @@ pub fn build(program: &Program, options: &BuildOptions<'_>) -> Result<Built, Err
         .map(|(j, m)| Object { name: j.name.clone(), bytes: m.object.clone() })
         .collect();
     let started = Instant::now();
-    let elf = link_executable(&objects).map_err(Error::Link)?;
+    let ranks: u64 = program.info.mesh.iter().map(|axis| axis.size).product();
+    let linking = if ranks > 1 { Linking::Dynamic } else { Linking::Static };
+    let elf = link_executable(&objects, linking).map_err(Error::Link)?;
     let link_ms = milliseconds(started);
 
     let mut seen = vec![false; n_kernels];
@@ -211,7 +215,8 @@ pub fn build(program: &Program, options: &BuildOptions<'_>) -> Result<Built, Err
     };
     let kernels = program.kernels.iter().zip(&job_of_kernel).map(report).collect();
     let codegen = options.codegen;
-    Ok(Built { elf, codegen, kernels, link_ms, scratch_bytes: scratch_bytes(program, &expanded) })
+    let glibc = glibc_floor(&elf);
+    Ok(Built { elf, codegen, kernels, link_ms, glibc, scratch_bytes: scratch_bytes(program, &expanded) })
 }
 
 fn milliseconds(since: Instant) -> f64 {

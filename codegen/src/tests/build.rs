@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::abi::{DType, EntryInfo, OpInfo, ProgramInfo, RunInfo, SpaceInfo};
+use crate::abi::{DType, EntryInfo, MeshAxisInfo, OpInfo, ProgramInfo, RunInfo, SpaceInfo};
 use crate::backend::Codegen;
 use crate::build::{BuildOptions, Built, Error, build};
 use crate::program::{
@@ -279,6 +279,36 @@ fn build_makes_a_binary_that_knows_its_model() {
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.contains("six_rows"), "{codegen}: {output:?}");
     }
+}
+
+/// As several processes ranks need an MPI library, which only a dynamic binary can load.
+#[test]
+fn build_makes_a_dynamic_binary_for_several_ranks() {
+    let codegen = Codegen::default();
+    assert_eq!(build_here(&program(), codegen).glibc, None);
+    let mut several = program();
+    several.info.mesh = vec![MeshAxisInfo { name: "data".into(), size: 2, over_nodes: false }];
+    let built = build_here(&several, codegen);
+    let minor: u32 = built.glibc.as_deref().and_then(|v| v.strip_prefix("2.")).unwrap().parse().unwrap();
+    assert!((17..=34).contains(&minor), "{minor}");
+    let path = temporary("several");
+    std::fs::write(&path, &built.elf).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let output = Command::new(&path).args(["info"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.contains("six_rows"), "{output:?}");
+    // Told by a launcher that it is one of three, it says what is wrong, which a static one could too, and that of two, that the
+    // library is missing, after having looked for it.
+    let launched = |ranks: &str| {
+        let environment = [("PMI_RANK", "0"), ("PMI_SIZE", ranks), ("MLC_MPI", "libmlc-has-no-such-mpi.so")];
+        Command::new(&path).args(["train", "--data", "synthetic"]).envs(environment).output().unwrap()
+    };
+    assert_eq!(launched("3").status.code(), Some(6));
+    let refused = launched("2");
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(4), "{text}");
+    assert!(text.contains("libmlc-has-no-such-mpi.so: cannot open shared object file"), "{text}");
+    std::fs::remove_file(&path).unwrap();
 }
 
 #[test]

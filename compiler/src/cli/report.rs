@@ -19,6 +19,9 @@ pub fn build(
     text += &compiled.remat.to_string();
     text += &format!("  {} of scratch more for each thread\n", bytes(built.scratch_bytes));
     text += &kernels(built);
+    if let Some(glibc) = &built.glibc {
+        text += &format!("needs glibc {glibc} or newer where it runs, and can load an MPI library there\n");
+    }
     if let Some(times) = times {
         text += &details(built, times);
     }
@@ -32,8 +35,7 @@ pub fn build(
             entry.flops as f64 / 1e9
         );
     }
-    let keys: Vec<&str> =
-        info.scalars.iter().map(|s| s.key.as_str()).filter(|key| key.contains('.')).collect();
+    let keys: Vec<&str> = info.scalars.iter().filter(|s| !s.is_own()).map(|s| s.key.as_str()).collect();
     text += &format!(
         "change without a rebuild: {}; also steps, seed, data, directories, intervals, threads\n",
         keys.join(", ")
