@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::Engine;
 use crate::engine::discover::{Launched, discover};
-use crate::engine::mpi::Mpi;
+use crate::engine::mpi::{Mpi, Site};
 use crate::engine::threads::Threads;
 use crate::failure::{Exit, Failure};
 use crate::mesh::Mesh;
@@ -65,17 +65,13 @@ fn run_process<T>(
     let engine = Arc::new(Mpi::start(launched)?);
     let run = || {
         let world = World::new(Arc::clone(&engine) as Arc<dyn Engine>, options);
-        let (machine, process) = Mpi::whereabouts();
-        let all = world.all_gather(format!("{process} {machine}").as_bytes())?;
-        let read = |bytes: &Vec<u8>| {
-            let text = String::from_utf8_lossy(bytes).into_owned();
-            let (process, machine) = text.split_once(' ')?;
-            Some((machine.to_owned(), process.parse().ok()?))
-        };
-        let places: Option<Vec<(String, i32)>> = all.iter().map(read).collect();
-        places.iter().for_each(|places| engine.know(places));
+        let mine = Site::of_this_process();
+        let all = world.all_gather(mine.write().as_bytes())?;
+        let sites: Vec<Site> =
+            all.iter().filter_map(|bytes| Site::read(&String::from_utf8_lossy(bytes))).collect();
+        engine.know(&sites);
         same_program(&world, program)?;
-        body(world)
+        body(world.beside(mine.share(&sites)))
     };
     run().inspect_err(|failure| {
         // Printed here, because the others cannot be ended without ending this one.

@@ -65,6 +65,7 @@ pub const OPTIONS: &[Opt] = &[
     opt("seed", Count("N"), &[Train, Generate, Bench], "seed of initialisation and sampling"),
     opt("threads", Count("N"), &[Train, Eval, Generate, Export, Verify, Bench], "threads of all ranks here together (default: all this process may use, or MLC_THREADS)"),
     opt("ranks", Count("N"), RUNS, "run N ranks in this process, which share its threads (default 1)"),
+    opt("watchdog", Number("SECONDS"), RUNS, "longest wait for another rank within a step (default 30)"),
     opt("pin", Flag, RUNS, "keep each thread on one CPU"),
     opt("resume", Text("auto|never|STEP"), &[Train], "where to continue (default auto: the newest valid checkpoint)"),
     opt("checkpoint", Text("auto|STEP"), &[Eval, Generate, Export], "which checkpoint to load (default auto: the newest valid one)"),

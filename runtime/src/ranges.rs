@@ -25,6 +25,7 @@ const RANGES: &[(&str, Range)] = &[
     ("train.schedule.*.steps", Range::Step),
     ("train.steps", Range::Step),
     ("--batches", Range::AtLeastOne),
+    ("--watchdog", Range::Positive),
     ("--temperature", Range::NotNegative),
 ];
 

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::args::Args;
 use crate::engine::threads::Threads;
 use crate::engine::{Engine, Ticket, Waited};
 use crate::failure::{Exit, Failure};
 
 /// A rank that waits longer than this for another within a step gives up, unless told otherwise.
 pub const WATCHDOG: Duration = Duration::from_secs(30);
+/// The longest such time: a week.
+pub const WATCHDOG_MOST: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Between steps ranks wait this many times longer: one of them may be writing or reading a checkpoint.
 pub const PATIENCE: u32 = 20;
 /// Tag of what [`World`] itself sends; collectives use the others.
@@ -26,6 +29,31 @@ pub struct WorldOptions {
 impl Default for WorldOptions {
     fn default() -> WorldOptions {
         WorldOptions { watchdog: WATCHDOG, fault: None }
+    }
+}
+
+impl WorldOptions {
+    /// `--watchdog`, and the fault of [`Fault::VARIABLE`].
+    ///
+    /// # Errors
+    /// Exit code 2: a longer time than a clock can hold, or a fault that is none.
+    pub fn of(args: &Args) -> Result<WorldOptions, Failure> {
+        let watchdog = args.number("watchdog").map_or(Ok(WATCHDOG), |seconds| {
+            let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| *time <= WATCHDOG_MOST);
+            let most = WATCHDOG_MOST.as_secs();
+            time.ok_or_else(|| {
+                Failure::usage(format!("error: --watchdog is {most} seconds at most, not {seconds}"))
+            })
+        })?;
+        let fault = std::env::var(Fault::VARIABLE).ok().filter(|text| !text.is_empty());
+        let parse = |text: String| {
+            let what = format!(
+                "error: {} takes stall:RANK:COLLECTIVE or death:RANK:COLLECTIVE, not {text}",
+                Fault::VARIABLE
+            );
+            Fault::parse(&text).ok_or_else(|| Failure::usage(what))
+        };
+        Ok(WorldOptions { watchdog, fault: fault.map(parse).transpose()? })
     }
 }
 
@@ -71,12 +99,24 @@ impl Fault {
 pub struct World {
     engine: Arc<dyn Engine>,
     options: WorldOptions,
+    here: (usize, usize),
 }
 
 impl World {
-    /// One rank of an engine.
+    /// One rank of an engine, beside all others.
     pub fn new(engine: Arc<dyn Engine>, options: WorldOptions) -> World {
-        World { engine, options }
+        let here = (engine.rank(), engine.ranks());
+        World { engine, options, here }
+    }
+
+    /// The same rank, as the first number of so many that share its CPUs.
+    pub fn beside(self, here: (usize, usize)) -> World {
+        World { here, ..self }
+    }
+
+    /// Which of the ranks that share its CPUs this one is, and how many they are.
+    pub fn here(&self) -> (usize, usize) {
+        self.here
     }
 
     /// A run of one rank.
@@ -256,6 +296,19 @@ mod tests {
         })
         .unwrap_err();
         assert!(failure.message.contains("no disk"));
+    }
+
+    #[test]
+    fn watchdog_is_an_option() {
+        let options = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
+            WorldOptions::of(&Args::parse(&words)?)
+        };
+        assert_eq!(options(&["train"]).unwrap().watchdog, WATCHDOG);
+        assert_eq!(options(&["eval", "--watchdog", "0.5"]).unwrap().watchdog, Duration::from_millis(500));
+        for wrong in ["0", "-1", "1e9", "soon"] {
+            assert_eq!(options(&["train", "--watchdog", wrong]).unwrap_err().exit, Exit::Usage, "{wrong}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! does not end the others.
 
 mod library;
+mod site;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::c_int;
@@ -22,6 +23,7 @@ use super::discover::Launched;
 use super::{Engine, Ticket, Waited};
 use crate::failure::Failure;
 use library::{Handle, Library};
+pub use site::Site;
 
 /// Longest message MPI is given at once; its counts are 32 bits long.
 const PIECE: usize = 1 << 30;
@@ -129,22 +131,14 @@ impl Mpi {
         Ok(mpi)
     }
 
-    /// What tells which machine a process runs on, and its number there; for [`Mpi::know`].
-    pub fn whereabouts() -> (String, i32) {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-        let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-        let machine = format!("{} {}", read("/proc/sys/kernel/random/boot_id"), space.display());
-        (machine, std::process::id() as i32)
-    }
-
     /// Tells where all ranks run, by rank.
-    pub fn know(&self, ranks: &[(String, i32)]) {
-        let (machine, _) = Mpi::whereabouts();
-        let neighbour = |(rank, (m, process)): (usize, &(String, i32))| {
-            (rank != self.rank && *m == machine).then_some(*process)
+    pub fn know(&self, ranks: &[Site]) {
+        let Some(mine) = ranks.get(self.rank) else { return };
+        let neighbour = |site: &Site| {
+            (site.machine == mine.machine && site.process != mine.process).then_some(site.process)
         };
         // A second call changes nothing.
-        let _ = self.neighbours.set(ranks.iter().enumerate().map(neighbour).collect());
+        let _ = self.neighbours.set(ranks.iter().map(neighbour).collect());
     }
 
     /// Ranks on this machine whose process is no more.
