@@ -22,28 +22,31 @@ const STACK_BYTES: usize = 8 << 20;
 /// After one rank has failed, the others have this long to notice and end.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Runs `body` on all ranks of a program: on one here if a launcher started the others, else on all of them. Gives the result of
-/// this process's first rank.
+/// Runs `body` on all ranks of a program: on one here if a launcher started the others, else on `threads` ranks in this process.
+/// Gives the result of this process's first rank.
 ///
 /// Whatever carries the messages, all ranks are known to run the same program when `body` is called. If a rank of several
 /// processes fails, its message is printed and all of them end with its exit code.
 ///
 /// # Errors
-/// The failure that came first; the launcher started another number of ranks than the program was built for.
+/// The failure that came first; the ranks started are not those the program was built for.
 pub fn start<T: Send>(
     program: &Program,
+    threads: usize,
     options: WorldOptions,
     body: impl Fn(World) -> Result<T, Failure> + Sync,
 ) -> Result<T, Failure> {
     let ranks = Mesh::new(&program.info.mesh).ranks();
-    match discover(|name| std::env::var(name).ok()) {
+    match launched() {
+        Some(launched) if threads > 1 => Err(launched.only_first(Failure::usage(format!(
+            "error: {} started {} ranks, and --ranks asks each for {threads} more: leave it out",
+            launched.by, launched.ranks
+        )))),
         Some(launched) if launched.ranks != ranks => {
-            let failure = wrong_ranks(program, launched.ranks);
-            // Once is enough.
-            let message = if launched.rank == 0 { failure.message } else { String::new() };
-            Err(Failure { message, ..failure })
+            Err(launched.only_first(wrong_ranks(program, launched.ranks)))
         }
         Some(launched) => run_process(program, &launched, options, body),
+        None if threads != ranks => Err(wrong_ranks(program, threads)),
         None if ranks == 1 => body(World::alone()),
         None => {
             let mut results = run_threads(ranks, options, |world| {
@@ -53,6 +56,11 @@ pub fn start<T: Send>(
             Ok(results.swap_remove(0))
         }
     }
+}
+
+/// What a launcher left in the environment of this process.
+pub fn launched() -> Option<Launched> {
+    discover(|name| std::env::var(name).ok())
 }
 
 /// Runs `body` on this process's rank of several.

@@ -11,9 +11,8 @@ use crate::args::Args;
 use crate::console::Console;
 use crate::device::pool::{allowed_cpus, stay_on};
 use crate::failure::{Exit, Failure};
-use crate::launch::run_threads;
+use crate::launch::{launched, start};
 use crate::program::Program;
-use crate::rank::wrong_ranks;
 use crate::settings::Settings;
 use crate::signals::Interrupts;
 use crate::world::{World, WorldOptions};
@@ -61,7 +60,8 @@ fn share(threads: usize, which: usize, ranks: usize) -> (usize, usize) {
     (first, (each + usize::from(which < more)).max(1))
 }
 
-/// Runs `body` on the ranks that this command line starts: `--ranks` of them, on a thread each, or one.
+/// Runs `body` on the ranks that this command line starts, a thread each, `--ranks` of them, or on the one that a launcher
+/// made of this process.
 ///
 /// # Errors
 /// The program is for another number of ranks; any rank's failure.
@@ -73,30 +73,25 @@ pub fn on_ranks(
     started: Instant,
     body: Body,
 ) -> Result<Exit, Failure> {
-    let ranks = args.count("ranks").unwrap_or(1);
-    if ranks != program.ranks() {
-        return Err(wrong_ranks(program, ranks as usize));
-    }
-    let job = |world: World, here| Job { program, args, stop, started, world, here };
-    if ranks == 1 {
-        return body(&job(World::alone(), (0, 1)), console);
-    }
     // Errors of the command line come from one place, before anything is started.
-    Settings::new(program, args)?;
+    let options = Settings::new(program, args).and_then(|_| WorldOptions::of(args));
+    let options = options.map_err(|failure| match launched() {
+        Some(launched) => launched.only_first(failure),
+        None => failure,
+    })?;
     let console = Mutex::new(console);
-    let exits = run_threads(ranks as usize, WorldOptions::default(), |world| {
-        let job = Job {
-            stop: if world.is_first() { stop } else { &Interrupts::Never },
-            ..job(world.clone(), (world.rank(), world.ranks()))
-        };
+    start(program, args.count("ranks").unwrap_or(1) as usize, options, |world| {
+        // A process has one place where requests to stop arrive.
+        let hears = world.is_first() || world.engine().threads().is_none();
+        let stop = if hears { stop } else { &Interrupts::Never };
+        let job = Job { program, args, stop, started, here: world.here(), world: world.clone() };
         // Only the first rank takes the console: it keeps it to the end.
         let mut spoken = world.is_first().then(|| console.lock().unwrap_or_else(PoisonError::into_inner));
         match spoken.as_mut() {
             Some(console) => body(&job, console),
             None => body(&job, &mut Console::silent()),
         }
-    })?;
-    Ok(exits.first().copied().unwrap_or(Exit::Done))
+    })
 }
 
 #[cfg(test)]

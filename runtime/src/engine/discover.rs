@@ -11,6 +11,8 @@
 //! The shell of `sbatch` and `salloc` has `SLURM_PROCID` too, but is no step. `MLC_MPI` names another library file. A launcher
 //! that starts one process is none.
 
+use crate::failure::Failure;
+
 /// A launcher's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launched {
@@ -22,6 +24,14 @@ pub struct Launched {
     pub ranks: usize,
     /// Library files to try, in order.
     pub libraries: Vec<String>,
+}
+
+impl Launched {
+    /// A failure that all ranks meet, with its message on the first one only: once is enough.
+    pub fn only_first(&self, failure: Failure) -> Failure {
+        let message = if self.rank == 0 { failure.message } else { String::new() };
+        Failure { message, ..failure }
+    }
 }
 
 /// Variable with the file of the MPI library.

@@ -49,7 +49,7 @@ fn body_of_a_rank() {
         info.fingerprint = std::process::id().to_string();
     }
     let program = Program::new(info, vec![]).unwrap();
-    let result = start(&program, options, |world| {
+    let result = start(&program, 1, options, |world| {
         match task.as_str() {
             "kinds" => {
                 for seed in 0..3 {
