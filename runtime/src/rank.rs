@@ -312,10 +312,10 @@ unsafe extern "C" fn collective(
             return;
         }
         let result = if stage == COLLECTIVE_START {
-            own.collectives.start(collective as usize, buffers)
+            own.collectives.start(&launcher.pool, collective as usize, buffers)
         } else {
             let moment = Moment { step: own.step, op: program.info.ops.get(op as usize) };
-            own.collectives.done(collective as usize, buffers, moment)
+            own.collectives.done(&launcher.pool, collective as usize, buffers, moment)
         };
         own.failure = result.err();
         own.count(op, start);

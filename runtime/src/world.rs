@@ -158,31 +158,32 @@ impl World {
     /// # Errors
     /// Another rank does not come.
     pub fn all_gather(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>, Failure> {
-        let (me, ranks) = (self.rank(), self.ranks());
-        let length = (mine.len() as u64).to_le_bytes();
-        let peers = || (0..ranks).filter(move |&rank| rank != me);
-        let mut lengths = vec![length; ranks];
-        // SAFETY: the buffers live until all tickets are waited for, or the engine has been left.
-        unsafe {
-            let mut tickets = Vec::new();
-            for rank in peers() {
-                tickets.push((rank, self.engine.send(rank, CONTROL_TAG, length.as_ptr(), length.len())));
-                let slot = &mut lengths[rank];
-                tickets.push((rank, self.engine.receive(rank, CONTROL_TAG, slot.as_mut_ptr(), slot.len())));
-            }
-            self.wait_all(&tickets)?;
-            let mut all: Vec<Vec<u8>> =
-                lengths.iter().map(|&length| vec![0; u64::from_le_bytes(length) as usize]).collect();
-            all[me].copy_from_slice(mine);
-            let mut tickets = Vec::new();
-            for rank in peers() {
+        let lengths = self.all_gather_u64(mine.len() as u64)?;
+        self.swap(mine, lengths.into_iter().map(|length| vec![0; length as usize]).collect())
+    }
+
+    /// What every rank gives, by rank. All ranks call it.
+    fn all_gather_u64(&self, mine: u64) -> Result<Vec<u64>, Failure> {
+        let all = self.swap(&mine.to_le_bytes(), vec![vec![0; 8]; self.ranks()])?;
+        let number = |bytes: &Vec<u8>| <[u8; 8]>::try_from(bytes.as_slice()).map_or(0, u64::from_le_bytes);
+        Ok(all.iter().map(number).collect())
+    }
+
+    /// Fills `all`, whose lengths are those of what the ranks give.
+    fn swap(&self, mine: &[u8], mut all: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, Failure> {
+        let me = self.rank();
+        let mut tickets = Vec::new();
+        for (rank, theirs) in all.iter_mut().enumerate().filter(|(rank, _)| *rank != me) {
+            // SAFETY: both buffers live until all tickets are waited for, or the engine has been left.
+            unsafe {
                 tickets.push((rank, self.engine.send(rank, CONTROL_TAG, mine.as_ptr(), mine.len())));
-                let slot = &mut all[rank];
-                tickets.push((rank, self.engine.receive(rank, CONTROL_TAG, slot.as_mut_ptr(), slot.len())));
+                tickets
+                    .push((rank, self.engine.receive(rank, CONTROL_TAG, theirs.as_mut_ptr(), theirs.len())));
             }
-            self.wait_all(&tickets)?;
-            Ok(all)
         }
+        self.wait_all(&tickets)?;
+        all[me].copy_from_slice(mine);
+        Ok(all)
     }
 
     /// What rank `root` gives, on all ranks; the others' `mine` is not looked at. All ranks call it.
@@ -199,9 +200,7 @@ impl World {
     /// # Errors
     /// Another rank does not come.
     pub fn largest(&self, mine: u64) -> Result<u64, Failure> {
-        let all = self.all_gather(&mine.to_le_bytes())?;
-        let number = |bytes: &Vec<u8>| <[u8; 8]>::try_from(bytes.as_slice()).map_or(0, u64::from_le_bytes);
-        Ok(all.iter().map(number).max().unwrap_or(mine))
+        Ok(self.all_gather_u64(mine)?.into_iter().max().unwrap_or(mine))
     }
 
     /// Returns when all ranks have come here.
@@ -209,7 +208,7 @@ impl World {
     /// # Errors
     /// Another rank does not come.
     pub fn barrier(&self) -> Result<(), Failure> {
-        self.all_gather(&[]).map(drop)
+        self.all_gather_u64(0).map(drop)
     }
 
     /// One outcome for all: succeeds where all did. A rank that failed keeps its own error; the others name the first rank

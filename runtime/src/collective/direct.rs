@@ -3,6 +3,7 @@
 use super::element::{Source, copy, reduce};
 use super::plan::Plan;
 use crate::abi::CollectiveKind;
+use crate::device::pool::Pool;
 use crate::engine::threads::Reading;
 
 /// Fills this rank's receive buffers from what all members of the group published.
@@ -10,7 +11,7 @@ use crate::engine::threads::Reading;
 /// # Safety
 /// `buffers` and those of every member are as [`CollectiveFn`](crate::abi::CollectiveFn) says, for this plan; nobody writes
 /// what is read.
-pub unsafe fn exchange(plan: &Plan, reading: &Reading<'_>, buffers: &[*mut u8]) {
+pub unsafe fn exchange(pool: &Pool, plan: &Plan, reading: &Reading<'_>, buffers: &[*mut u8]) {
     for (i, part) in plan.parts.iter().enumerate() {
         let source = Source { dtype: part.dtype, wire: part.wire };
         let to = buffers[2 * i + 1];
@@ -20,11 +21,18 @@ pub unsafe fn exchange(plan: &Plan, reading: &Reading<'_>, buffers: &[*mut u8]) 
         unsafe {
             match plan.kind {
                 CollectiveKind::AllGather | CollectiveKind::AllToAll => members.for_each(|place| {
-                    copy(&part.direct, source, from(place), part.dtype, to.add(place * part.recv_block));
+                    copy(
+                        pool,
+                        &part.direct,
+                        source,
+                        from(place),
+                        part.dtype,
+                        to.add(place * part.recv_block),
+                    );
                 }),
                 CollectiveKind::ReduceScatter(reduction) | CollectiveKind::AllReduce(reduction) => {
                     let from: Vec<*const u8> = members.map(from).collect();
-                    reduce(&part.direct, reduction, source, &from, part.dtype, to);
+                    reduce(pool, &part.direct, reduction, source, &from, part.dtype, to);
                 }
             }
         }

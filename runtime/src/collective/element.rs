@@ -6,10 +6,13 @@
 
 use super::walk::{Run, Walk};
 use crate::abi::{DType, Reduction};
+use crate::device::pool::Pool;
 use crate::numeric::{bf16_to_f32, f32_to_bf16};
 
 /// Elements reduced at a time: the sums stay in the first-level cache.
 const CHUNK: usize = 512;
+/// Elements that are worth a thread of their own.
+const SHARE: usize = 16 << 10;
 
 /// Elements as they are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,12 +132,40 @@ impl Load for Rounded {
     }
 }
 
-/// Copies a box: `from` along the first strides of `walk`, to elements of type `dtype` along the second. Only f32 and bfloat16
-/// change into each other.
+/// Copies a box on all threads of a rank: `from` along the first strides of `walk`, to elements of type `dtype` along the second.
+/// Only f32 and bfloat16 change into each other.
 ///
 /// # Safety
 /// All elements of `walk` lie inside what the pointers point at, and the two do not overlap.
-pub unsafe fn copy(walk: &Walk, source: Source, from: *const u8, dtype: DType, to: *mut u8) {
+pub unsafe fn copy(pool: &Pool, walk: &Walk, source: Source, from: *const u8, dtype: DType, to: *mut u8) {
+    // Raw pointers may not cross threads by themselves; as addresses they may.
+    let (from, to) = (from as usize, to as usize);
+    in_pieces(pool, walk, &|walk, at| {
+        let from = (from + at[0] * source.dtype.bytes() as usize) as *const u8;
+        let to = (to + at[1] * dtype.bytes() as usize) as *mut u8;
+        // SAFETY: the caller's promise is passed on, for a piece.
+        unsafe { copy_piece(walk, source, from, dtype, to) };
+    });
+}
+
+/// Calls `work` with pieces of a walk, and where they begin, on as many threads as it is worth.
+fn in_pieces(pool: &Pool, walk: &Walk, work: &(dyn Fn(&Walk, [usize; 2]) + Sync)) {
+    // Two for each thread, so that one that is held up delays the others less.
+    match (walk.elements() / SHARE).min(2 * pool.threads()) {
+        0 | 1 => work(walk, [0, 0]),
+        _ if pool.threads() == 1 => work(walk, [0, 0]),
+        pieces => pool.run(pieces as i64, &|begin, end, _| {
+            for k in begin..end {
+                let (piece, at) = walk.piece(k as usize, pieces);
+                work(&piece, at);
+            }
+        }),
+    }
+}
+
+/// # Safety
+/// As for [`copy`].
+unsafe fn copy_piece(walk: &Walk, source: Source, from: *const u8, dtype: DType, to: *mut u8) {
     // SAFETY: the caller's promise is passed on.
     unsafe {
         match (source.dtype, dtype) {
@@ -191,12 +222,34 @@ unsafe fn convert<L: Load, S: Store<L::Value>>(walk: &Walk, from: *const u8, to:
     });
 }
 
-/// Reduces boxes: each of `from` along the first strides of `walk`, in this order, to elements of type `dtype` along the
-/// second. There is at least one.
+/// Reduces boxes on all threads of a rank: each of `from` along the first strides of `walk`, in this order, to elements of type
+/// `dtype` along the second. There is at least one.
 ///
 /// # Safety
 /// As for [`copy`], of each of `from`.
 pub unsafe fn reduce(
+    pool: &Pool,
+    walk: &Walk,
+    reduction: Reduction,
+    source: Source,
+    from: &[*const u8],
+    dtype: DType,
+    to: *mut u8,
+) {
+    let to = to as usize;
+    let from: Vec<usize> = from.iter().map(|from| *from as usize).collect();
+    in_pieces(pool, walk, &|walk, at| {
+        let move_to = |from: &usize| (from + at[0] * source.dtype.bytes() as usize) as *const u8;
+        let from: Vec<*const u8> = from.iter().map(move_to).collect();
+        let to = (to + at[1] * dtype.bytes() as usize) as *mut u8;
+        // SAFETY: the caller's promise is passed on, for a piece.
+        unsafe { reduce_piece(walk, reduction, source, &from, dtype, to) };
+    });
+}
+
+/// # Safety
+/// As for [`reduce`].
+unsafe fn reduce_piece(
     walk: &Walk,
     reduction: Reduction,
     source: Source,
@@ -291,7 +344,16 @@ mod tests {
         let pointers: Vec<*const u8> = from.iter().map(|s| s.as_ptr().cast()).collect();
         // SAFETY: all slices hold n elements of the type.
         unsafe {
-            reduce(&walk, reduction, Source { dtype, wire }, &pointers, dtype, out.as_mut_ptr().cast());
+            let pool = Pool::new(1, false).unwrap();
+            reduce(
+                &pool,
+                &walk,
+                reduction,
+                Source { dtype, wire },
+                &pointers,
+                dtype,
+                out.as_mut_ptr().cast(),
+            );
         }
         out
     }

@@ -19,6 +19,7 @@ use super::element::{Source, copy, reduce};
 use super::plan::{Part, Plan};
 use super::walk::Walk;
 use crate::abi::{ALL_REDUCE_AT_ONCE, CollectiveKind, Reduction};
+use crate::device::pool::Pool;
 use crate::engine::{Engine, Ticket};
 use crate::failure::Failure;
 
@@ -29,6 +30,8 @@ pub type Tickets = Vec<(usize, Ticket)>;
 pub struct Exchange<'a> {
     /// What is done.
     pub plan: &'a Plan,
+    /// What packs, reduces and unpacks it.
+    pub pool: &'a Pool,
     /// What carries it.
     pub engine: &'a dyn Engine,
     /// Sets its messages apart from those of other collectives under way.
@@ -165,7 +168,7 @@ impl Exchange<'_> {
             for (i, part) in self.plan.parts.iter().enumerate() {
                 let from = self.buffers[2 * i].add(place * part.send_block);
                 let source = Source { dtype: part.dtype, wire: part.wire };
-                copy(&part.pack, source, from, part.wire, out.add(part.offset));
+                copy(self.pool, &part.pack, source, from, part.wire, out.add(part.offset));
             }
             out
         }
@@ -225,7 +228,7 @@ impl Exchange<'_> {
                     let from = message.add(part.offset);
                     if from != to.cast_const() {
                         let source = Source { dtype: part.wire, wire: part.wire };
-                        copy(&part.unpack, source, from, part.dtype, to);
+                        copy(self.pool, &part.unpack, source, from, part.dtype, to);
                     }
                 }
             }
@@ -241,7 +244,15 @@ impl Exchange<'_> {
                     .map(|message| message.add(part.offset))
                     .collect();
                 let source = Source { dtype: part.wire, wire: part.wire };
-                reduce(&part.unpack, reduction, source, &from, part.dtype, self.buffers[2 * i + 1]);
+                reduce(
+                    self.pool,
+                    &part.unpack,
+                    reduction,
+                    source,
+                    &from,
+                    part.dtype,
+                    self.buffers[2 * i + 1],
+                );
             }
         }
     }
@@ -281,7 +292,7 @@ impl Exchange<'_> {
                     .collect();
                 let to = self.results(i).add(begin * part.dtype.bytes() as usize);
                 let source = Source { dtype: part.wire, wire: part.wire };
-                reduce(&line(end - begin), reduction, source, &from, part.dtype, to);
+                reduce(self.pool, &line(end - begin), reduction, source, &from, part.dtype, to);
             }
         }
     }
@@ -314,7 +325,7 @@ impl Exchange<'_> {
                 let (from, to) = (self.results(i), self.buffers[2 * i + 1]);
                 if from != to {
                     let source = Source { dtype: part.dtype, wire: part.dtype };
-                    copy(&part.unpack, source, from, part.dtype, to);
+                    copy(self.pool, &part.unpack, source, from, part.dtype, to);
                 }
             }
         }

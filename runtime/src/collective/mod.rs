@@ -20,6 +20,7 @@ pub mod walk;
 use std::time::{Duration, Instant};
 
 use crate::abi::{OpInfo, ProgramInfo};
+use crate::device::pool::Pool;
 use crate::engine::{TAGS, Waited};
 use crate::failure::{Exit, Failure};
 use crate::mesh::Mesh;
@@ -66,14 +67,19 @@ impl Collectives {
         &self.world
     }
 
-    /// Starts a collective: packs and sends, and returns.
+    /// Starts a collective: packs on the threads of `pool` and sends, and returns.
     ///
     /// # Errors
     /// Only an acted fault.
     ///
     /// # Safety
     /// As [`CollectiveFn`](crate::abi::CollectiveFn) says.
-    pub unsafe fn start(&mut self, collective: usize, buffers: *const *mut u8) -> Result<(), Failure> {
+    pub unsafe fn start(
+        &mut self,
+        pool: &Pool,
+        collective: usize,
+        buffers: *const *mut u8,
+    ) -> Result<(), Failure> {
         let number = self.next;
         self.next += 1;
         self.act_fault(number)?;
@@ -84,7 +90,7 @@ impl Collectives {
         match self.world.engine().threads() {
             Some(threads) => threads.enter(number, &buffers, &plan.group),
             // SAFETY: by this function's contract.
-            None => tickets = unsafe { self.exchange(plan, number, &buffers).start() },
+            None => tickets = unsafe { self.exchange(pool, plan, number, &buffers).start() },
         }
         self.open.push(Open { collective, number, buffers, tickets });
         Ok(())
@@ -99,6 +105,7 @@ impl Collectives {
     /// As [`CollectiveFn`](crate::abi::CollectiveFn) says.
     pub unsafe fn done(
         &mut self,
+        pool: &Pool,
         collective: usize,
         buffers: *const *mut u8,
         moment: Moment<'_>,
@@ -125,20 +132,26 @@ impl Collectives {
             match self.world.engine().threads() {
                 Some(threads) => {
                     let reading = threads.read(open.number, &plan.group, limit).map_err(late)?;
-                    direct::exchange(plan, &reading, buffers);
+                    direct::exchange(pool, plan, &reading, buffers);
                     drop(reading);
                     threads.finish(open.number, limit).map_err(late)
                 }
                 None => self
-                    .exchange(plan, open.number, buffers)
+                    .exchange(pool, plan, open.number, buffers)
                     .finish(&open.tickets, &mut |tickets| self.wait(tickets, clock, limit).map_err(late)),
             }
         }
     }
 
-    fn exchange<'a>(&'a self, plan: &'a Plan, number: u64, buffers: &'a [*mut u8]) -> Exchange<'a> {
+    fn exchange<'a>(
+        &'a self,
+        pool: &'a Pool,
+        plan: &'a Plan,
+        number: u64,
+        buffers: &'a [*mut u8],
+    ) -> Exchange<'a> {
         let tag = CONTROL_TAG + 1 + (number % u64::from(TAGS - CONTROL_TAG - 1)) as u32;
-        Exchange { plan, engine: self.world.engine(), tag, buffers }
+        Exchange { plan, pool, engine: self.world.engine(), tag, buffers }
     }
 
     /// Waits for all messages, until `limit` after `clock`; the error names all ranks that are missing.

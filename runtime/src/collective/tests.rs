@@ -350,6 +350,7 @@ impl Trial {
     /// Runs all cases at once on one rank, finished in another order than started, and compares its buffers with the reference.
     fn run(&self, world: World) -> Result<(), Failure> {
         let (me, engine) = (world.rank(), world.engine().name().to_owned());
+        let pool = Pool::new(1 + me % 2, false)?;
         let mut collectives = Collectives::new(&self.info, world);
         let mut out: Vec<Vec<Vec<u8>>> = (0..self.cases.len())
             .map(|c| (0..self.cases[c].sizes.len()).map(|i| self.blank(c, i)).collect())
@@ -368,10 +369,10 @@ impl Trial {
         // SAFETY: all buffers have the sizes of their case and outlive the calls.
         unsafe {
             for (c, list) in buffers.iter().enumerate() {
-                collectives.start(c, list.as_ptr())?;
+                collectives.start(&pool, c, list.as_ptr())?;
             }
             for (c, list) in buffers.iter().enumerate().rev() {
-                collectives.done(c, list.as_ptr(), Moment { step: 0, op: None })?;
+                collectives.done(&pool, c, list.as_ptr(), Moment { step: 0, op: None })?;
             }
         }
         for (c, received) in out.into_iter().enumerate() {
@@ -462,6 +463,7 @@ fn gather_program(ranks: u64) -> ProgramInfo {
 /// Gathers in each of so many steps.
 fn gather_steps(info: &ProgramInfo, world: World, steps: u64) -> Result<(), Failure> {
     let (me, ranks) = (world.rank(), world.ranks());
+    let pool = Pool::new(1, false)?;
     let mut collectives = Collectives::new(info, world);
     let (mut from, mut to, mut staging) = ([0f32; 4], vec![0f32; 4 * ranks], vec![0f32; 4 * ranks + 4]);
     let buffers: [*mut u8; 3] =
@@ -470,8 +472,8 @@ fn gather_steps(info: &ProgramInfo, world: World, steps: u64) -> Result<(), Fail
         from.fill((me as u64 * 1000 + step) as f32);
         // SAFETY: the buffers have the sizes of the collective.
         unsafe {
-            collectives.start(0, buffers.as_ptr())?;
-            collectives.done(0, buffers.as_ptr(), Moment { step, op: info.ops.first() })?;
+            collectives.start(&pool, 0, buffers.as_ptr())?;
+            collectives.done(&pool, 0, buffers.as_ptr(), Moment { step, op: info.ops.first() })?;
         }
         for (rank, received) in to.chunks(4).enumerate() {
             assert_eq!(received, [(rank as u64 * 1000 + step) as f32; 4]);

@@ -54,6 +54,25 @@ impl Walk {
         self.outer.is_empty() && self.steps == [1, 1]
     }
 
+    /// Number of elements of a box.
+    pub fn elements(&self) -> usize {
+        self.outer.iter().map(|(size, _)| size).product::<usize>() * self.len
+    }
+
+    /// The `k`-th of `n` pieces that have about the same number of elements, every element being in one; and where it begins in
+    /// both boxes. The widest loop is cut.
+    pub fn piece(&self, k: usize, n: usize) -> (Walk, [usize; 2]) {
+        let mut piece = self.clone();
+        let widest = piece.outer.iter_mut().max_by_key(|(size, _)| *size);
+        let (size, strides) = match widest {
+            Some((size, strides)) if *size >= self.len => (size, *strides),
+            Some(_) | None => (&mut piece.len, self.steps),
+        };
+        let (begin, end) = (*size * k / n, *size * (k + 1) / n);
+        *size = end - begin;
+        (piece, strides.map(|stride| stride * begin))
+    }
+
     /// Visits all runs in row-major order.
     pub fn each(&self, mut visit: impl FnMut(Run)) {
         if self.len == 0 || self.outer.iter().any(|(size, _)| *size == 0) {
@@ -116,6 +135,27 @@ mod tests {
         let rows = Walk::new(&dims, &[60, 6, 1], &whole);
         assert_eq!((rows.outer.len(), rows.len), (1, 30));
         assert!(!rows.is_contiguous());
+    }
+
+    #[test]
+    fn walk_pieces_have_every_element_once() {
+        for (dims, a) in
+            [([7, 3], [3, 1]), ([2, 50], [60, 1]), ([2, 50], [1, 2]), ([1, 1], [1, 1]), ([0, 4], [4, 1])]
+        {
+            let walk = Walk::new(&dims, &a, &packed(&dims));
+            for n in [1, 2, 3, 9] {
+                let mut all = Vec::new();
+                for k in 0..n {
+                    let (piece, [x, y]) = walk.piece(k, n);
+                    all.extend(pairs(&piece).into_iter().map(|[i, j]| [i + x, j + y]));
+                }
+                all.sort_unstable();
+                let mut whole = pairs(&walk);
+                whole.sort_unstable();
+                assert_eq!(all, whole, "{dims:?} in {n}");
+                assert_eq!(all.len(), walk.elements());
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod fixture;
 mod harness;
 mod parts;
 mod process;
+mod processes;
 mod program;
 mod ranks;
 mod sharded;
