@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use mlc::graph::verify::{Stage, verify};
-use mlc::graph::{Graph, Type, parse, print};
+use mlc::graph::{Graph, Output, Type, parse, print};
 use mlc::interpret::{Environment, Mode, Outputs, Tensor, Values, run};
 use mlc::passes::{Pass, passes};
 use mlc_tests::random_graph::{Random, coverage, reachable_ops, sample};
@@ -32,6 +32,7 @@ fn escapes(bounds: &Outputs, values: &Outputs) -> Option<String> {
             assert_eq!(exact.values, tried.values);
             continue;
         };
+        let tried_values = places(&tried.ty, &exact.ty).into_iter().map(|at| tried_values[at]);
         for (i, (x, y)) in exact_values.iter().zip(tried_values).enumerate() {
             let allowed = exact.errors[i];
             if (x - y).abs() > allowed || y.is_nan() != x.is_nan() {
@@ -152,15 +153,20 @@ fn every_pass_alone_keeps_the_meaning() {
     assert!(idle.is_empty(), "nothing to do for {idle:?}");
 }
 
+/// The order of a value's axes carries no meaning, so a pass may change it.
 fn same_bits(expected: &[Outputs], got: &[Outputs]) -> bool {
-    let bits = |outputs: &Outputs| -> Vec<_> {
-        let values = |tensor: &Tensor| match &tensor.values {
-            Values::Float(values) => values.iter().map(|x| x.to_bits() as i64).collect(),
-            Values::Int(values) => values.clone(),
-        };
-        outputs.0.iter().map(|(output, tensor)| (output.clone(), values(tensor))).collect()
+    let bits = |tensor: &Tensor, ty: &Type| -> Vec<i64> {
+        let places = places(&tensor.ty, ty).into_iter();
+        match &tensor.values {
+            Values::Float(values) => places.map(|at| values[at].to_bits() as i64).collect(),
+            Values::Int(values) => places.map(|at| values[at]).collect(),
+        }
     };
-    expected.iter().map(bits).eq(got.iter().map(bits))
+    let same = |(output, want): &(Output, Tensor), (name, tensor): &(Output, Tensor)| {
+        output == name && want.ty.same_as(&tensor.ty) && bits(want, &want.ty) == bits(tensor, &want.ty)
+    };
+    let pairs = expected.iter().zip(got);
+    pairs.into_iter().all(|(e, g)| e.0.len() == g.0.len() && e.0.iter().zip(&g.0).all(|(e, g)| same(e, g)))
 }
 
 /// The parameters moved by `h` times the direction.
@@ -174,24 +180,29 @@ fn moved(environment: &Environment, direction: &BTreeMap<String, Vec<f64>>, h: f
     there
 }
 
-/// The elements of a tensor in the order of the axes of `ty`, which has the same ones.
-fn in_order(tensor: &Tensor, ty: &Type) -> Vec<f64> {
-    let axes = &tensor.ty.axes;
+/// Where the elements of a tensor of type `of` lie, in the order of the axes of `ty`, which has the same ones.
+fn places(of: &Type, ty: &Type) -> Vec<usize> {
+    let axes = &of.axes;
     let stride = |name: &str| -> u64 {
-        let at = tensor.ty.position(name).expect("both have the same axes");
+        let at = of.position(name).expect("both have the same axes");
         axes[at + 1..].iter().map(|a| a.size).product()
     };
     let strides: Vec<u64> = ty.axes.iter().map(|a| stride(&a.name)).collect();
-    let values = tensor.as_floats();
     let at = |mut flat: u64| {
         let mut offset = 0;
         for (axis, stride) in ty.axes.iter().zip(&strides).rev() {
             offset += flat % axis.size * stride;
             flat /= axis.size;
         }
-        values[offset as usize]
+        offset as usize
     };
     (0..ty.numel()).map(at).collect()
+}
+
+/// The elements of a tensor in the order of the axes of `ty`, which has the same ones.
+fn in_order(tensor: &Tensor, ty: &Type) -> Vec<f64> {
+    let values = tensor.as_floats();
+    places(&tensor.ty, ty).into_iter().map(|at| values[at]).collect()
 }
 
 /// Along a random direction, the gradient's product with it is the loss's slope. The slope is measured in f64 by central
