@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(
             text,
             "no template is called `bogus`; there is tiny, llama70b, llama, llama_tied, gpt, fuji, fuji_untied, latent, \
-             std/attention, std/feed_forward, std/head, std/norm, std/position, std/relative_bias"
+             std/attention, std/feed_forward, std/head, std/moe, std/norm, std/position, std/relative_bias"
         );
     }
 

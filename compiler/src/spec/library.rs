@@ -22,6 +22,11 @@ pub const FILES: &[(&str, &str, &str)] = &[
         "embedding with a scale, soft cap of scores",
         include_str!("../../../specs/std/head.spec"),
     ),
+    (
+        "std/moe.spec",
+        "mixtures of experts: with capacity, dropless, with a shared part",
+        include_str!("../../../specs/std/moe.spec"),
+    ),
     ("std/norm.spec", "RMSNorm and LayerNorm", include_str!("../../../specs/std/norm.spec")),
     (
         "std/position.spec",

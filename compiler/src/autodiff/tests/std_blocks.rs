@@ -6,10 +6,13 @@ use super::gradient::environment;
 use crate::graph::Graph;
 use crate::graph::from_spec::{Entry, from_spec};
 use crate::interpret::{Environment, Mode, run};
+use crate::spec::library::FILES;
 use crate::spec::{MemoryLoader, SourceMap, check, diagnostic};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 /// Sizes every test model declares.
-const SIZES: [(&str, usize); 15] = [
+const SIZES: [(&str, usize); 19] = [
     ("batch", 2),
     ("seq", 3),
     ("d", 4),
@@ -25,6 +28,10 @@ const SIZES: [(&str, usize); 15] = [
     ("rest", 2),
     ("hv", 3),
     ("vocab", 7),
+    ("expert", 4),
+    ("wide", 3),
+    ("buckets", 4),
+    ("pos", 3),
 ];
 
 fn size(name: &str) -> usize {
@@ -33,8 +40,7 @@ fn size(name: &str) -> usize {
 
 /// `Σ y·w` of a block's result y over `axes`, with an input w of the same axes; x, if used, is a parameter.
 fn model(call: &str, axes: &str) -> Graph {
-    let files =
-        ["attention", "feed_forward", "head", "norm", "position"].map(|f| format!("use \"std/{f}.spec\"\n"));
+    let files: Vec<String> = FILES.iter().map(|(path, ..)| format!("use \"{path}\"\n")).collect();
     let words: Vec<&str> =
         call.split(|c: char| !(c.is_alphanumeric() || c == '_')).chain(axes.split(", ")).collect();
     let sizes = SIZES.iter().filter(|(name, _)| words.contains(name));
@@ -83,26 +89,62 @@ impl Values {
     }
 }
 
-/// Compares the block's `Σ y·w` with that of `formula(values, batch, seq)`, which gives the row of y at a position, and checks
-/// the gradient by every parameter.
+thread_local! {
+    /// Blocks that were compared on this thread.
+    static COMPARED: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// As [`check_whole`], of a block whose result has a row at each position: `formula(values, batch, seq)` gives it.
+fn check_block(call: &str, axes: &str, formula: impl Fn(&Values, usize, usize) -> Vec<f64>) {
+    check_whole(call, axes, |v| (every_row(v, &formula), 0.0));
+}
+
+/// The rows at all positions, one behind the other.
+fn every_row(v: &Values, formula: impl Fn(&Values, usize, usize) -> Vec<f64>) -> Vec<f64> {
+    let positions = (0..size("batch")).flat_map(|b| (0..size("seq")).map(move |s| (b, s)));
+    positions.flat_map(|(b, s)| formula(v, b, s)).collect()
+}
+
+/// Compares the block's `Σ y·w`, and the sum of its auxiliary losses times the number of elements of y, with those of
+/// `formula(values)`, which gives y and the auxiliary losses, and checks the gradient by every parameter.
 ///
 /// Both sides compute in f64 over a few hundred terms below ten, so they differ by less than 1e-12.
-fn check_block(call: &str, axes: &str, formula: impl Fn(&Values, usize, usize) -> Vec<f64>) {
+fn check_whole(call: &str, axes: &str, formula: impl Fn(&Values) -> (Vec<f64>, f64)) {
     let graph = model(call, axes);
     let environment = environment(&graph, 3);
     let found = run(&graph, &environment, Mode::F64).unwrap().report("loss_sum").unwrap().item();
     let values = Values(environment);
     let w = values.of("w");
-    let mut expected = 0.0;
-    for b in 0..size("batch") {
-        for s in 0..size("seq") {
-            let row = formula(&values, b, s);
-            let first = (b * size("seq") + s) * row.len();
-            expected += row.iter().zip(&w.values[first..]).map(|(y, w)| y * w).sum::<f64>();
-        }
-    }
+    let (y, aux) = formula(&values);
+    assert_eq!(y.len(), w.values.len(), "{call}");
+    let expected = y.iter().zip(w.values).map(|(y, w)| y * w).sum::<f64>() + y.len() as f64 * aux;
     assert!((found - expected).abs() < 1e-12, "{call}: {found}, by its formula {expected}");
     check_graph(graph);
+    let words = call.split(|c: char| !c.is_alphanumeric());
+    let blocks = words.filter(|word| word.starts_with(|c: char| c.is_uppercase()));
+    COMPARED.with_borrow_mut(|compared| compared.extend(blocks.map(str::to_string)));
+}
+
+/// Every test of this file. A block of `specs/std/` that none of them compares fails this one.
+#[test]
+fn std_blocks_are_all_compared() {
+    let tests: [fn(); 10] = [
+        std_norms_are_their_formulas,
+        std_feed_forwards_are_their_formulas,
+        std_multi_head_attention_is_its_formula,
+        std_grouped_query_attention_is_its_formula,
+        std_normed_query_attention_is_its_formula,
+        std_latent_attention_is_its_formula,
+        std_positions_are_their_formulas,
+        std_heads_are_their_formulas,
+        std_relative_biases_are_their_formulas,
+        std_mixtures_of_experts_are_their_formulas,
+    ];
+    tests.iter().for_each(|test| test());
+    let lines = FILES.iter().flat_map(|(.., text)| text.lines());
+    let names = lines.filter_map(|line| line.strip_prefix("block ")?.split(['[', '(']).next());
+    let blocks: BTreeSet<String> = names.map(str::to_string).collect();
+    assert_eq!(COMPARED.take(), blocks);
 }
 
 const X: &str = "batch, seq, d";
@@ -366,5 +408,137 @@ fn std_heads_are_their_formulas() {
     });
     check_block("SoftCap@c(x, 0.5)", X, |v, b, s| {
         row(v, b, s).iter().map(|x| 0.5 * (x / 0.5).tanh()).collect()
+    });
+}
+
+#[test]
+fn std_relative_biases_are_their_formulas() {
+    const SCORES: &str = "heads, seq, pos";
+    let distances = || {
+        let pairs = (0..size("seq")).flat_map(|s| (0..size("pos")).map(move |p| s.saturating_sub(p)));
+        pairs.collect::<Vec<usize>>()
+    };
+    // Two buckets of one distance each, then two up to distance 5: the first begins at 2.
+    check_whole("Buckets[buckets, heads, seq, pos]@r(far = 5, std = 1)", SCORES, |v| {
+        let table = v.of("r.table");
+        let of = |h: usize| distances().into_iter().map(move |back| (h, back));
+        ((0..size("heads")).flat_map(of).map(|(h, back)| table.at([back, h])).collect(), 0.0)
+    });
+    // Nothing is learned in it, so the gradient is that of what it is multiplied with.
+    check_whole("x * Linear[heads, seq, pos]@r()", SCORES, |v| {
+        let slope = |h: usize| 2f64.powf(-8.0 * (h + 1) as f64 / size("heads") as f64);
+        let of = |h: usize| distances().into_iter().map(move |back| -slope(h) * back as f64);
+        ((0..size("heads")).flat_map(of).zip(v.of("x").values).map(|(bias, x)| bias * x).collect(), 0.0)
+    });
+}
+
+/// What the router of a mixture says of a position.
+struct Choice {
+    /// Softmax of the scores.
+    gates: Vec<f64>,
+    /// log Σ exp of the scores.
+    normaliser: f64,
+    /// The largest gates, the largest first.
+    experts: Vec<usize>,
+}
+
+fn choose(v: &Values, b: usize, s: usize, top: usize) -> Choice {
+    let scores = times(&row(v, b, s), &v.of("e.router"));
+    let total: f64 = scores.iter().map(|s| s.exp()).sum();
+    let gates: Vec<f64> = scores.iter().map(|s| s.exp() / total).collect();
+    let mut experts: Vec<usize> = (0..gates.len()).collect();
+    experts.sort_by(|a, b| gates[*b].total_cmp(&gates[*a]));
+    experts.truncate(top);
+    Choice { gates, normaliser: total.ln(), experts }
+}
+
+/// n · Σ f·P over these choices: f an expert's share of what `counted` first ones chose, P its mean gate.
+fn imbalance(choices: &[Choice], counted: usize) -> f64 {
+    let n = size("expert");
+    let tokens = choices.len() as f64;
+    let of = |e: usize| {
+        let chosen = choices.iter().flat_map(|c| &c.experts[..counted]).filter(|x| **x == e).count() as f64;
+        let mean = choices.iter().map(|c| c.gates[e]).sum::<f64>() / tokens;
+        chosen / (tokens * counted as f64) * mean
+    };
+    n as f64 * (0..n).map(of).sum::<f64>()
+}
+
+/// The matrix of one expert.
+fn of_expert<'v>(w: &Read<'v>, e: usize) -> Read<'v> {
+    let each = w.values.len() / size("expert");
+    Read { values: &w.values[e * each..][..each], sizes: w.sizes[1..].to_vec() }
+}
+
+/// One expert, with a gate or without.
+fn expert(v: &Values, x: &[f64], e: usize) -> Vec<f64> {
+    let part = |name: &str| of_expert(&v.of(name), e);
+    let up = times(x, &part("e.up"));
+    let gated = v.0.tensors.keys().any(|name| name.as_str() == "e.gate");
+    let hidden: Vec<f64> = if gated {
+        times(x, &part("e.gate")).iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
+    } else {
+        up.into_iter().map(gelu_tanh).collect()
+    };
+    times(&hidden, &part("e.down"))
+}
+
+/// Σ over a position's choices that found room of weight times expert.
+fn mixed(
+    v: &Values,
+    b: usize,
+    s: usize,
+    choice: &Choice,
+    normalise: bool,
+    room: impl Fn(usize) -> bool,
+) -> Vec<f64> {
+    let total: f64 = choice.experts.iter().map(|e| choice.gates[*e]).sum();
+    let mut y = vec![0.0; size("d")];
+    for e in choice.experts.iter().filter(|e| room(**e)) {
+        let weight = choice.gates[*e] / if normalise { total } else { 1.0 };
+        y = plus(y, &expert(v, &row(v, b, s), *e).iter().map(|h| weight * h).collect::<Vec<_>>());
+    }
+    y
+}
+
+#[test]
+fn std_mixtures_of_experts_are_their_formulas() {
+    let sequence = |v: &Values, b: usize, top: usize| -> Vec<Choice> {
+        (0..size("seq")).map(|s| choose(v, b, s, top)).collect()
+    };
+    let mean = |each: Vec<f64>| each.iter().sum::<f64>() / each.len() as f64;
+    // One slot for each expert: ⌈2 · 3 · 0.5 / 4⌉. In both, first choices come before second ones.
+    for (capacity, slots) in [(0.5, 1), (1.25, 2)] {
+        let call = format!("Capacity[batch, seq, d, ff, expert]@e(x, 2, {capacity}, 0.3, 0.2, 1, 1)");
+        check_whole(&call, X, |v| {
+            let y = every_row(v, |v, b, s| {
+                let choices = sequence(v, b, 2);
+                let queue = |e: usize| {
+                    let rank = |n: usize| choices.iter().map(move |c| c.experts[n] == e).collect::<Vec<_>>();
+                    let mine = choices[s].experts.iter().position(|x| *x == e).expect("a choice");
+                    let before = rank(mine)[..s].iter().filter(|is| **is).count();
+                    before + if mine == 1 { rank(0).iter().filter(|is| **is).count() } else { 0 }
+                };
+                mixed(v, b, s, &choices[s], true, |e| queue(e) < slots)
+            });
+            let balance = (0..size("batch")).map(|b| imbalance(&sequence(v, b, 2), 1)).collect();
+            let squares = every_row(v, |v, b, s| vec![choose(v, b, s, 2).normaliser.powi(2)]);
+            (y, 0.3 * mean(balance) + 0.2 * mean(squares))
+        });
+    }
+    check_whole("Dropless[batch, seq, d, ff, expert]@e(x, 2, 0.3, 1, 1)", X, |v| {
+        let y = every_row(v, |v, b, s| mixed(v, b, s, &choose(v, b, s, 2), true, |_| true));
+        let all: Vec<Choice> = (0..size("batch")).flat_map(|b| sequence(v, b, 2)).collect();
+        (y, 0.3 * imbalance(&all, 2))
+    });
+    check_whole("Shared[batch, seq, d, ff, wide, expert]@e(x, 3, 0.3, 1, 1)", X, |v| {
+        let y = every_row(v, |v, b, s| {
+            let x = row(v, b, s);
+            let (gate, up) = (times(&x, &v.of("e.shared_gate")), times(&x, &v.of("e.shared_up")));
+            let h: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            plus(mixed(v, b, s, &choose(v, b, s, 3), false, |_| true), &times(&h, &v.of("e.shared_down")))
+        });
+        let balance = (0..size("batch")).map(|b| imbalance(&sequence(v, b, 3), 3)).collect();
+        (y, 0.3 * mean(balance))
     });
 }
