@@ -1,12 +1,36 @@
 //! Every composite: its derivative by name, or through its meaning.
 
 use super::{check, check_graph, param, param_in};
+use crate::autodiff::differentiate::differentiate;
 use crate::graph::composites::AttentionParts;
 use crate::graph::grouped::Packing;
 use crate::graph::{
     Axis, BinaryOp, Bound, Builder, CompareOp, DType, LossHead, Name, Op, Output, Pairs, ReduceOp, RegionId,
     Type, UnaryOp, ValueId,
 };
+
+/// Every test of this file, for [`super::coverage`].
+pub(super) const TESTS: &[fn()] = &[
+    softmax_has_its_derivative,
+    softmax_of_a_masked_row_is_zero_with_zero_gradient,
+    norms_have_their_derivatives,
+    norm_whose_rstd_is_used_goes_through_its_meaning,
+    rope_goes_through_its_meaning,
+    grouped_dot_has_its_derivative_in_grouped_products,
+    grouped_outer_goes_through_its_meaning,
+    cross_entropy_has_its_derivative,
+    activations_have_their_derivatives,
+    causal_attention_with_groups_has_its_derivative,
+    soft_capped_windowed_attention_with_documents_has_its_derivative,
+    attention_gives_a_learned_bias_its_gradient,
+    attention_gives_only_the_learned_extras_gradients,
+    attention_whose_lse_is_used_goes_through_its_meaning,
+    attention_grad_goes_through_its_meaning,
+    loss_head_becomes_a_loop_over_chunks_with_the_same_gradient,
+    evaluated_entry_has_a_chunked_loss_and_tables_outside_its_loops,
+    loss_head_inside_a_loop_is_scaled_per_iteration,
+    composites_refuse_operands_that_do_not_fit,
+];
 
 #[test]
 fn softmax_has_its_derivative() {
@@ -261,6 +285,33 @@ fn attention_whose_lse_is_used_goes_through_its_meaning() {
         let (o, lse) = b.attention(q, k, v, &[], parts(region, Bound::Causal)).unwrap();
         b.mul(o, lse)
     });
+}
+
+/// Squares of an attention's gradients as a loss: its gradient goes through the backward kernel's meaning.
+#[test]
+fn attention_grad_goes_through_its_meaning() {
+    let mut b = Builder::new("twice");
+    let [q, k, v] = qkv(&mut b);
+    let region = score(&mut b, &[], |b, args| causal(b, args, args[0]));
+    let (o, _) = b.attention(q, k, v, &[], parts(region, Bound::Causal)).unwrap();
+    let all = |b: &mut Builder, x: ValueId| {
+        let square = b.mul(x, x);
+        let axes = b.ty(square).names();
+        b.reduce(ReduceOp::Sum, square, &axes)
+    };
+    let loss = all(&mut b, o);
+    b.output(Output::Report("loss_sum".into()), loss);
+    let done = differentiate(b.finish(), 0).unwrap();
+    let mut graph = done.graph;
+    graph.outputs.clear();
+    graph.regions[graph.body.index()].results.clear();
+    let mut b = Builder::resume(graph);
+    let losses: Vec<ValueId> = done.gradients.iter().map(|g| all(&mut b, g.gradient)).collect();
+    let loss = losses.into_iter().reduce(|sum, loss| b.add(sum, loss)).unwrap();
+    b.output(Output::Report("loss_sum".into()), loss);
+    let graph = b.finish();
+    assert!(crate::graph::print::print(&graph).contains(" = attention_grad "));
+    check_graph(graph);
 }
 
 /// A loss head over 2 × 4 tokens, its sum scaled by a parameter so that the cotangent is not 1.

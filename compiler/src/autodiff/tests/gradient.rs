@@ -1,8 +1,11 @@
 //! How a gradient is checked.
 
+use crate::autodiff::activity::Activity;
 use crate::autodiff::differentiate::{Differentiated, differentiate};
-use crate::graph::{Axis, Builder, DType, Graph, Init, Op, Output, ReduceOp, Type, ValueId};
+use crate::graph::{Axis, Builder, DType, Graph, Init, Op, OpNode, Output, ReduceOp, Type, ValueId};
 use crate::interpret::{Environment, Mode, Tensor, run};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 /// A parameter with values in (−1, 1).
 pub fn param(b: &mut Builder, path: &str, axes: &[(&str, u64)]) -> ValueId {
@@ -144,7 +147,43 @@ pub fn check_graph(forward: Graph) -> Graph {
         }
     }
     close("dot-product test", along, (loss(&plus) - loss(&minus)) / (2.0 * H));
+    CHECKED.with_borrow_mut(|checked| checked.extend(varied_ops(&forward)));
     graph
+}
+
+thread_local! {
+    /// Kinds of ops whose gradients were checked on this thread.
+    static CHECKED: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// Kinds of ops whose gradients [`check_graph`] has checked on this thread since the last call of this.
+pub fn checked_ops() -> BTreeSet<String> {
+    CHECKED.take()
+}
+
+/// Kinds of ops of a graph that take something made from a parameter, or are one.
+fn varied_ops(graph: &Graph) -> BTreeSet<String> {
+    let ops =
+        || graph.executed_regions().into_iter().flat_map(|r| &graph.region(r).ops).map(|op| graph.op(*op));
+    let is_param = |node: &&OpNode| matches!(node.op, Op::Param { .. });
+    let wanted: Vec<ValueId> = ops().filter(is_param).map(|node| node.results[0]).collect();
+    let activity = Activity::of(graph, &wanted);
+    let varied = |node: &&OpNode| is_param(node) || node.operands.iter().any(|v| activity.varied(*v));
+    ops().filter(varied).map(|node| op_kind(&node.op)).collect()
+}
+
+/// The enum and the variant that tell an op from others: `UnaryOp::Exp`, `CompositeKind::Softmax`, `Op::Select`.
+pub fn op_kind(op: &Op) -> String {
+    let variant =
+        |text: String| text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_string();
+    match op {
+        Op::Unary(op) => format!("UnaryOp::{op:?}"),
+        Op::Binary(op) => format!("BinaryOp::{op:?}"),
+        Op::Reduce { op, .. } => format!("ReduceOp::{op:?}"),
+        Op::Composite(c) => format!("CompositeKind::{}", variant(format!("{:?}", c.kind))),
+        Op::Mesh(op) => format!("MeshOp::{}", variant(format!("{op:?}"))),
+        other => format!("Op::{}", variant(format!("{other:?}"))),
+    }
 }
 
 fn shift(environment: &mut Environment, path: &crate::graph::Name, i: usize, by: f64) {

@@ -5,6 +5,17 @@ use crate::autodiff::differentiate::differentiate;
 use crate::graph::{Axis, Builder, DType, Graph, Loop, Op, Output, ReduceOp, Type, UnaryOp, ValueId};
 use crate::interpret::{Mode, run};
 
+/// Every test of this file, for [`super::coverage`].
+pub(super) const TESTS: &[fn()] = &[
+    loop_with_carries_stacked_outs_and_sums_has_its_gradient,
+    loop_has_the_gradient_of_its_unrolled_form,
+    loop_saves_what_the_rules_ask_for_once_and_nothing_else,
+    nested_loops_have_their_gradient,
+    carry_becomes_varied_through_another,
+    blocked_loop_has_its_gradient,
+    value_without_the_axis_can_not_be_kept_in_a_blocked_loop,
+];
+
 fn f32s(axes: &[(&str, u64)]) -> Type {
     Type::new(DType::F32, axes.iter().map(|(n, s)| Axis::new(*n, *s)).collect())
 }

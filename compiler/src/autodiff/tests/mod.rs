@@ -2,6 +2,7 @@
 
 mod aux;
 mod composites;
+mod coverage;
 mod dropout;
 mod gradient;
 mod llama;
@@ -14,5 +15,5 @@ mod std_blocks;
 mod text;
 mod training;
 
-pub(super) use gradient::{check, check_graph, environment, param, param_in};
+pub(super) use gradient::{check, check_graph, checked_ops, environment, op_kind, param, param_in};
 pub(super) use llama::llama;

@@ -2,8 +2,31 @@
 
 use super::{check, param, param_in};
 use crate::graph::{
-    Axis, BinaryOp, Builder, CompareOp, DType, Name, Op, Pairs, ReduceOp, Type, UnaryOp, ValueId,
+    Axis, BinaryOp, Builder, CompareOp, DType, MeshOp, Name, Op, Pairs, ReduceOp, Space, Type, UnaryOp,
+    ValueId,
 };
+
+/// Every test of this file, for [`super::coverage`].
+pub(super) const TESTS: &[fn()] = &[
+    unary_functions_have_their_derivatives,
+    binary_functions_have_their_derivatives_and_sum_over_broadcast_axes,
+    union_of_axes_sums_both_ways,
+    value_used_twice_gets_both_cotangents,
+    select_sends_the_cotangent_where_the_condition_points,
+    compare_hands_nothing_on,
+    cast_broadcast_and_rename_turn_back,
+    reductions_have_their_derivatives,
+    max_shares_between_equal_elements,
+    dot_is_two_dots,
+    gather_scatters_and_scatter_gathers,
+    ids_outside_the_axis_get_no_gradient,
+    transfer_leaves_the_cotangent_where_it_is_made,
+    constrain_says_of_the_cotangent_what_it_says_of_the_value,
+    slice_and_concat_undo_each_other,
+    cumsum_sums_back_from_the_other_end,
+    rotate_pairs_turns_back,
+    integer_ops_and_indices_hand_nothing_on,
+];
 
 fn names(axes: &[&str]) -> Vec<Name> {
     axes.iter().map(|a| Name::from(*a)).collect()
@@ -198,6 +221,27 @@ fn ids_outside_the_axis_get_no_gradient() {
         let ty = Type::new(DType::F32, vec![Axis::new("v", 3), Axis::new("d", 2)]);
         let z = b.one(Op::ScatterAdd { axis: "v".into() }, &[y, ids], Some(ty), "z");
         b.mul(z, z)
+    });
+}
+
+#[test]
+fn transfer_leaves_the_cotangent_where_it_is_made() {
+    check(|b| {
+        let x = param(b, "x", &[("d", 3)]);
+        let e = b.unary(UnaryOp::Exp, x);
+        let away = b.one(Op::Transfer { to: Space::Host }, &[e], None, "away");
+        let back = b.one(Op::Transfer { to: Space::Device }, &[away], None, "back");
+        b.mul(back, x)
+    });
+}
+
+#[test]
+fn constrain_says_of_the_cotangent_what_it_says_of_the_value() {
+    check(|b| {
+        let x = param(b, "x", &[("d", 3)]);
+        let split = [("d".into(), vec!["data".into()])].into();
+        let y = b.one(Op::Mesh(MeshOp::Constrain { split }), &[x], None, "y");
+        b.mul(y, x)
     });
 }
 
