@@ -435,6 +435,26 @@ fn rematerialise_changes_no_bit_of_whole_models_under_any_preset() {
     }
 }
 
+/// Roundings to bf16 and masks are made again from the same numbers, so they are the same.
+#[test]
+fn rematerialise_changes_no_bit_with_dropout_and_bf16() {
+    let dropping = LLAMA
+        .replace("x + Attention@attn(Norm[d]@norm1(x))", "x + dropout(Attention@attn(Norm[d]@norm1(x)), 0.1)")
+        .replace(
+            "h + FeedForward@mlp(Norm[d]@norm2(h))",
+            "h + dropout(FeedForward@mlp(Norm[d]@norm2(h)), 0.2)",
+        );
+    assert_eq!(dropping.matches("dropout").count(), 2);
+    let (graph, _) = training(&file(&dropping, ", precision = bf16"), false).unwrap();
+    let text = crate::graph::print::print(&graph);
+    assert!(text.contains("threefry") && text.contains("bf16["), "{text}");
+    let kept: Vec<u64> = PRESETS.map(|p| same_bits(&graph, &preset(p)).kept_bytes).to_vec();
+    let [auto, none, full, dots, attn] = kept[..] else { unreachable!() };
+    assert!(full < dots && full < auto && auto < none && dots < none && attn <= auto, "{kept:?}");
+    let offloaded = same_bits(&graph, &rules(&[(RematAction::Offload, "layer.{i}", None)]));
+    assert!(offloaded.kept_bytes < auto, "{offloaded}");
+}
+
 /// The rules of a file on its own model, and what they come to.
 fn ruled(model: &str, remat: &str) -> String {
     let (graph, remat) =
