@@ -243,6 +243,10 @@ golden! {
     route_as_value: "E0206", routed("r = route[s, e](g)\nz = x * r");
     route_expected: "E0206", routed("r = route[s, e](g)\nz = combine(dispatch(x, g), r)");
     route_of_the_batch: "E0205", routed("r = route[batch, e](g)\nz = combine(dispatch(x, r), r)");
+    route_in_an_expression: "E0108", routed("z = x * sum[e](route[s, e](g))");
+    route_axis_missing: "E0301", routed("r = route[n, e](g)\nz = combine(dispatch(x, r), r)");
+    route_row_sizes: "E0302", routed("r = route[s, e](g)\nq = route[s, e](g, tile = 4)\nz = combine(dispatch(x, r), r) + combine(dispatch(x, q), q)");
+    route_choice_by_other_axes: "E0304", routed("r = route[s, e](g, select = x)\nz = combine(dispatch(x, r), r)");
     combine_before_dispatch: "E0301", routed("r = route[s, e](g, k = 2, capacity = 1)\nz = combine(x, r)");
     dot_by_without_experts: "E0301", routed("param w[n -> m] = ones\nr = route[s, e](g)\nz = combine(dot[n](dispatch(x, r), w, by = r), r)");
     load_balance_axis: "E0301", routed("r = route[s, e](g)\naux even = load_balance[n](r)\nz = combine(dispatch(x, r), r)");
