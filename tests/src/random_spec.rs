@@ -17,6 +17,26 @@ pub struct RandomSpec {
     pub layers: u64,
 }
 
+impl RandomSpec {
+    /// The same model without its repeat: the layers one by one, `layer0`, `layer1`, … instead of `layer.{i}`.
+    ///
+    /// # Panics
+    /// The text has another form than [`random_spec`] gives it.
+    pub fn written_out(&self) -> String {
+        let declared = format!(", layers = {}\n", self.layers);
+        let text = self.text.replacen(&declared, "\n", 1);
+        let (before, rest) =
+            text.split_once("    x = repeat[layers](Layer@layer, ").expect("there is a repeat");
+        let (start, after) = rest.split_once(")\n").expect("the repeat ends its line");
+        let mut lines = format!("    x0 = {start}\n");
+        for layer in 0..self.layers {
+            let result = if layer + 1 == self.layers { "x".to_string() } else { format!("x{}", layer + 1) };
+            let _ = writeln!(lines, "    {result} = Layer@layer{layer}(x{layer})");
+        }
+        format!("{before}{lines}{after}")
+    }
+}
+
 /// The spec of a seed. It trains in one piece (`microbatch = batch`) on synthetic tokens.
 pub fn random_spec(seed: u64) -> RandomSpec {
     let mut r = Random::new(seed);
@@ -175,6 +195,11 @@ fn layer(r: &mut Random) -> &'static str {
     }
 ",
             "    block Layer(x[batch, seq, d]) -> [batch, seq, d] {
+        h = x + dropout(Attention@attn(Norm[d]@norm1(x)), 0.1)
+        h + dropout(FeedForward@mlp(Norm[d]@norm2(h)), 0.3)
+    }
+",
+            "    block Layer(x[batch, seq, d]) -> [batch, seq, d] {
         n = Norm[d]@norm(x)
         x + Attention@attn(n) + FeedForward@mlp(n)
     }
@@ -200,6 +225,7 @@ fn body(r: &mut Random, text: &mut String) {
     }
     let start =
         if positions { "gather[vocab](embed, tokens) + place" } else { "gather[vocab](embed, tokens)" };
+    let start = if r.below(3) == 0 { format!("dropout({start}, rate = 0.2)") } else { start.to_string() };
     let _ = writeln!(text, "    x = repeat[layers](Layer@layer, {start})");
     let head = if tied { "embed" } else { "head" };
     let _ = writeln!(text, "    logits[batch, seq, vocab] = dot[d](Norm[d]@norm(x), {head})");

@@ -4,11 +4,12 @@
 use mlc::autodiff::config::{Microbatch, TrainConfig};
 use mlc::autodiff::from_spec::train_config;
 use mlc::autodiff::training_step;
-use mlc::graph::Graph;
 use mlc::graph::from_spec::{Entry, from_spec};
 use mlc::graph::recognise::recognise;
-use mlc::interpret::{Mode, Outputs, run};
-use mlc::spec::checked::Spec;
+use mlc::graph::{Graph, Name, Output};
+use mlc::interpret::{Environment, Mode, Outputs, Tensor, run};
+use mlc::remat::{offload_residuals, rematerialise};
+use mlc::spec::checked::{Remat, RematPreset, Spec};
 use mlc::spec::{MemoryLoader, SourceMap, check, diagnostic};
 use mlc_tests::harness::{Scratch, build_file, loss_bits, succeed, train};
 use mlc_tests::programs::{checked, far_off, start};
@@ -46,8 +47,8 @@ fn parsed(text: &str) -> Result<(Spec, SourceMap), String> {
 }
 
 /// The training graph, with composites recognised or as they are written.
-fn graph(spec: &RandomSpec, microbatch: Option<u64>, recognised: bool) -> Result<Graph, String> {
-    let (checked, sources) = parsed(&spec.text)?;
+fn graph(text: &str, microbatch: Option<u64>, recognised: bool) -> Result<Graph, String> {
+    let (checked, sources) = parsed(text)?;
     let run = checked.train.as_ref().ok_or("no run")?;
     let forward = from_spec(&checked.model, Entry::Train, run.batch, &sources)
         .map_err(|errors| diagnostic::render_all(&errors, &sources, false))?;
@@ -65,19 +66,103 @@ fn step(graph: &Graph) -> Result<Outputs, String> {
 #[test]
 fn accumulated_is_the_big_batch() {
     for_all("accumulated_is_the_big_batch", 40, |spec| {
-        let whole = step(&graph(spec, None, true)?)?;
-        let cut = step(&graph(spec, Some(spec.microbatch), true)?)?;
+        let whole = step(&graph(&spec.text, None, true)?)?;
+        let cut = step(&graph(&spec.text, Some(spec.microbatch), true)?)?;
         // Both sum the same terms in another order, in f64.
         far_off(&whole, &cut, 1e-11)
             .map_or(Ok(()), |off| Err(format!("in microbatches of {}: {off}", spec.microbatch)))
     });
 }
 
+/// One layer of a tensor that is stacked along `layers`.
+fn layer_of(tensor: &Tensor, layer: u64) -> Tensor {
+    let axis = [Name::from("layers")];
+    let i = tensor.ty.position("layers").expect("a tensor of the repeat is stacked");
+    let inner: u64 = tensor.ty.axes[i + 1..].iter().map(|a| a.size).product();
+    let pieces = tensor.as_floats().chunks(inner as usize);
+    let own = pieces.skip(layer as usize).step_by(tensor.ty.axes[i].size as usize);
+    Tensor::floats(tensor.ty.without(&axis), own.flatten().copied().collect())
+}
+
+/// The tensors under the names they have where layers are written out, stacked ones layer by layer.
+fn layers_apart(path: &str, tensor: &Tensor, layers: u64) -> Vec<(Name, Tensor)> {
+    if !path.contains("layer.{i}") {
+        return vec![(path.into(), tensor.clone())];
+    }
+    let name = |layer: u64| path.replace("layer.{i}", &format!("layer{layer}")).into();
+    (0..layers).map(|layer| (name(layer), layer_of(tensor, layer))).collect()
+}
+
+#[test]
+fn looped_is_written_out() {
+    for_all("looped_is_written_out", 60, |spec| {
+        // Dropout keys its numbers by place in the text and iteration: layers written out drop other elements.
+        if spec.text.contains("dropout(") {
+            return Ok(());
+        }
+        let looped = graph(&spec.text, None, true)?;
+        let environment = start(&looped);
+        let apart = |(path, tensor): (&Name, &Tensor)| layers_apart(path.as_str(), tensor, spec.layers);
+        let tensors = environment.tensors.iter().flat_map(apart).collect();
+        let one_by_one = Environment { tensors, ..environment.clone() };
+        let expected = run(&looped, &environment, Mode::F64).map_err(|e| e.to_string())?;
+        let written = graph(&spec.written_out(), None, true)?;
+        let mut found = run(&written, &one_by_one, Mode::F64).map_err(|e| e.to_string())?;
+        let mut expected = Outputs(
+            expected
+                .0
+                .into_iter()
+                .flat_map(|(output, tensor)| match output {
+                    Output::Report(_) => vec![(output, tensor)],
+                    Output::Store(path) => {
+                        let apart = layers_apart(path.as_str(), &tensor, spec.layers).into_iter();
+                        apart.map(|(path, tensor)| (Output::Store(path), tensor)).collect()
+                    }
+                })
+                .collect(),
+        );
+        for outputs in [&mut expected, &mut found] {
+            outputs.0.sort_by(|(a, _), (b, _)| a.cmp(b));
+        }
+        let names =
+            |outputs: &Outputs| outputs.0.iter().map(|(o, t)| (o.clone(), t.ty.clone())).collect::<Vec<_>>();
+        if names(&expected) != names(&found) {
+            return Err(format!("{:?}\n{:?}", names(&expected), names(&found)));
+        }
+        // The gradients' norm adds up the same squares in another order.
+        far_off(&expected, &found, 1e-10).map_or(Ok(()), Err)
+    });
+}
+
+/// What every preset saves and computes again gives the bits of a step that saves all, in both arithmetics of the
+/// interpreter; and so does what the host's memory holds.
+#[test]
+fn remat_changes_no_bit() {
+    const PRESETS: [RematPreset; 4] =
+        [RematPreset::Auto, RematPreset::Full, RematPreset::Dots, RematPreset::Attn];
+    for_all("remat_changes_no_bit", 40, |spec| {
+        let cut = (spec.layers % 2 == 0).then_some(spec.microbatch);
+        let plain = graph(&spec.text, cut, true)?;
+        let environment = start(&plain);
+        let by = |preset| rematerialise(plain.clone(), &Remat { preset, rules: Vec::new() }).0;
+        let named = PRESETS.map(|preset| (format!("{preset:?}"), by(preset))).into_iter();
+        for (name, after) in named.chain([("offload".to_string(), offload_residuals(plain.clone()))]) {
+            for mode in [Mode::F64, Mode::F32] {
+                let [expected, found] = [&plain, &after].map(|graph| run(graph, &environment, mode));
+                if expected != found {
+                    return Err(format!("{name} in {mode:?} changes bits"));
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn recognised_is_what_is_written() {
     for_all("recognised_is_what_is_written", 40, |spec| {
-        let written = step(&graph(spec, None, false)?)?;
-        let recognised = step(&graph(spec, None, true)?)?;
+        let written = step(&graph(&spec.text, None, false)?)?;
+        let recognised = step(&graph(&spec.text, None, true)?)?;
         far_off(&written, &recognised, 1e-10).map_or(Ok(()), Err)
     });
 }
@@ -86,7 +171,7 @@ fn recognised_is_what_is_written() {
 fn programs_compute_what_specs_mean() {
     for_all("programs_compute_what_specs_mean", 12, |spec| {
         let cut = (spec.layers % 2 == 0).then_some(spec.microbatch);
-        checked(&graph(spec, cut, true)?).map(|_| ())
+        checked(&graph(&spec.text, cut, true)?).map(|_| ())
     });
 }
 
