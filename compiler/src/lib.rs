@@ -7,6 +7,7 @@ mod testing;
 
 pub mod autodiff;
 pub mod check_kernels;
+pub mod cost;
 pub mod fuse;
 pub mod graph;
 pub mod interpret;

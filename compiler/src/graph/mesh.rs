@@ -273,6 +273,20 @@ pub enum CollectiveKind {
     AllToAll,
 }
 
+impl CollectiveKind {
+    /// Bytes that each of `ranks` sends when it holds `local` bytes before: of rings and of pairwise exchange, which send the
+    /// least there is. An all-reduce is a reduce-scatter and an all-gather.
+    pub fn bytes_sent(self, local: u64, ranks: u64) -> u64 {
+        match self {
+            CollectiveKind::AllGather => local * (ranks - 1),
+            CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => {
+                (local * (ranks - 1)).div_ceil(ranks)
+            }
+            CollectiveKind::AllReduce(_) => (2 * local * (ranks - 1)).div_ceil(ranks),
+        }
+    }
+}
+
 /// Data between the ranks that differ in `over` only. Reductions run over ranks in order of [`Mesh::position`], in f32 if the
 /// elements are shorter. One operand and one result per part: several tensors travel as one message.
 #[derive(Clone, PartialEq, Debug)]

@@ -19,7 +19,7 @@ mod tests;
 
 pub use emit::{lower, lower_with};
 
-use crate::graph::{DType, Mesh, Name, ReduceOp, Sharding, Type};
+use crate::graph::{CollectiveKind, DType, Mesh, Name, ReduceOp, Sharding, Type};
 use std::fmt;
 
 /// What is asked of a reshard besides the two shardings.
@@ -118,11 +118,14 @@ impl Move {
 
     /// Bytes that each of `ranks` sends when it holds `local` bytes before.
     fn bytes(&self, local: u64, ranks: u64) -> u64 {
+        let sent = |kind: CollectiveKind| kind.bytes_sent(local, ranks);
         match self {
             Move::Cut { .. } => 0,
-            Move::AllGather { .. } => local * (ranks - 1),
-            Move::ReduceScatter { .. } | Move::AllToAll { .. } => (local * (ranks - 1)).div_ceil(ranks),
-            Move::AllReduce { .. } | Move::Permute { .. } => (2 * local * (ranks - 1)).div_ceil(ranks),
+            Move::AllReduce { op, .. } => sent(CollectiveKind::AllReduce(*op)),
+            Move::ReduceScatter { op, .. } => sent(CollectiveKind::ReduceScatter(*op)),
+            Move::Permute { .. } => 2 * sent(CollectiveKind::AllToAll),
+            Move::AllToAll { .. } => sent(CollectiveKind::AllToAll),
+            Move::AllGather { .. } => sent(CollectiveKind::AllGather),
         }
     }
 }

@@ -1,0 +1,83 @@
+//! Predicted times: of kernels, of collectives, and of what a reshard takes.
+//!
+//! A kernel takes the longer of its arithmetic and its memory traffic, and a launch: the roofline. A collective takes `α` for
+//! every hop of its ring, and the bytes that a rank sends at the speed of the slowest link it crosses. The figures come from
+//! [`Target`]s, files that say where each figure is from. All functions are pure, so a plan depends on a committed file and
+//! never on the machine that builds.
+//!
+//! What it leaves out: contention of collectives under way at the same time, other algorithms than rings, and what
+//! a kernel's shape does to its efficiency. It is good for choosing between plans, and no promise.
+//!
+//! Source: the roofline is Williams, Waterman, Patterson 2009 (doi:10.1145/1498765.1498785); α and β are from Hockney 1994
+//! (doi:10.1016/S0167-8191(06)80021-9); ring collectives from Thakur, Rabenseifner, Gropp 2005
+//! (doi:10.1177/1094342005051521), §4.
+
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use target::{Device, Link, Node, Peak, Target, targets};
+
+use crate::graph::{CollectiveKind, DType, Graph, Mesh, MeshOp, Name, Op, OpNode};
+use crate::spmd::reshard::{Move, Step};
+
+/// Seconds of a kernel with this many floating-point operations on elements of `dtype` and bytes of memory traffic.
+pub fn kernel(target: &Target, dtype: DType, flops: u64, bytes: u64) -> f64 {
+    let device = &target.device;
+    let arithmetic = flops as f64 / (device.peak.of(dtype) * device.efficiency);
+    device.launch + arithmetic.max(bytes as f64 / device.bandwidth)
+}
+
+/// Seconds of a collective between the ranks that differ in `over`, each of which holds `local` bytes before.
+pub fn collective(target: &Target, mesh: &Mesh, kind: CollectiveKind, over: &[Name], local: u64) -> f64 {
+    message(target, mesh, kind, over, kind.bytes_sent(local, mesh.ways(over)))
+}
+
+/// Seconds of a collective of which every rank sends this many bytes.
+fn message(target: &Target, mesh: &Mesh, kind: CollectiveKind, over: &[Name], sent: u64) -> f64 {
+    let ranks = mesh.ways(over);
+    if ranks == 1 {
+        return 0.0;
+    }
+    // A ring passes through a node's ranks before it goes to the next node.
+    let nodes = nodes(mesh, over);
+    let rounds = match kind {
+        CollectiveKind::AllGather | CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => 1.0,
+        CollectiveKind::AllReduce(_) => 2.0,
+    };
+    let slow = (nodes - 1) as f64;
+    let hops = slow * target.network.alpha + ((ranks - 1) as f64 - slow) * target.node.alpha;
+    let bandwidth = if nodes > 1 { target.network.bandwidth } else { target.node.bandwidth };
+    rounds * hops + sent as f64 / bandwidth
+}
+
+/// Over how many nodes a group is spread.
+fn nodes(mesh: &Mesh, over: &[Name]) -> u64 {
+    mesh.axes.iter().filter(|a| a.over_nodes && over.contains(&a.name)).map(|a| a.size).product()
+}
+
+/// Seconds of an op of one rank's program, 0 if it is no collective.
+pub fn collective_op(target: &Target, graph: &Graph, node: &OpNode) -> f64 {
+    let Op::Mesh(MeshOp::Collective(c)) = &node.op else { return 0.0 };
+    let bytes = |v| {
+        let ty = graph.ty(v);
+        ty.numel() * c.wire.unwrap_or(ty.dtype).bytes()
+    };
+    let local = node.operands.iter().map(|v| bytes(*v)).sum();
+    collective(target, &graph.mesh, c.kind, &c.over, local)
+}
+
+/// Seconds of a step of a reshard; what it does within a rank is not counted.
+pub fn reshard_step(target: &Target, mesh: &Mesh, step: &Step) -> f64 {
+    let one = |kind, over: &[Name]| message(target, mesh, kind, over, step.bytes);
+    match &step.action {
+        Move::Cut { .. } => 0.0,
+        Move::AllReduce { op, over } => one(CollectiveKind::AllReduce(*op), over),
+        Move::ReduceScatter { op, over, .. } => one(CollectiveKind::ReduceScatter(*op), over),
+        Move::AllToAll { over, .. } => one(CollectiveKind::AllToAll, over),
+        Move::AllGather { over, .. } => one(CollectiveKind::AllGather, over),
+        Move::Permute { over, .. } => {
+            2.0 * message(target, mesh, CollectiveKind::AllToAll, over, step.bytes.div_ceil(2))
+        }
+    }
+}
