@@ -46,7 +46,14 @@ struct Problem<'a> {
     target: State,
 }
 
-/// The steps of the cheapest path: fewest bytes, then fewest collectives.
+/// More states than this are not looked at: it takes four mesh axes that change places or more.
+const STATES_MAX: usize = 4096;
+
+/// Groups larger than this do not permute: the program would grow by an op for each piece.
+const PERMUTE_MAX: u64 = 64;
+
+/// The steps of the cheapest path: fewest bytes, then fewest collectives. Source of the search: Hart, Nilsson, Raphael 1968
+/// (A*), the bound being that a rank must be sent what its part grows by.
 pub(super) fn shortest(
     from: &Sharding,
     to: &Sharding,
@@ -55,29 +62,35 @@ pub(super) fn shortest(
     wire: Option<DType>,
 ) -> Result<Vec<Step>, String> {
     let (problem, start) = Problem::new(from, to, ty, mesh, wire)?;
+    let end = problem.local_bytes(&problem.target);
+    let bound = |state: &State| end.saturating_sub(problem.local_bytes(state));
     let mut best: BTreeMap<State, (u64, u64)> = BTreeMap::from([(start.clone(), (0, 0))]);
     let mut came: BTreeMap<State, (State, Move, u64)> = BTreeMap::new();
     // The counter makes the order total: of equal paths the one found first.
     let mut counter = 0u64;
-    let mut heap = BinaryHeap::from([Reverse(((0u64, 0u64), counter, start.clone()))]);
-    while let Some(Reverse((cost, _, state))) = heap.pop() {
+    let mut heap = BinaryHeap::from([Reverse(((bound(&start), 0u64), counter, start.clone()))]);
+    while let Some(Reverse((reached, _, state))) = heap.pop() {
         if state == problem.target {
             return Ok(problem.path(&came, &start));
         }
-        if best[&state] < cost {
+        let cost = best[&state];
+        if (cost.0 + bound(&state), cost.1) < reached {
             continue;
+        }
+        if best.len() > STATES_MAX {
+            break;
         }
         for (next, action, bytes) in problem.neighbours(&state) {
             let total = (cost.0 + bytes, cost.1 + action.collectives());
             if best.get(&next).is_none_or(|known| total < *known) {
                 best.insert(next.clone(), total);
-                came.insert(next.clone(), (state.clone(), action, bytes));
                 counter += 1;
-                heap.push(Reverse((total, counter, next)));
+                heap.push(Reverse(((total.0 + bound(&next), total.1), counter, next.clone())));
+                came.insert(next, (state.clone(), action, bytes));
             }
         }
     }
-    Err(format!("no sequence of collectives turns `{from}` into `{to}`"))
+    problem.replicating(start)
 }
 
 impl<'a> Problem<'a> {
@@ -183,6 +196,9 @@ impl<'a> Problem<'a> {
 
     /// All moves from a state.
     fn neighbours(&self, state: &State) -> Vec<(State, Move, u64)> {
+        if let Some(cut) = self.cut_in_place(state) {
+            return vec![cut];
+        }
         let mut found = Vec::new();
         self.all_reduces(state, &mut found);
         self.reduce_scatters(state, &mut found);
@@ -238,20 +254,64 @@ impl<'a> Problem<'a> {
         }
     }
 
+    /// A cut that the target has at just this place: it makes everything after it smaller, so nothing else comes first.
+    fn cut_in_place(&self, state: &State) -> Option<(State, Move, u64)> {
+        let mut wanted = self.target.lists.iter().zip(&state.lists).enumerate();
+        wanted.find_map(|(axis, (target, list))| {
+            let m = *target.get(list.len()).filter(|_| target.starts_with(list))?;
+            let free = !state.is_split_over(m) && !state.partial.contains(&m);
+            (free && self.can_split(state, axis, &[m])).then(|| self.cut(state, axis, m))
+        })
+    }
+
+    fn cut(&self, state: &State, axis: usize, m: usize) -> (State, Move, u64) {
+        let mut next = state.clone();
+        next.lists[axis].push(m);
+        let action = Move::Cut { axis: self.axes[axis].name.clone(), over: self.names(&[m]) };
+        (next, action, 0)
+    }
+
+    /// Cuts elsewhere, of what the target splits.
     fn cuts(&self, state: &State, found: &mut Vec<(State, Move, u64)>) {
         for m in 0..self.mesh_axes.len() {
-            if state.is_split_over(m) || state.partial.contains(&m) {
-                continue;
-            }
-            for axis in 0..self.axes.len() {
-                if self.can_split(state, axis, &[m]) {
-                    let mut next = state.clone();
-                    next.lists[axis].push(m);
-                    let action = Move::Cut { axis: self.axes[axis].name.clone(), over: self.names(&[m]) };
-                    found.push((next, action, self.ways[m]));
-                }
+            let free = !state.is_split_over(m) && !state.partial.contains(&m);
+            if free && self.target.is_split_over(m) {
+                let axes = (0..self.axes.len()).filter(|axis| self.can_split(state, *axis, &[m]));
+                found.extend(axes.map(|axis| self.cut(state, axis, m)));
             }
         }
+    }
+
+    /// The way there always is: all terms are reduced, all parts gathered, and cut again.
+    fn replicating(&self, start: State) -> Result<Vec<Step>, String> {
+        let mut steps: Vec<Step> = Vec::new();
+        let mut state = start;
+        let mut go = |state: &mut State, (next, action, ranks): (State, Move, u64)| {
+            let bytes = action.bytes(self.local_bytes(state), ranks);
+            *state = next;
+            steps.push(Step { action, after: self.sharding(state), bytes });
+        };
+        while let Some(first) = state.partial.first() {
+            let op = self.ops[*first].expect("partial at first");
+            let (over, partial): (Vec<usize>, Vec<usize>) =
+                state.partial.iter().partition(|m| self.ops[**m] == Some(op));
+            let next = State { lists: state.lists.clone(), partial };
+            go(&mut state, (next, Move::AllReduce { op, over: self.names(&over) }, self.ranks(&over)));
+        }
+        for axis in 0..self.axes.len() {
+            let over = state.lists[axis].clone();
+            if !over.is_empty() {
+                let mut next = state.clone();
+                next.lists[axis].clear();
+                let action = Move::AllGather { axis: self.axes[axis].name.clone(), over: self.names(&over) };
+                go(&mut state, (next, action, self.ranks(&over)));
+            }
+        }
+        while let Some(cut) = self.cut_in_place(&state) {
+            go(&mut state, cut);
+        }
+        assert_eq!(state, self.target, "both shardings fit the type");
+        Ok(joined_cuts(steps))
     }
 
     /// All-to-alls and all-gathers: the last mesh axes of a list make the finest parts, and go first.
@@ -352,6 +412,9 @@ impl<'a> Problem<'a> {
         group.sort_unstable();
         group.dedup();
         let ranks = self.ranks(&group);
+        if ranks > PERMUTE_MAX {
+            return None;
+        }
         let pieces = (0..self.axes.len()).find(|axis| self.size(before, *axis).is_multiple_of(ranks))?;
         let source = self.sources(&group, before, after);
         let action =
