@@ -22,6 +22,7 @@ for ((first = seed; $(date +%s) < end; first += per_batch)); do
     echo "fuzz: graphs $first to $((first + per_batch - 1)) through every arithmetic and back end"
     MLC_FUZZ_SEED=$first MLC_FUZZ_GRAPHS=$per_batch cargo test --quiet -p mlc-tests --test random_graphs
     MLC_FUZZ_SEED=$first MLC_FUZZ_GRAPHS=$per_batch cargo test --quiet -p mlc-tests --test random_programs
+    MLC_FUZZ_SEED=$first MLC_FUZZ_GRAPHS=$per_batch cargo test --quiet -p mlc-tests --test random_shardings
     echo "fuzz: specs $first to $((first + 99)) from text to trained parameters"
     MLC_FUZZ_SEED=$first MLC_FUZZ_SPECS=100 cargo test --quiet -p mlc-tests --test random_specs -- --skip resumed
 done

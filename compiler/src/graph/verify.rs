@@ -536,9 +536,11 @@ impl Verifier<'_> {
     }
 
     fn state_of(&mut self, place: Place, param: &Name, ty: &Type) {
+        // A rank may hold smaller parts of a state than of its parameter.
+        let parts = !self.graph.mesh.axes.is_empty();
         match self.params.get(param) {
             None => self.report(place, format!("the parameter {param} is not defined before its state")),
-            Some(of) if ty.axes.iter().any(|a| !of.axes.contains(a)) => {
+            Some(of) if ty.axes.iter().any(|a| !(of.axes.contains(a) || parts && of.has(&a.name))) => {
                 let message = format!("the parameter {param} is {}", show(of));
                 self.report(place, message);
             }

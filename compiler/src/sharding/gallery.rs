@@ -122,8 +122,22 @@ impl Maker<'_> {
 
 /// Every case. `size` gives the size of an axis by its name.
 pub fn gallery(size: &dyn Fn(&str) -> u64) -> Vec<Case> {
+    made(size, |_| true)
+}
+
+/// The case of this number in [`gallery`].
+pub fn case(number: usize, size: &dyn Fn(&str) -> u64) -> Case {
+    made(size, |n| n == number).remove(0)
+}
+
+fn made(size: &dyn Fn(&str) -> u64, wanted: impl Fn(usize) -> bool) -> Vec<Case> {
     let mut cases = Vec::new();
+    let mut number = 0;
     let mut case = |name: &'static str, make: &dyn Fn(&mut Maker) -> Vec<ValueId>| {
+        number += 1;
+        if !wanted(number - 1) {
+            return;
+        }
         let mut m = Maker { b: Builder::new("m"), size };
         let results = make(&mut m);
         let definitions = m.b.graph.definitions(m.b.graph.body);
@@ -405,7 +419,7 @@ fn grouped(case: Add) {
         let (x, y) = (rows(m, "batch row d", DType::F32), rows(m, "batch row f", DType::F32));
         let owner = rows(m, "batch row", DType::I32);
         let (x, y, owner) = (m.of("x", x), m.of("y", y), m.b.input("owner", owner, 4));
-        let group = Axis::new("e", 3);
+        let group = m.axes("e")[0].clone();
         vec![m.b.grouped_outer(x, y, owner, &group, &packing()).unwrap()]
     });
 }

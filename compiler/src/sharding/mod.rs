@@ -4,6 +4,7 @@
 //! [`choose`] decides how each op is split, and [`insert_reshards`] makes what moves explicit. The graph keeps the types of all
 //! ranks together; [`crate::spmd`] makes it one rank's.
 
+pub mod check;
 mod choose;
 pub mod explain;
 pub mod factors;
@@ -13,9 +14,9 @@ pub mod rules;
 pub mod targets;
 
 #[cfg(test)]
-mod gallery;
+pub(crate) mod gallery;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::graph::shape::op_name;
 use crate::graph::{Graph, Loop, Name, Op, OpNode, ReduceOp, RegionId};

@@ -9,7 +9,7 @@ use crate::pipeline::tests::spec;
 use crate::pipeline::{Runner, training_graph};
 
 /// The training graph of a spec.
-fn training(path: &str, sets: &[&str]) -> Graph {
+pub(crate) fn training(path: &str, sets: &[&str]) -> Graph {
     let (spec, sources) = spec(path, sets);
     training_graph(&spec, &sources, &mut Runner::default()).unwrap_or_else(|e| panic!("{e:?}"))
 }
@@ -59,7 +59,7 @@ fn reshards(graph: &Graph) -> Vec<String> {
 }
 
 /// Data, tensor, vocabulary and expert parallelism with parameters split at rest.
-fn usual(graph: &Graph) -> Rules {
+pub(crate) fn usual(graph: &Graph) -> Rules {
     let mesh = Mesh::new(&[("data", 2), ("fsdp", 2), ("tensor", 2)]);
     let axes: &[(&str, &[&str])] = &[
         ("batch", &["data", "fsdp"]),

@@ -293,7 +293,7 @@ fn factors_are_these() {
       Reduce(Sum) 6 by 2: x.row y.row owner.row -> , sum of grouped
       Pass 4: x.d -> grouped.d
       Pass 6: y.f -> grouped.f
-      Whole 3:  -> grouped.e
+      Whole 5:  -> grouped.e
     loss_head
       Whole 8: x.a targets.a ->
       Whole 5: x.s targets.s ->

@@ -28,6 +28,8 @@ pub const TABLES: &[&str] = &[
     "graph/composites.rs",
     "graph/grouped.rs",
     "graph/routing.rs",
+    "sharding/factors.rs",
+    "spmd/partition.rs",
 ];
 
 /// A mutant: where it is and what it changes.
