@@ -1,4 +1,11 @@
-//! From a sharded graph to what one rank computes: how a value that lies one way is made to lie another.
+//! From a sharded graph to what one rank computes: how a value that lies one way is made to lie another, and everything else
+//! on the parts a rank holds.
 
 pub mod combine;
+pub mod partition;
 pub mod reshard;
+
+#[cfg(test)]
+mod models;
+#[cfg(test)]
+mod soundness;
