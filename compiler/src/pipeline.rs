@@ -24,13 +24,14 @@ use crate::sharding::pad_axes::pad_axes;
 use crate::sharding::{Rules, Sharded, shard};
 use crate::spec::checked::{Model, Spec, Train};
 use crate::spec::{Diagnostic, SourceMap, codes};
+use crate::spmd::partition::partition;
 use mlc_codegen::abi::ProgramInfo;
 use mlc_codegen::program::Program;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// Stages in order, by the names `mlc emit --stage` takes.
-pub const STAGES: &[&str] = &["graph", "training", "remat", "sharded", "fused", "plan", "program"];
+pub const STAGES: &[&str] = &["graph", "training", "remat", "sharded", "spmd", "fused", "plan", "program"];
 
 /// What the compiler makes of a spec.
 pub struct Compiled {
@@ -82,7 +83,6 @@ pub fn compile(
     runner: &mut Runner,
 ) -> Result<Compiled> {
     let train = run_of(spec)?;
-    one_device(spec)?;
     let inputs = input_sources(&spec.model).map_err(CompileError::Spec)?;
     let config = with_microbatches(train_config(&spec.model, train), train);
     let mut schedules = Vec::new();
@@ -99,6 +99,7 @@ pub fn compile(
             }
             Entry::Eval | Entry::Logits => inference(graph, entry, &config.precision, runner)?,
         };
+        let graph = on_mesh(graph, entry, spec, runner)?;
         schedules.push(scheduled(graph, entry, runner)?);
         entries.push(EntryMeta { name: entry.name().into(), batch, seq: train.seq, inputs: inputs.clone() });
     }
@@ -177,14 +178,6 @@ fn run_of(spec: &Spec) -> Result<&Train> {
     })
 }
 
-/// Only runs on one device can be built yet.
-fn one_device(spec: &Spec) -> Result<()> {
-    let Some(layout) = spec.layout.as_ref().filter(|layout| layout.devices() > 1) else { return Ok(()) };
-    let title = format!("a run over {} devices can't be built yet", layout.devices());
-    let error = Diagnostic::error(codes::NOT_AVAILABLE, title).at(layout.mesh[0].span, "in this mesh");
-    Err(CompileError::Spec(vec![error.help("build it for one device: take out `mesh`, `shard` and `store`")]))
-}
-
 fn with_microbatches(config: TrainConfig, train: &Train) -> TrainConfig {
     let cut = Microbatch { axis: "batch".into(), size: train.global_microbatch };
     TrainConfig { microbatch: (train.accumulation > 1).then_some(cut), ..config }
@@ -241,7 +234,9 @@ pub fn sharded_training(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -
 /// A graph of all ranks together becomes one rank's; with one rank it is that already.
 fn on_mesh(graph: Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Result<Graph> {
     let Some(sharded) = sharded(&graph, entry, spec, runner)? else { return Ok(graph) };
-    Ok(sharded.graph)
+    let local = runner.run("spmd", || partition(&sharded.graph).map_err(|e| internal("spmd", e)))?;
+    runner.graph("spmd", entry.name(), &local, Level::Spmd)?;
+    Ok(local)
 }
 
 fn sharded(graph: &Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Result<Option<Sharded>> {

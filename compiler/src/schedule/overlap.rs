@@ -45,7 +45,13 @@ pub fn overlap(fused: &Fused, items: Vec<Item>, times: &Times) -> (Vec<Item>, Ve
     (items, decisions)
 }
 
-fn region(fused: &Fused, items: Vec<Item>, times: &Times, around: u64, told: &mut Vec<Decision>) -> Vec<Item> {
+fn region(
+    fused: &Fused,
+    items: Vec<Item>,
+    times: &Times,
+    around: u64,
+    told: &mut Vec<Decision>,
+) -> Vec<Item> {
     let items: Vec<Item> = items
         .into_iter()
         .map(|item| match item {
@@ -172,7 +178,11 @@ fn name(fused: &Fused, item: &Item) -> String {
             let buffers = accesses(fused, item).1;
             let made: Vec<&str> = buffers.iter().map(|b| fused.buffer(*b).name.as_str()).collect();
             let path = &group.origin.path;
-            if path.is_empty() { format!("%{}", made.join(", %")) } else { format!("%{} of {path}", made.join(", %")) }
+            if path.is_empty() {
+                format!("%{}", made.join(", %"))
+            } else {
+                format!("%{} of {path}", made.join(", %"))
+            }
         }
         Item::Loop { .. } => "a loop".to_string(),
     }

@@ -228,8 +228,12 @@ impl Walk<'_> {
             (l.block.is_some() && stacked.contains(&node.results[0])).then(|| (l.axis.clone(), l.trip))
         });
         for (axis, trip) in trips.collect::<Vec<_>>() {
-            if let Some(split) = sharding.split.get_mut(&axis) {
-                split.blocks = trip;
+            let size = self.from.ty(node.results[0]).size_of(&axis).unwrap_or(1);
+            let ways = self.rules.mesh.ways(sharding.over(&axis));
+            match sharding.split.get_mut(&axis) {
+                Some(split) if size.is_multiple_of(ways * trip) => split.blocks = trip,
+                // Blocks too small for the ranks are read whole.
+                _ => drop(sharding.split.remove(&axis)),
             }
         }
     }

@@ -217,8 +217,13 @@ fn indivisible(choice: &ast::AxisChoice, axes: &[Axis], over: &[(&str, u64)]) ->
 /// Reports every pair of rules that would split two axes of one tensor over the same devices; the first tensor of each.
 pub fn mesh_axis_twice(layout: &Layout, model: &Model, values: &[ValuePath], found: &mut Vec<Diagnostic>) {
     let mut reported = BTreeSet::new();
-    let mut report = |won: &[Won<'_>], path: &str, way_out: &dyn Fn(&str) -> String| {
+    let mut report = |won: &[Won<'_>], path: &str, is_value: bool, way_out: &dyn Fn(&str) -> String| {
         let Some((first, second, mesh)) = overlap(won) else { return };
+        let by_axis = |won: &Won<'_>| won.rule.scope == Scope::Every;
+        // Which of two by-axis rules a value follows is a question of price; a parameter can't follow both.
+        if is_value && by_axis(first) && by_axis(second) {
+            return;
+        }
         let axes = (first.axis.to_string(), second.axis.to_string());
         if !reported.insert((first.rule.span, second.rule.span, axes)) {
             return;
@@ -236,18 +241,20 @@ pub fn mesh_axis_twice(layout: &Layout, model: &Model, values: &[ValuePath], fou
     };
     for (i, param) in model.params.iter().enumerate() {
         let path = &param.path;
-        report(&layout.rules_in_use(param), path, &|axis| {
+        report(&layout.rules_in_use(param), path, false, &|axis| {
             format!(
                 "leave `{axis}` out of the rule, or split it at rest alone: `params \"{path}\": {axis} -> …`"
             )
         });
-        report(&layout.rules_at_rest(ParamId(i as u32), param), path, &|axis| {
+        report(&layout.rules_at_rest(ParamId(i as u32), param), path, false, &|axis| {
             format!("exempt one: `params \"{path}\": {axis} -> none`")
         });
     }
     for value in values {
         let won = layout.rules_of_value(&value.axes, value.role.as_deref(), &value.path);
-        report(&won, &value.path, &|axis| format!("exempt one: `values \"{}\": {axis} -> none`", value.path));
+        report(&won, &value.path, true, &|axis| {
+            format!("exempt one: `values \"{}\": {axis} -> none`", value.path)
+        });
     }
 }
 
