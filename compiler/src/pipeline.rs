@@ -31,7 +31,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// Stages in order, by the names `mlc emit --stage` takes.
-pub const STAGES: &[&str] = &["graph", "training", "remat", "sharded", "spmd", "fused", "plan", "program"];
+pub const STAGES: &[&str] = &["graph", "training", "remat", "sharded", "spmd", "fused", "schedule", "plan", "program"];
 
 /// What the compiler makes of a spec.
 pub struct Compiled {
@@ -261,6 +261,7 @@ fn scheduled(graph: Graph, entry: Entry, runner: &mut Runner) -> Result<Schedule
     let fused = runner.run("fused", || fuse::group(&graph).map_err(|e| unsupported(e.to_string())))?;
     let schedule = runner.run("schedule", || Ok(schedule::order(fused)))?;
     runner.show("fused", entry.name(), || schedule.fused.text());
+    runner.show("schedule", entry.name(), || schedule.text());
     Ok(schedule)
 }
 

@@ -28,6 +28,33 @@ pub struct Schedule {
     pub fused: Fused,
     /// Where collectives went, and why.
     pub decisions: Vec<Decision>,
+    /// Seconds of computation of one rank, by [`times`].
+    pub compute: f64,
+}
+
+impl Schedule {
+    /// Predicted seconds one rank's collectives are under way in a call, and the part of it that nothing hides.
+    pub fn communication(&self) -> (f64, f64) {
+        let sum = |of: fn(&Decision) -> f64| self.decisions.iter().map(|d| of(d) * d.times as f64).sum();
+        (sum(|d| d.seconds), sum(|d| d.exposed))
+    }
+
+    /// Every collective with its predicted time and the reason for its place, after the sums of one call.
+    pub fn text(&self) -> String {
+        let (all, exposed) = self.communication();
+        let ms = |s: f64| s * 1e3;
+        let mut text = format!(
+            "predicted for one rank: {:.3} ms of computation, {:.3} ms of collectives, {:.3} ms of them exposed\n",
+            ms(self.compute),
+            ms(all),
+            ms(exposed)
+        );
+        for decision in &self.decisions {
+            let times = if decision.times > 1 { format!(", {} times", decision.times) } else { String::new() };
+            text += &format!("{}{times}: {decision}\n", self.fused.group_text(decision.group));
+        }
+        text
+    }
 }
 
 /// Orders the items of every region.
@@ -37,7 +64,8 @@ pub fn order(mut fused: Fused) -> Schedule {
     let body = split_collectives(&fused, body);
     let (body, decisions) = overlap(&fused, body, &Times::default());
     fused.body = body;
-    Schedule { fused, decisions }
+    let compute = fused.body.iter().map(|item| Times::default().item(&fused, item)).sum();
+    Schedule { fused, decisions, compute }
 }
 
 /// Buffers an item reads and writes, nested items included.
