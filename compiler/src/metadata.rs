@@ -2,7 +2,7 @@
 //! which keys are baked.
 
 use crate::spec::checked::{
-    self, Data, IterationRange, LayoutDim, Model, NamePart, NameRule, Param, Spec, Train,
+    self, Data, IterationRange, Layout, LayoutDim, Model, NamePart, NameRule, Param, Spec, Train,
 };
 use crate::spec::{Diagnostic, codes};
 use crate::units;
@@ -60,7 +60,8 @@ fn gradients(model: &Model, train: &Train) -> Vec<String> {
 
 /// Keys fixed at build time with their values: the model's sizes, and of the run all that are neither a run-time scalar of
 /// the program nor read by the runtime itself.
-pub fn baked_keys(model: &Model, train: &Train, scalars: &[ScalarInfo]) -> Vec<(String, String)> {
+pub fn baked_keys(spec: &Spec, train: &Train, scalars: &[ScalarInfo]) -> Vec<(String, String)> {
+    let model = &spec.model;
     let at_run_time = |path: &str| {
         scalars.iter().any(|s| s.key == path)
             || ["train.steps", "train.seed", "train.data"].contains(&path)
@@ -69,7 +70,13 @@ pub fn baked_keys(model: &Model, train: &Train, scalars: &[ScalarInfo]) -> Vec<(
     let sizes = model.sizes.iter().filter(|size| !size.by_run);
     let sizes = sizes.map(|size| (format!("{}.{}", model.name, size.name), size.value.to_string()));
     let keys = train.keys.iter().filter(|k| !at_run_time(&k.path)).map(|k| (k.path.clone(), k.value.clone()));
-    sizes.chain(keys).collect()
+    sizes.chain(keys).chain(spec.layout.iter().flat_map(layout_keys)).collect()
+}
+
+/// `mesh.…` and `store.…`.
+fn layout_keys(layout: &Layout) -> Vec<(String, String)> {
+    let mesh = layout.mesh.iter().map(|a| (format!("mesh.{}", a.name), a.size.to_string()));
+    mesh.chain(layout.store.keys().map(|(key, word)| (format!("store.{key}"), word.to_string()))).collect()
 }
 
 /// What fills each input of a model, by its name and type.

@@ -22,7 +22,7 @@ use crate::remat;
 use crate::schedule::{self, Schedule};
 use crate::sharding::pad_axes::pad_axes;
 use crate::sharding::{Rules, Sharded, shard};
-use crate::spec::checked::{Model, Spec, Train};
+use crate::spec::checked::{MeshKind, Model, Spec, Train};
 use crate::spec::{Diagnostic, SourceMap, codes};
 use crate::spmd::partition::partition;
 use mlc_codegen::abi::ProgramInfo;
@@ -83,6 +83,7 @@ pub fn compile(
     runner: &mut Runner,
 ) -> Result<Compiled> {
     let train = run_of(spec)?;
+    no_pipeline(spec)?;
     let inputs = input_sources(&spec.model).map_err(CompileError::Spec)?;
     let config = with_microbatches(train_config(&spec.model, train), train);
     let mut schedules = Vec::new();
@@ -178,6 +179,16 @@ fn run_of(spec: &Spec) -> Result<&Train> {
     })
 }
 
+/// Stages of a pipeline can't be built yet.
+fn no_pipeline(spec: &Spec) -> Result<()> {
+    let axes = spec.layout.iter().flat_map(|layout| &layout.mesh);
+    let stages = axes.into_iter().find(|axis| axis.kind == MeshKind::Pipeline && axis.size > 1);
+    let Some(axis) = stages else { return Ok(()) };
+    let title = format!("stages of a pipeline can't be built yet: `{}`", axis.name);
+    let error = Diagnostic::error(codes::NOT_AVAILABLE, title).at(axis.span, "a pipeline axis");
+    Err(CompileError::Spec(vec![error.help("take the axis out, or split tensors over it")]))
+}
+
 fn with_microbatches(config: TrainConfig, train: &Train) -> TrainConfig {
     let cut = Microbatch { axis: "batch".into(), size: train.global_microbatch };
     TrainConfig { microbatch: (train.accumulation > 1).then_some(cut), ..config }
@@ -243,7 +254,12 @@ fn sharded(graph: &Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Res
     let Some(layout) = spec.layout.as_ref().filter(|layout| layout.devices() > 1) else { return Ok(None) };
     let rules = Rules::of(layout, &spec.model);
     let sharded = runner.run("sharded", || {
-        let (graph, _) = pad_axes(graph, &rules).map_err(unsupported)?;
+        let (graph, padding) = pad_axes(graph, &rules).map_err(unsupported)?;
+        if let Some((axis, (real, padded))) = padding.into_iter().next() {
+            let title = format!("axis {axis}={real} does not split evenly over its mesh axes");
+            let error = Diagnostic::error(codes::INDIVISIBLE, title);
+            return Err(CompileError::Spec(vec![error.help(format!("the next size that does is {padded}"))]));
+        }
         shard(&graph, &rules).map_err(|e| unsupported(e.to_string()))
     })?;
     runner.graph("sharded", entry.name(), &sharded.graph, Level::Sharded)?;
@@ -284,7 +300,7 @@ fn programmed(
     let lower = || to_program(plan, entries, info).map_err(|e| unsupported(e.to_string()));
     let mut program = runner.run("program", lower)?;
     unroll_repeats(&mut program, plan, &spec.model.unrolled);
-    program.info.baked = baked_keys(&spec.model, train, &program.info.scalars);
+    program.info.baked = baked_keys(spec, train, &program.info.scalars);
     let text = serde_json::to_string(&program).map_err(|e| internal("program", e.to_string()))?;
     program.info.fingerprint = blake3::hash(text.as_bytes()).to_hex()[..32].to_string();
     runner.show("program", "all", || serde_json::to_string_pretty(&program).unwrap_or_default());

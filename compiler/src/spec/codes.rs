@@ -29,6 +29,7 @@ codes! {
     NOT_RECOGNISED = "N0003", "A formula is close to one the kernel library knows whole (attention, a norm, the loss head), but differs in one point, so it runs as separate kernels. The numbers are the same; the note says what differs.";
     UPDATES_WAIT = "N0004", "The optimizer's update of a repeated layer could run inside the backward loop, where the layer's gradient would be used up at once and the gradients of all layers together would need no memory. Here it can't: `clip` and `skip` need the norm over every gradient before the first update, and accumulation adds gradients over microbatches. The numbers are the same either way.";
     AUTO_MESH = "N0005", "The size of an `auto` mesh axis follows from the number of devices. Without `--devices` it has its least size, 1 unless a range says more. Give `--devices` to check, plan or build for the real number.";
+    PADDED = "N0006", "The size of an axis of parameters is not a multiple of the number of devices it is split over, so the axis is made longer on the devices. What lies beyond its real size is zero and never reaches a real element. Choose a size that divides to save the work on it.";
     SYNTAX = "E0101", "The text is not in the form of the spec language. The message names what may stand at the marked place. Remember that a line can only be broken after an opening bracket, a comma, an operator or `=`.";
     VERSION = "E0102", "Every file starts with the line `spec 1`, which fixes the meaning of everything below it. Other versions are not known to this compiler.";
     NESTING = "E0103", "Brackets, operators or blocks are nested deeper than the compiler allows. The limit protects against runaway generated text; name intermediate results to stay below it.";
@@ -65,7 +66,7 @@ codes! {
     GLOB_NOTHING = "E0406", "A glob that hits nothing is a typo or a leftover. `*` stands for any characters within one segment of a path, `**` for any number of segments.";
     PART_OF_REPEAT = "E0407", "The rule names single iterations of a repeat, but all iterations share one compiled body. Repeat a block of two, or cycle a constant.";
     UNTOUCHED = "E0408", "With a mesh, every parameter should be named by some rule, even if only by `-> none`.";
-    INDIVISIBLE = "E0409", "The size of the axis is not a multiple of the number of devices it is split over.";
+    INDIVISIBLE = "E0409", "The size of the axis is not a multiple of the number of devices it is split over. Axes of parameters are padded where that adds at most an eighth; others must split evenly.";
     MESH_PRODUCT = "E0410", "The product of the mesh axes differs from the number of devices given by `--devices`. One axis may be `auto`: it takes what the others leave.";
     MESH_AXIS_TWICE = "E0411", "A mesh axis can split only one axis of a tensor: each device would otherwise hold a diagonal of it. Rules that name axes hold for every tensor that has them; exempt a value or a parameter with a later rule `-> none`.";
     NAMES_INCOMPLETE = "E0412", "A name table must name every parameter of the model exactly once, so that import and export lose nothing.";

@@ -31,9 +31,8 @@ pub fn json(layout: &Layout, model: &Model, train: Option<&Train>, sources: &Sou
         let auto = a.auto.map(|(low, high)| json!([low, high]));
         json!({ "name": a.name, "size": a.size, "auto": auto, "over_nodes": a.over_nodes })
     });
-    let word = |kept: Kept| if kept == Kept::Sharded { "sharded" } else { "whole" };
-    let store = &layout.store;
-    let regather = if store.regather == Regather::Backward { "backward" } else { "forward" };
+    let store: Map<String, Json> =
+        layout.store.keys().into_iter().map(|(key, word)| (key.to_string(), word.into())).collect();
     json!({
         "mesh": mesh.collect::<Vec<_>>(),
         "ranks": layout.devices(),
@@ -41,12 +40,7 @@ pub fn json(layout: &Layout, model: &Model, train: Option<&Train>, sources: &Sou
         "microbatch": train.map(|t| t.microbatch),
         "global_microbatch": train.map(|t| t.global_microbatch),
         "accumulation": train.map(|t| t.accumulation),
-        "store": {
-            "params": word(store.params),
-            "grads": word(store.grads),
-            "state": word(store.state),
-            "regather": regather,
-        },
+        "store": store,
         "parameters": rows(layout, model).map(|row| row.json(sources)).collect::<Vec<_>>(),
     })
 }

@@ -19,6 +19,7 @@ pub fn shard_rules(
     found: &mut Vec<Diagnostic>,
 ) -> Vec<ShardRule> {
     let known = known_axes(model, values);
+    let mut padded = Padded::of(model);
     let mut rules = vec![];
     for rule in &shard.rules {
         let names = mesh_names(rule, mesh, found);
@@ -29,7 +30,10 @@ pub fn shard_rules(
             if !has_axis(hits.as_deref(), choice, found) || !batch_alone(choice, found) {
                 continue;
             }
-            let Some(parts) = parts(choice, &axes, &names, mesh, found) else { continue };
+            let of_params = matches!(scope, Scope::Every | Scope::Params(_));
+            let Some(parts) = parts(choice, &axes, &over(&names, mesh), of_params, &mut padded, found) else {
+                continue;
+            };
             rules.push(ShardRule {
                 scope: scope.clone(),
                 axes: axes.into_iter().map(|a| a.name).collect(),
@@ -178,25 +182,66 @@ fn tensor_axes(
     (axes.len() == choice.axes.len()).then_some(axes)
 }
 
-/// What each axis of a choice is split over; an error if the product of their sizes does not split evenly.
+/// Mesh axes with their sizes.
+fn over<'a>(names: &'a [String], mesh: &[MeshAxis]) -> Vec<(&'a str, u64)> {
+    let size = |name: &'a String| mesh.iter().find(|m| m.name == *name).map(|m| (name.as_str(), m.size));
+    names.iter().filter_map(size).collect()
+}
+
+/// Axes of parameters, which may be made longer so that they split.
+struct Padded<'a> {
+    axes: BTreeSet<&'a str>,
+    /// What rules so far have made of sizes.
+    sizes: BTreeMap<String, u64>,
+}
+
+impl<'a> Padded<'a> {
+    fn of(model: &'a Model) -> Padded<'a> {
+        let axes = model.params.iter().flat_map(Param::axes).map(|a| a.name.as_str()).collect();
+        Padded { axes, sizes: BTreeMap::new() }
+    }
+
+    /// The next size of an axis that splits, if it is not much more.
+    fn size(&self, axis: &Axis, ways: u64, of_params: bool) -> Option<u64> {
+        if !of_params {
+            return self.sizes.get(&axis.name).copied().filter(|size| size % ways == 0);
+        }
+        let size = axis.size.checked_next_multiple_of(ways)?;
+        let little = (size - axis.size).saturating_mul(PADDING_PART) <= axis.size;
+        (little && self.axes.contains(axis.name.as_str())).then_some(size)
+    }
+}
+
+/// Padding adds at most one part in this many to an axis.
+const PADDING_PART: u64 = 8;
+
+/// What each axis of a choice is split over. One axis of parameters whose size is not a multiple is padded, as long as that
+/// adds little; an error for anything else that does not split evenly.
 fn parts(
     choice: &ast::AxisChoice,
     axes: &[Axis],
-    names: &[String],
-    mesh: &[MeshAxis],
+    over: &[(&str, u64)],
+    of_params: bool,
+    padded: &mut Padded<'_>,
     found: &mut Vec<Diagnostic>,
 ) -> Option<Vec<Vec<SubAxis>>> {
-    let over: Vec<(&str, u64)> = names
-        .iter()
-        .filter_map(|n| mesh.iter().find(|m| m.name == *n))
-        .map(|m| (m.name.as_str(), m.size))
-        .collect();
     let sizes: Vec<u64> = axes.iter().map(|a| a.size).collect();
-    let parts = split_jointly(&sizes, &over);
-    if parts.is_none() {
-        found.push(indivisible(choice, axes, &over));
+    if let Some(parts) = split_jointly(&sizes, over) {
+        return Some(parts);
     }
-    parts
+    let ways = over.iter().fold(1u64, |p, (_, n)| p.saturating_mul(*n));
+    if let [axis] = axes
+        && let Some(size) = padded.size(axis, ways, of_params)
+    {
+        let title =
+            format!("`{}` is padded from {} to {size}, so that it splits {ways} ways", axis.name, axis.size);
+        if padded.sizes.insert(axis.name.clone(), size) != Some(size) {
+            found.push(Diagnostic::note(codes::PADDED, title).at(choice.span, ""));
+        }
+        return split_jointly(&[size], over);
+    }
+    found.push(indivisible(choice, axes, over));
+    None
 }
 
 fn indivisible(choice: &ast::AxisChoice, axes: &[Axis], over: &[(&str, u64)]) -> Diagnostic {
@@ -209,6 +254,7 @@ fn indivisible(choice: &ast::AxisChoice, axes: &[Axis], over: &[(&str, u64)]) ->
     let fit = above.map_or(below.to_string(), |above| format!("{below} or {above}"));
     Diagnostic::error(codes::INDIVISIBLE, format!("`{}` does not split {devices} ways", shown.join(" ")))
         .at(choice.span, format!("{}, {}", show_axes(axes), mesh_sizes.join(", ")))
+        .meaning("only an axis of parameters, split by itself, is padded, by up to an eighth of its size")
         .help(format!("{size} is not a multiple of {devices}; numbers of devices that fit are {fit}"))
 }
 

@@ -104,6 +104,20 @@ pub enum Regather {
     Backward,
 }
 
+impl Store {
+    /// Keys of the section with their words.
+    pub fn keys(&self) -> [(&'static str, &'static str); 4] {
+        let word = |kept| if kept == Kept::Sharded { "sharded" } else { "whole" };
+        let regather = if self.regather == Regather::Backward { "backward" } else { "forward" };
+        [
+            ("params", word(self.params)),
+            ("grads", word(self.grads)),
+            ("state", word(self.state)),
+            ("regather", regather),
+        ]
+    }
+}
+
 /// A part of a mesh axis. An axis of n = before · size · after devices has the coordinate c; that of the part is
 /// (c / after) mod size. The whole axis has before = 1 and size = n.
 ///

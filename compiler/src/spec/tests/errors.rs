@@ -207,7 +207,7 @@ golden! {
     glob_hits_nothing: "E0406", run("train {\n    steps = 1, batch = 1, seq = 16, data = synthetic()\n    optimizer = sgd { lr = 1, params \"**.nrom*.w\" { decay = 0 } }\n}\n");
     rule_hits_part_of_repeat: "E0407", run("train {\n    steps = 1, batch = 1, seq = 16, data = synthetic()\n    optimizer = sgd { lr = 1, params \"layer.3.**\" { decay = 0 } }\n}\n");
     parameter_untouched: "E0408", run("mesh { tensor = 2 }\nshard {\n    ff -> tensor\n}\n");
-    axis_indivisible: "E0409", run("mesh { tensor = 3 }\nshard {\n    ff -> tensor\n    d -> none\n}\n");
+    axis_indivisible: "E0409", run("mesh { tensor = 5 }\nshard {\n    kv, seq -> tensor\n    d -> none\n}\n");
     mesh_axis_twice: "E0411", run("mesh { tensor = 2 }\nshard {\n    ff, d -> tensor\n    vocab -> none\n}\n");
     mesh_axis_unknown: "E0201", run("mesh { tensor = 2 }\nshard {\n    ff -> tenser\n}\n");
     mesh_axis_twice_on_a_value: "E0411", run("mesh { tensor = 2 }\nshard {\n    ff, vocab -> tensor\n    role residual: seq -> tensor\n    values \"layer.*.h\": d -> tensor\n    d -> none\n    values \"layer.*\": d -> tensor\n}\n");
@@ -279,7 +279,7 @@ fn every_error_that_the_front_end_can_raise_has_a_golden_text() {
     let elsewhere = ["E0417"];
     // Limits that take megabytes of text to reach; tested in `limits.rs`.
     let limits = ["E0104"];
-    let notes = ["N0001", "N0002", "N0003", "N0004", "N0005"];
+    let notes = ["N0001", "N0002", "N0003", "N0004", "N0005", "N0006"];
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/spec/tests/errors");
     let files: Vec<String> = std::fs::read_dir(folder)
         .expect("goldens")

@@ -111,6 +111,27 @@ fn layout_splits_jointly_where_heads_run_out() {
 }
 
 #[test]
+fn layout_pads_axes_of_parameters_a_little() {
+    let text = "mesh { tensor = 2, fsdp = 3 }\nshard {\n    vocab -> tensor\n    params \"**\": d -> fsdp\n    values \"logits\": vocab -> tensor\n}\n";
+    let sets = ["Llama.vocab=50257", "Llama.d=64"];
+    let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+    let mut sources = SourceMap::new();
+    let files = vec![("main.spec".to_string(), run(text)), ("llama.spec".into(), LLAMA.into())];
+    let (spec, notes) =
+        check_for(&mut sources, &MemoryLoader { files }, "main.spec", &sets, None).expect("it checks");
+    let titles: Vec<String> = notes.iter().map(|d| format!("{} {}", d.code.id, d.title)).collect();
+    assert_eq!(
+        titles,
+        [
+            "N0006 `vocab` is padded from 50257 to 50258, so that it splits 2 ways",
+            "N0006 `d` is padded from 64 to 66, so that it splits 3 ways"
+        ]
+    );
+    assert_eq!(splits(&spec, "embed"), ["d/fsdp:(1)3 vocab/tensor:(1)2", "vocab/tensor:(1)2"]);
+    assert_eq!(spec.model.constraints["logits"].split["vocab"], ["tensor"]);
+}
+
+#[test]
 fn layout_rules_for_values_win_over_those_by_axis_only_if_later() {
     let spec = spec(MESH, &[], None);
     let axes: Vec<_> = spec.model.inputs[0].ty.axes.clone();
