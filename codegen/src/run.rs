@@ -226,16 +226,6 @@ impl CompiledProgram {
         Ok(CompiledProgram { _library: library, entries, space_bytes, scratch_bytes, mesh, collectives })
     }
 
-    /// The step functions, in the order of the program's entries, for a runtime to call. They live as long as `self`.
-    pub fn step_functions(&self) -> Vec<EntryFn> {
-        self.entries.iter().map(|(_, function)| *function).collect()
-    }
-
-    /// Scratch per thread that the kernels need, in bytes.
-    pub fn scratch_bytes(&self) -> u64 {
-        self.scratch_bytes
-    }
-
     /// Runs an entry of a program for one rank on memory spaces of the sizes that `info.spaces` states, on this thread.
     ///
     /// # Errors

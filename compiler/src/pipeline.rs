@@ -274,8 +274,7 @@ fn inference(graph: Graph, entry: Entry, precision: &Precision, runner: &mut Run
 }
 
 fn scheduled(graph: Graph, entry: Entry, runner: &mut Runner) -> Result<Schedule> {
-    let group = || fuse::collective::check_outputs(&graph).and_then(|()| fuse::group(&graph));
-    let fused = runner.run("fused", || group().map_err(|e| unsupported(e.to_string())))?;
+    let fused = runner.run("fused", || fuse::group(&graph).map_err(|e| unsupported(e.to_string())))?;
     let schedule = runner.run("schedule", || Ok(schedule::order(fused)))?;
     runner.show("fused", entry.name(), || schedule.fused.text());
     runner.show("schedule", entry.name(), || schedule.text());

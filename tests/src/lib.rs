@@ -9,6 +9,5 @@ pub mod programs;
 pub mod random_graph;
 pub mod random_ops;
 pub mod random_sharding;
-pub mod random_ranks;
 pub mod random_spec;
 pub mod training;

@@ -21,8 +21,6 @@ pub mod lookup;
 pub mod loops;
 mod mesh;
 mod names;
-#[cfg(test)]
-mod rank_tests;
 pub mod scalar;
 pub mod simulate;
 #[cfg(test)]
