@@ -179,7 +179,10 @@ pub fn limit(
         moved(a) || over(from) != over(to)
     };
     let ranks: u64 = mesh.axes.iter().filter(|a| reordered(&&a.name)).map(|a| a.size).product();
-    Ok((2 * largest * (ranks - 1)).div_ceil(ranks))
+    // Sums and maxima can't be reduced together.
+    let kinds: std::collections::BTreeSet<_> =
+        from.partial.iter().filter(|(a, op)| to.partial.get(*a) != Some(op)).map(|(_, op)| op).collect();
+    Ok((2 * largest * (ranks - 1)).div_ceil(ranks) * kinds.len().max(1) as u64)
 }
 
 /// Bytes of one element on the wire.

@@ -68,7 +68,7 @@ fn partition_walks_layers_with_parameters_gathered_inside() {
 
 const BLOCKS: &str = r#"graph @m on data=2, n=2 {
   %x = param "x" = normal(1.0) : f32[batch=16 @data @n in 2, d=3]
-  %y, %s = loop batch=2 block 8 {
+  %y, %s = loop batch=2 block=8 {
     index %i : i32[]
     stacked %xs = %x : f32[batch=8 @data @n, d=3]
     %at = index batch : i32[batch=8 @data @n]
@@ -92,7 +92,7 @@ fn partition_cuts_blocks_and_keeps_places_in_them() {
             .replace("  %yr = reshard %y because \"report\" : f32[batch=16, d=3]\n", "")
             .replace("  return y = %yr\n", ""),
     ));
-    assert!(text.contains("loop batch=2 block 2"), "{text}");
+    assert!(text.contains("loop batch=2 block=2"), "{text}");
     assert_eq!(text.matches("scalar \"mesh.").count(), 2, "{text}");
     assert_eq!(text.matches("invariant %mesh.").count(), 2, "{text}");
 }
