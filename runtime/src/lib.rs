@@ -1,17 +1,22 @@
 //! The runtime of a training binary: what is linked to the generated program and makes it a command.
 //!
 //! ```text
-//! main (generated) ── mlc_runtime_main ── commands/ ── step.rs ── rank.rs ── generated step function ── kernels
-//!                                             │           │         │
-//!                            checkpoint/  metrics/     data/     device/ (memory, threads, CPU check)
+//! main (generated) ── mlc_runtime_main ── commands/ ── launch.rs ── step.rs ── rank.rs ── generated step function ── kernels
+//!                                             │            │          │         │                  │
+//!                            checkpoint/  metrics/     world.rs     data/    device/           collective/
+//!                                                          └──────────────── engine/ ─────────────┘
 //! ```
 //! Invariants: no process-global state, everything hangs off a [`rank::Rank`] and what the command holds; nothing here
 //! knows a particular model; bad input gives one error and an exit code of [`failure::Exit`], never a panic; the bits of a
 //! run depend on the binary, the data and the settings, and not on the number of threads.
 //!
+//! `launch.rs` starts the ranks, as threads or on top of a launcher's processes; `world.rs` is what they do together between steps, and
+//! `collective/` within one; `engine/` carries the bytes of both.
+//!
 //! # Linking it into a binary
 //!
-//! A training binary for one machine is fully static and runs on any x86-64 Linux, in an empty folder. The archive is built
+//! A training binary for one rank is fully static and runs on any x86-64 Linux, in an empty folder; one for several leaves the C
+//! library to run time, because it may have to load an MPI library. The archive is built
 //! for the baseline CPU, so that it can say which features a machine lacks; only the kernels use more. The code generator's
 //! build script does the following and embeds the result; by hand it is
 //!

@@ -34,7 +34,7 @@ pub type Body = fn(&Job, &mut Console) -> Result<Exit, Failure>;
 pub fn start_rank<'p>(job: &Job<'p>, settings: &Settings, profile: bool) -> Result<Rank<'p>, Failure> {
     let program = job.program;
     cpu::check_features(&program.info.cpu_features)?;
-    memory::check_limits(program.memory_bytes(settings.threads).saturating_mul(job.here.1 as u64))?;
+    memory::check_limits(program.memory_bytes(settings.threads).saturating_mul(job.world.here().1 as u64))?;
     let options = RankOptions { threads: settings.threads, pin: settings.pin, profile };
     Rank::of(program, options, job.world.clone())
 }

@@ -1,7 +1,7 @@
 //! A command on all ranks of a program.
 //!
-//! Every rank of the mesh runs the same command; only the first one prints, and writes what exists once. Ranks of one process
-//! share its threads and CPUs.
+//! Every rank of the mesh runs the same command; only the first one prints, and writes what exists once. Ranks that may use the
+//! same CPUs share them, and the threads.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -29,8 +29,6 @@ pub struct Job<'a> {
     pub started: Instant,
     /// Who it is.
     pub world: World,
-    /// Which of the ranks of this process it is, and how many there are.
-    pub here: (usize, usize),
 }
 
 impl Job<'_> {
@@ -40,7 +38,7 @@ impl Job<'_> {
     /// As for [`Settings::new`].
     pub fn settings(&self) -> Result<Settings, Failure> {
         let mut settings = Settings::new(self.program, self.args)?;
-        let (which, ranks) = self.here;
+        let (which, ranks) = self.world.here();
         let (first, count) = share(settings.threads, which, ranks);
         if settings.pin && ranks > 1 {
             let cpus = allowed_cpus();
@@ -84,7 +82,7 @@ pub fn on_ranks(
         // A process has one place where requests to stop arrive.
         let hears = world.is_first() || world.engine().threads().is_none();
         let stop = if hears { stop } else { &Interrupts::Never };
-        let job = Job { program, args, stop, started, here: world.here(), world: world.clone() };
+        let job = Job { program, args, stop, started, world: world.clone() };
         // Only the first rank takes the console: it keeps it to the end.
         let mut spoken = world.is_first().then(|| console.lock().unwrap_or_else(PoisonError::into_inner));
         match spoken.as_mut() {
