@@ -93,6 +93,18 @@ pub(super) fn shortest(
     problem.replicating(start)
 }
 
+/// The plan without a search, see [`Problem::replicating`].
+#[cfg(test)]
+pub(super) fn replicating(
+    from: &Sharding,
+    to: &Sharding,
+    ty: &Type,
+    mesh: &Mesh,
+) -> Result<Vec<Step>, String> {
+    let (problem, start) = Problem::new(from, to, ty, mesh, None)?;
+    problem.replicating(start)
+}
+
 impl<'a> Problem<'a> {
     fn new(
         from: &Sharding,

@@ -236,6 +236,40 @@ fn replicated(mesh: &Mesh, ty: &Type, from: &Sharding, to: &Sharding) -> u64 {
     (2 * local * (reduced - 1)).div_ceil(reduced) + local * (split - 1)
 }
 
+#[test]
+fn reshard_without_a_search_replicates() {
+    let mesh = Mesh::new(&[("a", 2), ("b", 3)]);
+    let ty = tensor(&[("x", 6), ("y", 6)]);
+    let shardings = all_shardings(&mesh, &NAMES[..2]);
+    for from in &shardings {
+        for to in shardings.iter().filter(|to| to.partial.keys().all(|m| from.partial.contains_key(m))) {
+            let steps = search::replicating(from, to, &ty, &mesh).unwrap();
+            assert_eq!(steps.last().map_or(from, |s| &s.after), to, "{from}: {steps:?}");
+            let bytes: u64 = steps.iter().map(|s| s.bytes).sum();
+            assert!(bytes <= replicated(&mesh, &ty, from, to), "{from} -> {to}: {steps:?}");
+        }
+    }
+}
+
+#[test]
+fn reshard_plans_end_on_wide_meshes() {
+    let mesh = Mesh::new(&[("pp", 4), ("dp", 8), ("fsdp", 8), ("cp", 2), ("tp", 8), ("ep", 4)]);
+    let ty = tensor(&[("b", 1 << 14), ("s", 1 << 14), ("h", 1 << 14), ("d", 1 << 14)]);
+    let all = Sharding::of(&[("b", &["dp", "fsdp", "cp"]), ("s", &["tp", "ep", "pp"])]);
+    let other = Sharding::of(&[("s", &["fsdp", "dp", "pp"]), ("d", &["tp", "cp"])]);
+    let options = Options { allow_replicate: true, wire: None };
+    let length = |from: &Sharding, to: &Sharding| {
+        let steps = plan(from, to, &ty, &mesh, &options).unwrap();
+        assert_eq!(&steps.last().unwrap().after, to, "{from}: {steps:?}");
+        steps.len()
+    };
+    assert_eq!(length(&Sharding::whole(), &all), 2);
+    assert_eq!(length(&all, &Sharding::whole()), 2);
+    // More ways than are looked at: gathered and cut, which has to be allowed.
+    assert_eq!(length(&all, &other), 4);
+    assert!(plan(&all, &other, &ty, &mesh, &Options::default()).unwrap_err().contains("allow replication"));
+}
+
 #[derive(Default, Debug, PartialEq)]
 struct Counts {
     /// Pairs in all.
