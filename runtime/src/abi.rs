@@ -156,8 +156,9 @@ pub struct MeshAxisInfo {
     pub over_nodes: bool,
 }
 
-/// How one axis of a tensor is split over ranks: the axis is cut into `blocks` equal blocks, and each block into as many equal
-/// parts as the mesh axes have ranks together. A rank holds its part of every block, in order.
+/// How one axis of a tensor is split over ranks: the axis, made longer by `pad` elements at its end, is cut into `blocks` equal
+/// blocks, and each block into as many equal parts as the mesh axes have ranks together. A rank holds its part of every block, in
+/// order. Padding holds zeros; it belongs to no tensor, so that shapes, first values and checkpoints know nothing of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AxisSplit {
     /// Which axis of the tensor.
@@ -166,6 +167,13 @@ pub struct AxisSplit {
     pub mesh: Vec<u32>,
     /// 1: contiguous parts.
     pub blocks: u64,
+    /// Elements beyond the axis's size that make it split evenly.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub pad: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// How elements are combined.

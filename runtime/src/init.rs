@@ -47,6 +47,8 @@ pub fn init(rank: &mut Rank, tensors: &[LogicalTensor], seed: u64) {
                 let address = (addresses[index] + (start * width) as usize) as *mut u8;
                 std::slice::from_raw_parts_mut(address, (elements * width) as usize)
             };
+            // Padding stays zero.
+            bytes.fill(0);
             for (local, global, length) in runs[index].within(start..start + elements) {
                 let begin = ((local - start) * width) as usize;
                 let piece = &mut bytes[begin..begin + (length * width) as usize];

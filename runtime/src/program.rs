@@ -198,9 +198,13 @@ fn local_bytes(
     unit: u64,
 ) -> Result<Option<u64>, Failure> {
     shard::check(shape, split, &info.mesh).map_err(|why| damaged(&format!("{what}: {why}")))?;
-    let whole = shape.iter().try_fold(unit, |n, &size| n.checked_mul(size));
-    let parts: u64 = split.iter().flat_map(|cut| &cut.mesh).map(|&m| info.mesh[m as usize].size).product();
-    Ok(whole.map(|bytes| bytes / parts))
+    let mut local = shape.to_vec();
+    for cut in split {
+        let parts: u64 = cut.mesh.iter().map(|&m| info.mesh[m as usize].size).product();
+        let size = &mut local[cut.axis as usize];
+        *size = (*size + cut.pad) / parts;
+    }
+    Ok(local.iter().try_fold(unit, |n, &size| n.checked_mul(size)))
 }
 
 fn check_place(

@@ -6,6 +6,9 @@
 //! size 12, blocks 2, parts 3      global   0 1|2 3|4 5‖6 7|8 9|10 11
 //! index 1                         local        0 1         2 3
 //! ```
+//! An axis that would not split evenly is made longer by elements that belong to no tensor: a rank has room for them at the end of
+//! its part, where they stay zero, and no index leads to them.
+//!
 //! Everything that addresses tensors by global index is made of two iterations: [`Runs`], the contiguous pieces of one part in
 //! the whole tensor, and [`Overlap`], the pieces two parts have in common.
 
@@ -18,6 +21,8 @@ use crate::abi::{AxisSplit, MeshAxisInfo};
 pub struct AxisPart {
     /// Elements of all ranks together.
     pub size: u64,
+    /// Elements of padding after them.
+    pub pad: u64,
     /// Blocks the axis is cut into.
     pub blocks: u64,
     /// Chunks of each block; 1: the rank holds the whole axis.
@@ -29,15 +34,15 @@ pub struct AxisPart {
 impl AxisPart {
     /// An axis that is not split.
     pub fn whole(size: u64) -> AxisPart {
-        AxisPart { size, blocks: 1, parts: 1, index: 0 }
+        AxisPart { size, pad: 0, blocks: 1, parts: 1, index: 0 }
     }
 
-    /// Elements the rank holds.
+    /// Elements the rank has room for, with its share of the padding.
     pub fn local(&self) -> u64 {
-        self.size / self.parts
+        (self.size + self.pad) / self.parts
     }
 
-    /// Global index of an element the rank holds.
+    /// Global index of an element the rank has room for; [`AxisPart::size`] or more in the padding.
     pub fn global(&self, local: u64) -> u64 {
         let chunk = self.chunk();
         if chunk == 0 {
@@ -55,7 +60,12 @@ impl AxisPart {
 
     /// Elements of one chunk.
     fn chunk(&self) -> u64 {
-        self.size / (self.blocks * self.parts)
+        (self.size + self.pad) / (self.blocks * self.parts)
+    }
+
+    /// Whether the rank holds all of the axis and nothing else.
+    fn is_whole(&self) -> bool {
+        self.parts == 1 && self.pad == 0
     }
 }
 
@@ -77,7 +87,7 @@ impl Part {
         let mut part = Part::whole(shape);
         for cut in split {
             let axis = &mut part.axes[cut.axis as usize];
-            axis.blocks = cut.blocks;
+            (axis.blocks, axis.pad) = (cut.blocks, cut.pad);
             for &m in &cut.mesh {
                 let size = mesh[m as usize].size;
                 axis.parts *= size;
@@ -92,14 +102,14 @@ impl Part {
         self.axes.iter().map(AxisPart::local).collect()
     }
 
-    /// Elements the rank holds.
+    /// Elements the rank's buffer has room for.
     pub fn elements(&self) -> u64 {
         self.axes.iter().map(AxisPart::local).product()
     }
 
     /// The part as contiguous pieces of the whole tensor.
     pub fn runs(&self) -> Runs {
-        let inner_axes = self.axes.iter().rev().take_while(|axis| axis.parts == 1).count();
+        let inner_axes = self.axes.iter().rev().take_while(|axis| axis.is_whole()).count();
         let (outer, inner) = self.axes.split_at(self.axes.len() - inner_axes);
         let inner: u64 = inner.iter().map(|axis| axis.size).product();
         let Some((last, outer)) = outer.split_last() else {
@@ -146,19 +156,21 @@ pub fn check(shape: &[u64], split: &[AxisSplit], mesh: &[MeshAxisInfo]) -> Resul
             used.push(m);
             parts = parts.saturating_mul(axis.size);
         }
-        if parts == 0 || !size.is_multiple_of(parts) {
-            return Err(format!("axis {} of {size} elements is cut into {parts} parts", cut.axis));
+        let padded = size.checked_add(cut.pad).filter(|padded| parts > 0 && padded.is_multiple_of(parts));
+        if padded.is_none() {
+            let pad = if cut.pad > 0 { format!(" and {} of padding", cut.pad) } else { String::new() };
+            return Err(format!("axis {} of {size} elements{pad} is cut into {parts} parts", cut.axis));
         }
     }
     Ok(())
 }
 
-/// The contiguous pieces of one part, in the order of the rank's buffer. All have the same length, so that piece `r` begins at
-/// `r * length` of the buffer.
+/// The contiguous pieces of one part, in the order of the rank's buffer. There is room for the same number of elements in all,
+/// so that piece `r` begins at `r * length` of the buffer; those at the end of a padded axis hold fewer, or none.
 #[derive(Clone, Debug)]
 pub struct Runs {
     outer: Vec<AxisPart>,
-    /// The innermost axis that is split.
+    /// The innermost axis that is not whole.
     last: AxisPart,
     /// Elements of everything inside `last`.
     inner: u64,
@@ -171,32 +183,45 @@ impl Runs {
         self.count
     }
 
-    /// Elements of one piece.
+    /// Elements that a piece has room for.
     pub fn length(&self) -> u64 {
         self.last.chunk() * self.inner
     }
 
-    /// Where piece `run` begins in the whole tensor, in elements, row-major.
-    pub fn global(&self, run: u64) -> u64 {
+    /// Where piece `run` begins in the whole tensor, row-major, and how many elements it holds; `None` if none.
+    pub fn global(&self, run: u64) -> Option<(u64, u64)> {
         let mut rest = run / self.last.blocks;
-        let mut offset = self.last.global(run % self.last.blocks * self.last.chunk()) * self.inner;
+        let first = self.last.global(run % self.last.blocks * self.last.chunk());
+        let held = self.last.chunk().min(self.last.size.checked_sub(first)?);
+        let mut offset = first * self.inner;
         let mut stride = self.last.size * self.inner;
         for axis in self.outer.iter().rev() {
-            offset += axis.global(rest % axis.local()) * stride;
+            let index = axis.global(rest % axis.local());
+            if index >= axis.size {
+                return None;
+            }
+            offset += index * stride;
             rest /= axis.local();
             stride *= axis.size;
         }
-        offset
+        (held > 0).then_some((offset, held * self.inner))
     }
 
-    /// The pieces of elements `range` of the rank's buffer, the first and the last cut short: `(local, global, length)`.
+    /// The pieces of elements `range` of the rank's buffer, the first and the last cut short: `(local, global, length)`. What is
+    /// between them is padding.
     pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = (u64, u64, u64)> {
         let length = self.length().max(1);
-        (range.start / length..range.end.div_ceil(length)).map(move |run| {
-            let (first, last) = (run * length, (run + 1) * length);
-            let (begin, end) = (first.max(range.start), last.min(range.end));
-            (begin, self.global(run) + (begin - first), end - begin)
+        (range.start / length..range.end.div_ceil(length)).filter_map(move |run| {
+            let (global, held) = self.global(run)?;
+            let first = run * length;
+            let (begin, end) = (first.max(range.start), (first + held).min(range.end));
+            (begin < end).then(|| (begin, global + (begin - first), end - begin))
         })
+    }
+
+    /// All pieces: `(local, global, length)`.
+    pub fn all(&self) -> impl Iterator<Item = (u64, u64, u64)> {
+        self.within(0..self.count * self.length())
     }
 }
 
@@ -286,7 +311,7 @@ fn visit(axes: &[AxisOverlap], from: u64, to: u64, copy: &mut impl FnMut(u64, u6
 fn common(a: &AxisPart, b: &AxisPart) -> Vec<Segment> {
     let chunks = |axis: &AxisPart| {
         // A whole axis is one chunk, however many blocks it is said to have.
-        if axis.parts == 1 { (axis.size, 1) } else { (axis.chunk(), axis.blocks) }
+        if axis.parts == 1 { (axis.size + axis.pad, 1) } else { (axis.chunk(), axis.blocks) }
     };
     let ((a_chunk, a_count), (b_chunk, b_count)) = (chunks(a), chunks(b));
     let (mut i, mut j) = (0, 0);
@@ -294,7 +319,7 @@ fn common(a: &AxisPart, b: &AxisPart) -> Vec<Segment> {
     while i < a_count && j < b_count {
         let (a_first, b_first) = ((i * a.parts + a.index) * a_chunk, (j * b.parts + b.index) * b_chunk);
         let (a_end, b_end) = (a_first + a_chunk, b_first + b_chunk);
-        let (begin, end) = (a_first.max(b_first), a_end.min(b_end));
+        let (begin, end) = (a_first.max(b_first), a_end.min(b_end).min(a.size));
         if begin < end {
             let next = Segment {
                 from: i * a_chunk + (begin - a_first),
@@ -362,85 +387,111 @@ mod tests {
                 match split.iter_mut().find(|cut| cut.axis == to) {
                     _ if u64::from(to) == axes => {}
                     Some(cut) => cut.mesh.push(m),
-                    None => split.push(AxisSplit { axis: to, mesh: vec![m], blocks: 1 + draw(3) }),
+                    None => split.push(AxisSplit { axis: to, mesh: vec![m], blocks: 1 + draw(3), pad: 0 }),
                 }
             }
             split
         };
-        let splits = [split(), split()];
+        let mut splits = [split(), split()];
         let parts = |split: &[AxisSplit], a: u64| -> u64 {
             let cut = split.iter().find(|cut| u64::from(cut.axis) == a);
             cut.map_or(1, |cut| cut.blocks * cut.mesh.iter().map(|&m| mesh[m as usize].size).product::<u64>())
         };
         // A multiple of both numbers of parts; sometimes nothing at all.
-        let shape = (0..axes)
+        let mut shape: Vec<u64> = (0..axes)
             .map(|a| {
                 parts(&splits[0], a)
                     * parts(&splits[1], a)
                     * if seed % 17 == 0 { draw(3) } else { 1 + draw(2) }
             })
             .collect();
+        // Shorter axes, which each split pads in its own way.
+        for (a, size) in shape.iter_mut().enumerate().filter(|_| seed % 3 == 0) {
+            *size -= draw(*size + 1).min(size.saturating_sub(1));
+            for split in &mut splits {
+                let parts = parts(split, a as u64);
+                if let Some(cut) = split.iter_mut().find(|cut| cut.axis as usize == a) {
+                    cut.pad = size.next_multiple_of(parts) - *size + parts * draw(2);
+                }
+            }
+        }
         Case { mesh, shape, splits }
     }
 
-    /// The part of a rank by the definition: the global index of every element of its buffer, in order.
-    fn held(shape: &[u64], split: &[AxisSplit], mesh: &[MeshAxisInfo], coordinates: &[u64]) -> Vec<u64> {
-        let is_mine = |a: usize, i: u64| {
-            let Some(cut) = split.iter().find(|cut| cut.axis as usize == a) else { return true };
-            let in_block = i % (shape[a] / cut.blocks);
-            let mut left = shape[a] / cut.blocks;
-            let mut rest = in_block;
-            cut.mesh.iter().all(|&m| {
-                left /= mesh[m as usize].size;
-                let chunk = rest / left;
-                rest %= left;
-                chunk == coordinates[m as usize]
-            })
+    /// A rank's buffer by the definition: the global index of every element of it, or none for padding.
+    fn buffer(
+        shape: &[u64],
+        split: &[AxisSplit],
+        mesh: &[MeshAxisInfo],
+        coordinates: &[u64],
+    ) -> Vec<Option<u64>> {
+        let mine = |a: usize| -> Vec<u64> {
+            let Some(cut) = split.iter().find(|cut| cut.axis as usize == a) else {
+                return (0..shape[a]).collect();
+            };
+            let block = (shape[a] + cut.pad) / cut.blocks;
+            let is_mine = |i: &u64| {
+                let (mut left, mut rest) = (block, i % block);
+                cut.mesh.iter().all(|&m| {
+                    left /= mesh[m as usize].size;
+                    let chunk = rest / left;
+                    rest %= left;
+                    chunk == coordinates[m as usize]
+                })
+            };
+            (0..shape[a] + cut.pad).filter(is_mine).collect()
         };
-        let elements: u64 = shape.iter().product();
-        let indices = |mut g: u64| -> Vec<u64> {
-            let mut index: Vec<u64> = shape.iter().rev().map(|&size| (g % size, g /= size).0).collect();
-            index.reverse();
-            index
-        };
-        (0..elements).filter(|&g| indices(g).iter().enumerate().all(|(a, &i)| is_mine(a, i))).collect()
+        let mut all = vec![Some(0)];
+        for (a, &size) in shape.iter().enumerate() {
+            let mine = mine(a);
+            let next = |index: Option<u64>, i: u64| index.filter(|_| i < size).map(|index| index * size + i);
+            all = all.iter().flat_map(|&index| mine.iter().map(move |&i| next(index, i))).collect();
+        }
+        all
     }
 
-    fn listed(runs: &Runs) -> Vec<u64> {
-        (0..runs.count())
-            .flat_map(|run| (0..runs.length()).map(move |i| (run, i)))
-            .map(|(run, i)| runs.global(run) + i)
-            .collect()
+    /// The same from the pieces.
+    fn listed(part: &Part) -> Vec<Option<u64>> {
+        let mut all = vec![None; part.elements() as usize];
+        for (local, global, length) in part.runs().all() {
+            for i in 0..length {
+                assert_eq!(all[(local + i) as usize].replace(global + i), None);
+            }
+        }
+        all
     }
 
     #[test]
     fn runs_are_the_elements_of_the_part_in_order() {
-        for Case { mesh, shape, splits } in (0..400).map(case) {
+        let mut padded = 0;
+        for Case { mesh, shape, splits } in (0..600).map(case) {
             for (split, coordinates) in
                 splits.iter().flat_map(|s| ranks(&mesh).into_iter().map(move |c| (s, c)))
             {
                 assert_eq!(check(&shape, split, &mesh), Ok(()));
                 let part = Part::of(&shape, split, &mesh, &coordinates);
-                let expected = held(&shape, split, &mesh, &coordinates);
-                assert_eq!(listed(&part.runs()), expected, "{shape:?} {split:?} {coordinates:?}");
-                assert_eq!(part.elements(), expected.len() as u64);
-                assert_eq!(local_elements(&shape, split, &mesh), part.elements());
+                let expected = buffer(&shape, split, &mesh, &coordinates);
+                assert_eq!(listed(&part), expected, "{shape:?} {split:?} {coordinates:?}");
+                assert_eq!(local_elements(&shape, split, &mesh), expected.len() as u64);
+                padded += usize::from(expected.contains(&None));
             }
         }
+        assert!(padded > 300, "{padded}");
     }
 
     #[test]
     fn runs_within_a_range_are_those_elements() {
-        for (seed, Case { mesh, shape, splits }) in (0..100).map(|seed| (seed, case(seed))) {
+        for (seed, Case { mesh, shape, splits }) in (0..200).map(|seed| (seed, case(seed))) {
             let last = ranks(&mesh).pop().unwrap();
-            let runs = Part::of(&shape, &splits[0], &mesh, &last).runs();
-            let whole = listed(&runs);
+            let part = Part::of(&shape, &splits[0], &mesh, &last);
+            let whole = listed(&part);
             let begin = seed * 7 % (whole.len() as u64 + 1);
             let end = begin + seed * 5 % (whole.len() as u64 - begin + 1);
-            let mut found = Vec::new();
-            for (local, global, length) in runs.within(begin..end) {
-                assert_eq!(local, begin + found.len() as u64);
-                found.extend(global..global + length);
+            let mut found = vec![None; (end - begin) as usize];
+            for (local, global, length) in part.runs().within(begin..end) {
+                for i in 0..length {
+                    found[(local + i - begin) as usize] = Some(global + i);
+                }
             }
             assert_eq!(found, whole[begin as usize..end as usize]);
         }
@@ -448,11 +499,11 @@ mod tests {
 
     #[test]
     fn owners_hold_every_element_exactly_once() {
-        for Case { mesh, shape, splits } in (0..400).map(case) {
+        for Case { mesh, shape, splits } in (0..600).map(case) {
             for split in &splits {
                 let owners = ranks(&mesh).into_iter().filter(|c| is_owner(split, c));
                 let mut all: Vec<u64> =
-                    owners.flat_map(|c| listed(&Part::of(&shape, split, &mesh, &c).runs())).collect();
+                    owners.flat_map(|c| listed(&Part::of(&shape, split, &mesh, &c))).flatten().collect();
                 all.sort_unstable();
                 assert_eq!(all, (0..shape.iter().product()).collect::<Vec<_>>());
             }
@@ -474,23 +525,25 @@ mod tests {
 
     #[test]
     fn overlap_moves_exactly_the_common_elements() {
-        for Case { mesh, shape, splits } in (0..400).map(case) {
+        for Case { mesh, shape, splits } in (0..600).map(case) {
             let part = |s: usize, c: &[u64]| Part::of(&shape, &splits[s], &mesh, c);
             let pairs =
                 ranks(&mesh).into_iter().flat_map(|a| ranks(&mesh).into_iter().map(move |b| (a.clone(), b)));
             for (a, b) in pairs {
                 let (from, to) = (part(0, &a), part(1, &b));
-                let (sent, wanted) = (listed(&from.runs()), listed(&to.runs()));
+                let (sent, wanted) = (listed(&from), listed(&to));
                 let mut got = vec![None; wanted.len()];
                 if let Some(overlap) = Overlap::of(&from, &to) {
                     overlap.for_each(|from, to, length| {
                         for i in 0..length {
                             let slot = &mut got[(to + i) as usize];
-                            assert_eq!(slot.replace(sent[(from + i) as usize]), None, "written twice");
+                            let element = sent[(from + i) as usize];
+                            assert!(element.is_some(), "padding is moved");
+                            assert_eq!(std::mem::replace(slot, element), None, "written twice");
                         }
                     });
                 }
-                let expected: Vec<_> = wanted.iter().map(|g| sent.contains(g).then_some(*g)).collect();
+                let expected: Vec<_> = wanted.iter().map(|g| g.filter(|_| sent.contains(g))).collect();
                 assert_eq!(got, expected, "{shape:?} {splits:?} {a:?} {b:?}");
             }
         }
@@ -505,7 +558,7 @@ mod tests {
             count
         };
         let mesh = [axis("fsdp", 4)];
-        let split = |axis| [AxisSplit { axis, mesh: vec![0], blocks: 1 }];
+        let split = |axis| [AxisSplit { axis, mesh: vec![0], blocks: 1, pad: 0 }];
         let (whole, rows) = (Part::whole(&[8, 6, 8]), Part::of(&[8, 6, 8], &split(0), &mesh, &[1]));
         let columns = Part::of(&[8, 6, 8], &split(2), &mesh, &[1]);
         assert_eq!([pieces(&whole, &whole), pieces(&whole, &rows), pieces(&rows, &rows)], [1; 3]);
@@ -515,7 +568,7 @@ mod tests {
 
     #[test]
     fn axis_parts_invert() {
-        let part = AxisPart { size: 12, blocks: 2, parts: 3, index: 1 };
+        let part = AxisPart { size: 12, pad: 0, blocks: 2, parts: 3, index: 1 };
         assert_eq!((0..4).map(|i| part.global(i)).collect::<Vec<_>>(), [2, 3, 8, 9]);
         let found: Vec<_> = (0..12).filter_map(|g| part.local_of(g).map(|l| (l, g))).collect();
         assert_eq!(found, [(0, 2), (1, 3), (2, 8), (3, 9)]);
@@ -524,7 +577,7 @@ mod tests {
     #[test]
     fn check_says_what_does_not_fit() {
         let mesh = [axis("dp", 2), axis("tensor", 3)];
-        let cut = |axis, mesh: &[u32], blocks| AxisSplit { axis, mesh: mesh.to_vec(), blocks };
+        let cut = |axis, mesh: &[u32], blocks| AxisSplit { axis, mesh: mesh.to_vec(), blocks, pad: 0 };
         for (split, why) in [
             (vec![cut(2, &[0], 1)], "axis 2 is split, there are 2"),
             (vec![cut(0, &[0], 1), cut(0, &[1], 1)], "axis 0 is split twice"),

@@ -122,9 +122,9 @@ fn write_row(
     let width = input.dtype.bytes();
     let line = Place { offset: input.place.offset + local_row * columns.local() * width, ..input.place };
     let buffer = rank.bytes_mut(line, columns.local() * width);
-    let runs = Part { axes: vec![*columns] }.runs();
-    for (piece, run) in buffer.chunks_exact_mut((runs.length() * width).max(1) as usize).zip(0..) {
-        let first = runs.global(run) as usize;
+    for (local, first, length) in (Part { axes: vec![*columns] }).runs().all() {
+        let (first, piece) =
+            (first as usize, &mut buffer[(local * width) as usize..][..(length * width) as usize]);
         for (element, (at, &id)) in
             piece.chunks_exact_mut(width as usize).zip(ids.iter().enumerate().skip(first))
         {

@@ -41,6 +41,7 @@ impl Whole {
                 axis: i as u32,
                 mesh: s.over.iter().map(|name| index(mesh, name)).collect(),
                 blocks: s.blocks,
+                pad: 0,
             }));
         }
         whole

@@ -98,9 +98,9 @@ fn moved(pool: &Pool, source: &Source, bytes: Vec<u8>) -> Vec<u8> {
     let to = file.as_mut_ptr() as usize;
     pool.run(rows as i64, &|begin, end, _| {
         for r in begin as usize..end as usize {
-            let first = offset_of_row(r as u64, outer) as usize;
+            let Some(first) = offset_of_row(r as u64, outer) else { continue };
             for i in 0..row {
-                let at = (first + i * step as usize) * width;
+                let at = (first as usize + i * step as usize) * width;
                 let from = &bytes[(r * row + i) * width..][..width];
                 // SAFETY: the strides permute the elements, so that each place of the file belongs to one of them.
                 unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), (to as *mut u8).add(at), width) };

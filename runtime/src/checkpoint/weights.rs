@@ -224,8 +224,8 @@ fn copy(rank: &mut Rank, source: &Source, view: &TensorView) {
     let (width, data) = (view.dtype().bitsize() / 8, view.data());
     rank.pool().run(rows as i64, &|begin, end, _| {
         for r in begin as u64..end as u64 {
-            let first = offset_of_row(r, outer);
-            for i in 0..row.local() {
+            let Some(first) = offset_of_row(r, outer) else { continue };
+            for i in (0..row.local()).filter(|&i| row.global(i) < row.size) {
                 let at = (first + row.global(i) * row_stride) as usize * width;
                 let value = read(&data[at..at + width]);
                 // SAFETY: element r * row + i of a tensor inside its space; rows belong to one thread each, and the rank is
@@ -236,15 +236,20 @@ fn copy(rank: &mut Rank, source: &Source, view: &TensorView) {
     });
 }
 
-/// Where row `r` of the last axis of a rank's part begins in the file, in elements, by the other axes and their strides there.
-pub fn offset_of_row(r: u64, outer: &[(AxisPart, u64)]) -> u64 {
+/// Where row `r` of the last axis of a rank's part begins in the file, in elements, by the other axes and their strides there;
+/// `None` if it is padding.
+pub fn offset_of_row(r: u64, outer: &[(AxisPart, u64)]) -> Option<u64> {
     let mut rest = r;
     let mut offset = 0;
     for (axis, stride) in outer.iter().rev() {
-        offset += axis.global(rest % axis.local()) * stride;
+        let index = axis.global(rest % axis.local());
+        if index >= axis.size {
+            return None;
+        }
+        offset += index * stride;
         rest /= axis.local();
     }
-    offset
+    Some(offset)
 }
 
 /// Reads one element of a file's type.

@@ -28,7 +28,7 @@ const SEQ: u64 = 24;
 type Layout = (Vec<MeshAxisInfo>, Vec<(&'static str, Vec<AxisSplit>)>);
 
 /// One rank, and the shapes of data, tensor and expert parallelism: states split unlike their parameters, joint and nested
-/// splits, blocks, axes of the mesh that split nothing.
+/// splits, blocks, sizes that do not divide, axes of the mesh that split nothing.
 fn layouts() -> Vec<Layout> {
     vec![
         (mesh(&[]), vec![]),
@@ -68,6 +68,17 @@ fn layouts() -> Vec<Layout> {
             ],
         ),
         (
+            mesh(&[("tensor", 5), ("dp", 2)]),
+            vec![
+                ("layer.{i}.w", vec![padded(0, &[0], 1, 1), padded(1, &[1], 2, 4)]),
+                ("layer.{i}.w.m", vec![padded(1, &[0, 1], 1, 4)]),
+                ("embed", vec![padded(0, &[], 1, 3), padded(1, &[0], 1, 10)]),
+                ("bias", vec![padded(0, &[0], 1, 2)]),
+                ("tokens", vec![cut(0, &[1], 1), padded(1, &[0], 2, 6)]),
+                ("weight", vec![padded(1, &[0], 1, 1)]),
+            ],
+        ),
+        (
             mesh(&[("pod", 2), ("fsdp", 1), ("tensor", 3)]),
             vec![
                 ("layer.{i}.w", vec![cut(0, &[2, 0], 2)]),
@@ -79,6 +90,11 @@ fn layouts() -> Vec<Layout> {
             ],
         ),
     ]
+}
+
+/// A split of an axis that is made longer for it.
+fn padded(axis: u32, mesh: &[u32], blocks: u64, pad: u64) -> AxisSplit {
+    AxisSplit { pad, ..cut(axis, mesh, blocks) }
 }
 
 unsafe extern "C" fn nothing(_: *const StepContext) {}
@@ -113,7 +129,7 @@ fn program((mesh, splits): &Layout) -> Program {
             dtype,
             init,
             // More than any part needs.
-            place: take(shape.iter().product::<u64>() * layers.unwrap_or(1) * dtype.bytes()),
+            place: take(2 * shape.iter().product::<u64>() * layers.unwrap_or(1) * dtype.bytes()),
             line: String::new(),
         })
         .to_vec();
@@ -131,7 +147,7 @@ fn program((mesh, splits): &Layout) -> Program {
         shape: vec![BATCH, SEQ],
         split: split(name),
         bound: if name == "tokens" { 256 } else { 0 },
-        place: take(BATCH * SEQ * 4),
+        place: take(2 * BATCH * SEQ * 4),
     });
     let outputs =
         vec![OutputInfo { name: "loss".to_owned(), dtype: DType::F32, shape: vec![], place: take(4) }];
@@ -176,16 +192,17 @@ fn tensors(rank: &Rank) -> BTreeMap<String, (Part, Vec<u8>)> {
     .collect()
 }
 
-/// The elements of a part, by the place each has in the whole tensor.
+/// The elements of a part, by the place each has in the whole tensor, and zeros for padding.
 fn cut_out(part: &Part, whole: &[u8]) -> Vec<u8> {
     let elements: u64 = part.axes.iter().map(|axis| axis.size).product();
     let width = whole.len() / elements as usize;
-    let runs = part.runs();
-    let pieces = (0..runs.count()).map(|run| {
-        let first = runs.global(run) as usize * width;
-        &whole[first..first + runs.length() as usize * width]
-    });
-    pieces.flatten().copied().collect()
+    let mut bytes = vec![0; part.elements() as usize * width];
+    for (local, global, length) in part.runs().all() {
+        let (local, global, length) =
+            (local as usize * width, global as usize * width, length as usize * width);
+        bytes[local..local + length].copy_from_slice(&whole[global..global + length]);
+    }
+    bytes
 }
 
 /// What every rank holds is its part of what one rank holds.
@@ -256,7 +273,7 @@ fn inputs_are_rows_and_columns_of_the_batch_of_one_rank() {
 
 #[test]
 fn scalars_of_the_mesh_are_coordinates() {
-    let program = program(&layouts()[5]);
+    let program = program(&layouts()[6]);
     let found = on_ranks(&program, |rank| {
         write_scalars(rank, &[-1.0; 3], 0);
         let scalars = rank.program.info.scalars.iter();
@@ -302,7 +319,7 @@ fn any_mesh_loads_the_checkpoint_of_any_mesh() {
     }
 }
 
-/// Each file is written once: together they are as long as those of one rank, but for the headers.
+/// Each element is written once: together the files are as long as those of one rank, but for headers and padding.
 #[test]
 fn ranks_write_every_element_once() {
     let layouts = layouts();
@@ -326,8 +343,9 @@ fn ranks_write_every_element_once() {
         }
         content
     });
-    let sizes: Vec<usize> = sizes.collect();
-    assert_eq!(sizes, vec![3 * 2 * 24 * 36 * 4 + 12 * 60 * 2 + 18 * 8 + 8; 6]);
+    let mut expected = vec![3 * 2 * 24 * 36 * 4 + 12 * 60 * 2 + 18 * 8 + 8; 7];
+    expected[5] = 3 * (25 * 40 + 24 * 40) * 4 + 15 * 70 * 2 + 20 * 8 + 8;
+    assert_eq!(sizes.collect::<Vec<usize>>(), expected);
 }
 
 #[test]

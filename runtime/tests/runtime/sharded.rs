@@ -37,7 +37,7 @@ pub fn mesh(axes: &[(&str, u64)]) -> Vec<MeshAxisInfo> {
 
 /// A split of one axis over axes of the mesh.
 pub fn cut(axis: u32, mesh: &[u32], blocks: u64) -> AxisSplit {
-    AxisSplit { axis, mesh: mesh.to_vec(), blocks }
+    AxisSplit { axis, mesh: mesh.to_vec(), blocks, pad: 0 }
 }
 
 /// One tensor or input that is gathered.
@@ -163,16 +163,16 @@ unsafe fn copy(
     part: u64,
     keep: bool,
 ) {
-    let runs = Part::of(&tensor.shape, &tensor.split, mesh, coordinates).runs();
-    let (size, each) = (tensor.shape.iter().product::<u64>(), runs.count() * runs.length());
+    let held = Part::of(&tensor.shape, &tensor.split, mesh, coordinates);
+    let (size, each) = (tensor.shape.iter().product::<u64>(), held.elements());
     for layer in 0..tensor.layers {
-        for run in 0..runs.count() {
+        for (at, global, length) in held.runs().all() {
             // SAFETY: both lie inside the space, apart from each other.
             unsafe {
-                let whole = base.add((tensor.whole + 4 * (layer * size + runs.global(run))) as usize);
-                let local = base.add((part + 4 * (layer * each + run * runs.length())) as usize);
+                let whole = base.add((tensor.whole + 4 * (layer * size + global)) as usize);
+                let local = base.add((part + 4 * (layer * each + at)) as usize);
                 let (from, to) = if keep { (whole, local) } else { (local, whole) };
-                std::ptr::copy_nonoverlapping(from, to, 4 * runs.length() as usize);
+                std::ptr::copy_nonoverlapping(from, to, 4 * length as usize);
             }
         }
     }
