@@ -39,6 +39,22 @@ fn refusal(mlir: &str, more: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), texts(&output).1)
 }
 
+/// What `mlc check` says of a kernel, and its exit code.
+fn checked(mlir: &str) -> (Option<i32>, String) {
+    let folder = Scratch::new("kernel-checked");
+    let output = Command::new(mlc()).arg("check").arg(model(&folder, mlir)).output().expect("mlc starts");
+    (output.status.code(), texts(&output).1)
+}
+
+#[test]
+fn check_refuses_a_kernel_that_does_not_fit_and_leaves_what_it_computes_to_build() {
+    let (code, text) =
+        checked(&MLIR.replacen("%up: memref<${d}x${ff}xf32>", "%up: memref<${ff}x${d}xf32>", 1));
+    assert_eq!(code, Some(1));
+    assert!(text.contains("E0417") && text.contains("`%up` of `@forward` is memref<24x16xf32>"), "{text}");
+    assert_eq!(checked(&MLIR.replacen("arith.maximumf", "arith.minimumf", 1)), (Some(0), String::new()));
+}
+
 #[track_caller]
 fn near(found: &[f64], wanted: &[f64]) {
     assert_eq!(found.len(), wanted.len());

@@ -39,10 +39,14 @@ pub fn run(args: &CheckArgs) -> Result<(), Failure> {
     if let Some(layout) = &spec.layout {
         print!("{}", placement::table(layout, &spec.model, spec.train.as_ref(), &checked.sources));
     }
-    if checked.spec.train.as_ref().is_some_and(|train| !train.remat.is_default()) {
+    let chosen = checked.spec.train.as_ref().is_some_and(|train| !train.remat.is_default());
+    // What a kernel's functions take is compared with the graph; what they compute, by `mlc build`.
+    if chosen || !checked.spec.model.kernels.is_empty() {
         let report = pipeline::graphs(&checked.spec, &checked.sources, &mut Runner::default())
             .map_err(|e| failure(e, &checked.sources, args.spec.format))?;
-        print!("{}", report.unwrap_or_default());
+        if chosen {
+            print!("{}", report.unwrap_or_default());
+        }
     }
     Ok(())
 }
