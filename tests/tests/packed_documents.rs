@@ -106,3 +106,30 @@ fn the_seed_changes_the_masks_without_a_rebuild() {
     // 5 + 2³²: the high half of the seed counts.
     assert_ne!(a[0], high[0]);
 }
+
+/// What is saved, computed again or kept in the host's memory changes no bit of a training, dropped elements included. `full`
+/// and `dots` put sums into other kernels, where they may round otherwise.
+#[test]
+fn remat_changes_no_bit_of_a_trained_binary() {
+    let expected = losses("packed-remat-auto", &["--steps", "8"]);
+    assert_eq!(expected.len(), 8);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (_, text) = gpt();
+    let choices = [
+        ("none", "train.remat=none"),
+        ("attn", "train.remat=attn"),
+        ("offload", "train.remat={ offload \"layer.*\" }"),
+    ];
+    let mut saved = std::collections::BTreeSet::new();
+    for (name, set) in choices {
+        let binary = folder.join(format!("packed-{name}"));
+        let printed = build("tests/models/packed/packed.spec", &binary, &[set]);
+        let line = printed.lines().find(|line| line.contains("saved for the backward pass"));
+        saved.insert(line.unwrap_or_else(|| panic!("{printed}")).to_string());
+        let run = Scratch::new(&format!("packed-remat-{name}"));
+        succeed(train(&binary, run.path(), &["--steps", "8"]).arg("--data").arg(text));
+        assert_eq!(loss_bits(&run.join("metrics.jsonl")), expected, "{name}");
+    }
+    // Programs that are the same would prove nothing.
+    assert_eq!(saved.len(), choices.len(), "{saved:?}");
+}
