@@ -21,6 +21,8 @@ pub mod lookup;
 pub mod loops;
 mod mesh;
 mod names;
+#[cfg(test)]
+mod rank_tests;
 pub mod scalar;
 pub mod simulate;
 #[cfg(test)]

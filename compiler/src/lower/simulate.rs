@@ -2,13 +2,13 @@
 //! For tests of everything between graph and program, and for reading a program's behaviour at small sizes.
 
 use super::{EntryMeta, to_program};
-use crate::graph::{DType, Graph, Name, Output};
-use crate::interpret::{Environment, Outputs, Tensor, Values};
+use crate::graph::{DType, Graph, Name, Op, Output};
+use crate::interpret::{Environment, Outputs, Tensor, Values, placed, sample_environment};
 use crate::{fuse, memory, schedule};
-use mlc_codegen::abi::{ProgramInfo, RunInfo};
-use mlc_codegen::program::Program;
+use mlc_codegen::abi::{MESH_KEY, ProgramInfo, RunInfo};
 use mlc_codegen::program::execute::{Precision, execute};
 use mlc_codegen::program::reference::{Value, load, store};
+use mlc_codegen::program::{Program, Spaces};
 
 /// The program of one graph, verified.
 ///
@@ -42,6 +42,73 @@ pub fn run_with(
     environment: &Environment,
     entry: &mut dyn FnMut(&mut [Vec<u8>]) -> Result<(), String>,
 ) -> Result<Outputs, String> {
+    let mut spaces = filled(program, environment);
+    entry(&mut spaces)?;
+    read(program, graph, &spaces)
+}
+
+/// Runs a one-entry program of one rank's graph on all ranks, with `entry` to run it on their memory spaces. The environment
+/// holds whole tensors, of which every rank takes its part. Gives what each rank has in the end, by number.
+///
+/// # Errors
+/// Those of `entry`; a tensor that does not split as the graph says.
+pub fn run_ranks(
+    program: &Program,
+    graph: &Graph,
+    environment: &Environment,
+    entry: &mut dyn FnMut(&mut [Spaces<'_>]) -> Result<(), String>,
+) -> Result<Vec<Outputs>, String> {
+    let mut ranks = Vec::new();
+    for rank in 0..graph.mesh.ranks() {
+        ranks.push(filled(program, &part_of(graph, environment, rank)?));
+    }
+    let mut spaces: Vec<Spaces<'_>> = ranks.iter_mut().map(Vec::as_mut_slice).collect();
+    entry(&mut spaces)?;
+    ranks.iter().map(|spaces| read(program, graph, spaces)).collect()
+}
+
+/// Values from a seed for everything that the ranks of a graph read, as whole tensors.
+pub fn sample_whole(graph: &Graph, seed: u64) -> Environment {
+    let mut whole = graph.clone();
+    for op in &graph.region(graph.body).ops {
+        let node = graph.op(*op);
+        if let Op::Input { .. } | Op::Param { .. } | Op::State { .. } = node.op {
+            let v = node.results[0];
+            let ty = placed::global_type(graph.ty(v), graph.sharding(v), &graph.mesh);
+            whole.values[v.index()].ty = ty;
+        }
+    }
+    sample_environment(&whole, seed)
+}
+
+/// What a rank's part of the graph runs on.
+fn part_of(graph: &Graph, whole: &Environment, rank: u64) -> Result<Environment, String> {
+    let mut own = Environment { scalars: whole.scalars.clone(), ..Environment::default() };
+    for op in &graph.region(graph.body).ops {
+        let node = graph.op(*op);
+        let cut = |tensor: &Tensor| placed::cut(tensor, graph.sharding(node.results[0]), &graph.mesh, rank);
+        match &node.op {
+            Op::Input { name, .. } => {
+                own.inputs.insert(name.clone(), cut(&whole.inputs[name])?);
+            }
+            Op::Param { path, .. } => {
+                own.tensors.insert(path.clone(), cut(&whole.tensors[path])?);
+            }
+            Op::State { param, kind } => {
+                let name = Name::from(format!("{param}.{kind}"));
+                own.tensors.insert(name.clone(), cut(&whole.tensors[&name])?);
+            }
+            _ => {}
+        }
+    }
+    for (axis, at) in graph.mesh.axes.iter().zip(graph.mesh.coordinates(rank)) {
+        own.scalars.insert(format!("{MESH_KEY}{}", axis.name).into(), at as f64);
+    }
+    Ok(own)
+}
+
+/// Memory spaces with everything the program reads in its place.
+fn filled(program: &Program, environment: &Environment) -> Vec<Vec<u8>> {
     let mut spaces: Vec<Vec<u8>> = program.info.spaces.iter().map(|s| vec![0xff; s.bytes as usize]).collect();
     for input in &program.info.entries[0].inputs {
         let tensor = &environment.inputs[&Name::from(input.name.as_str())];
@@ -54,7 +121,11 @@ pub fn run_with(
         let value = environment.scalars.get(&Name::from(s.key.as_str())).copied().unwrap_or(s.default);
         write_tensor(&mut spaces[0], s.place.offset, &Tensor::scalar(DType::F64, value));
     }
-    entry(&mut spaces)?;
+    spaces
+}
+
+/// The outputs, from where the program says they lie.
+fn read(program: &Program, graph: &Graph, spaces: &[Vec<u8>]) -> Result<Outputs, String> {
     let results = &graph.region(graph.body).results;
     let mut outputs = Vec::new();
     for (output, v) in graph.outputs.iter().zip(results) {
