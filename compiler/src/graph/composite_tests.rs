@@ -2,6 +2,7 @@
 
 use super::composites::AttentionParts;
 use super::grouped::Packing;
+use super::routing::{Places, RouteParts};
 use super::{
     Axis, Bound, Builder, DType, LossHead, Name, Output, Pairs, RegionId, RopeScaling, Type, ValueId,
 };
@@ -404,6 +405,17 @@ fn attention_refuses_scores_of_another_form() {
     assert_eq!(of(&[f.clone(), i.clone()], 0), message("F32, I32"));
     assert_eq!(of(&[f.clone(), i.clone(), f.clone()], 0), message("F32, I32, F32"));
     assert_eq!(of(&[f.clone(), i.clone(), i.clone()], 1), message("F32, I32, I32"));
+    // Further results, such as slopes, are not the score.
+    let more =
+        refusal(&[ty(DType::F32, &[("s", 5), ("d", 4)]), ty(DType::F32, &[("t", 6), ("d", 4)])], |b, x| {
+            let args =
+                [("a", f.clone()), ("q", i.clone()), ("k", i.clone())].map(|(n, ty)| (Name::from(n), ty));
+            let (_, args) = b.open(&args);
+            let score = b.close(vec![args[0], args[2]]);
+            let (query, key, over) = ("s".into(), "t".into(), vec!["d".into()]);
+            b.attention(x[0], x[1], x[1], &[], AttentionParts { query, key, over, bound: Bound::Full, score })
+        });
+    assert_eq!(more, "fits");
     let wide = ty(DType::F32, &[("t", 6)]);
     assert_eq!(of(&[wide, i.clone(), i], 0), message("F32, I32, I32"));
     let mixed =
@@ -484,6 +496,14 @@ fn grouped_products_refuse_what_does_not_fit() {
     assert_eq!(of(&x, &twice, &owner, 2), product(xs, "f64[expert=3, d=2, row=6]", owners));
     let narrow = ty(DType::F32, &[("expert", 3), ("d", 2), ("f", 5)]);
     assert_eq!(of(&x, &narrow, &owner, 2), product(xs, "f32[expert=3, d=2, f=5]", owners));
+    // One axis that fits does not make up for one that does not.
+    let half = floats(&[("expert", 3), ("d", 2), ("f", 5), ("row", 6)]);
+    assert_eq!(of(&x, &half, &owner, 2), product(xs, "f64[expert=3, d=2, f=5, row=6]", owners));
+    let more = floats(&[("row", 6), ("d", 2), ("h", 3)]);
+    let of_two = refusal(&[more, w.clone(), owner.clone()], |b, x| {
+        b.grouped_dot(x[0], x[1], x[2], &"expert".into(), &["d".into(), "h".into()], &packing(2))
+    });
+    assert_eq!(of_two, product("f64[row=6, d=2, h=3]", ws, owners));
     let batched = ints(&[("batch", 2), ("row", 6)]);
     assert_eq!(of(&x, &w, &batched, 2), product(xs, ws, "i32[batch=2, row=6]"));
 }
@@ -508,9 +528,74 @@ fn grouped_outer_products_refuse_what_does_not_fit() {
         |a: &str, b: &str| format!("a grouped outer product takes rows {a} and {b} of owners i32[row=6]");
     let (left, right) = ("f64[row=6, d=2]", "f64[row=6, f=5]");
     assert_eq!(of(&a, &a, &owner, 2), product(left, left));
+    let (more_left, more_right) =
+        (floats(&[("row", 6), ("d", 2), ("g", 3)]), floats(&[("row", 6), ("f", 5), ("g", 3)]));
+    assert_eq!(
+        of(&more_left, &more_right, &owner, 2),
+        product("f64[row=6, d=2, g=3]", "f64[row=6, f=5, g=3]")
+    );
     let of_group = floats(&[("row", 6), ("expert", 3)]);
     assert_eq!(of(&of_group, &b, &owner, 2), product("f64[row=6, expert=3]", right));
     assert_eq!(of(&a, &of_group, &owner, 2), product(left, "f64[row=6, expert=3]"));
     let narrow = ty(DType::F32, &[("row", 6), ("f", 5)]);
     assert_eq!(of(&a, &narrow, &owner, 2), product(left, "f32[row=6, f=5]"));
+}
+
+/// Gates of four tokens for three experts. The first choices are experts 0, 0, 0, 1 and the second ones 1, 1, 2, 0: in the
+/// last token experts 0 and 2 tie.
+const GATES: [f64; 12] = [0.6, 0.3, 0.1, 0.5, 0.4, 0.1, 0.7, 0.1, 0.2, 0.2, 0.6, 0.2];
+
+fn parts(gates: ValueId, k: u64, normalise: bool, places: Places) -> RouteParts {
+    let (tokens, expert) = ("s".into(), "expert".into());
+    RouteParts { gates, select: gates, tokens, expert, k, normalise, places }
+}
+
+#[test]
+fn routed_tokens_come_back_with_the_weights_of_their_experts() {
+    let x = [1.0, -2.0, 3.0, 4.0];
+    let inputs = [(floats(&[("s", 4), ("expert", 3)]), &GATES[..]), (floats(&[("s", 4)]), &x[..])];
+    let back = |k: u64, normalise: bool, places: Places| {
+        values(&inputs, |b, v| {
+            let r = b.route(parts(v[0], k, normalise, places.clone()));
+            let place = match &places {
+                Places::Slots(slot) => vec![Axis::new("expert", 3), slot.clone()],
+                Places::Rows { row, .. } => vec![row.clone()],
+            };
+            let h = b.dispatch(v[1], &r, &Type::new(DType::F64, place));
+            vec![b.combine(h, &r, &floats(&[("s", 4)]))]
+        })
+        .remove(0)
+    };
+    let slots = |n: u64| Places::Slots(Axis::new("slot", n));
+    let rows = |n: u64, tile: u64| Places::Rows { row: Axis::new("row", n), tile };
+    for places in [slots(4), rows(16, 2), rows(24, 4)] {
+        near(&back(1, false, places.clone()), &[0.6, -1.0, 2.1, 2.4]);
+        near(&back(1, true, places.clone()), &x);
+        near(&back(2, false, places.clone()), &[0.9, -1.8, 2.7, 3.2]);
+        near(&back(2, true, places.clone()), &x);
+        near(&back(3, false, places), &x);
+    }
+    // One slot each: expert 0 takes token 0, expert 1 token 3 (a first choice), expert 2 token 2.
+    near(&back(2, false, slots(1)), &[0.6, 0.0, 0.6, 2.4]);
+    near(&back(1, false, slots(2)), &[0.6, -1.0, 0.0, 2.4]);
+}
+
+#[test]
+fn balance_losses_are_their_formulas() {
+    let inputs = [(floats(&[("s", 4), ("expert", 3)]), &GATES[..])];
+    let got = values(&inputs, |b, v| {
+        let r = b.route(parts(v[0], 2, false, Places::Slots(Axis::new("slot", 4))));
+        let over = ["s".into()];
+        vec![
+            b.load_balance(&r, &over, true),
+            b.load_balance(&r, &over, false),
+            b.z_loss(v[0], &"expert".into()),
+        ]
+    });
+    // Mean gates, and the shares of first choices and of all choices.
+    let mean = [0.5, 0.35, 0.15];
+    near(&got[0], &[3.0 * (mean[0] * 0.75 + mean[1] * 0.25)]);
+    near(&got[1], &[3.0 * (mean[0] * 1.0 + mean[1] * 0.75 + mean[2] * 0.25) / 2.0]);
+    let z = |row: &[f64]| row.iter().map(|x| x.exp()).sum::<f64>().ln().powi(2);
+    near(&got[2], &GATES.chunks(3).map(z).collect::<Vec<_>>());
 }

@@ -468,7 +468,7 @@ impl Builder {
             }
         }
         let scores = shape::union_type(shape::sum_dtype(q.dtype), &[q, k]).without(&parts.over);
-        if let Some(axis) = v.axes.iter().find(|a| q.has(&a.name) && scores.has(&a.name) && !k.has(&a.name)) {
+        if let Some(axis) = v.axes.iter().find(|a| scores.has(&a.name) && !k.has(&a.name)) {
             return fail(format!(
                 "axis {}={} of v {} is one of queries alone",
                 axis.name,

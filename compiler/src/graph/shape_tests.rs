@@ -3,8 +3,8 @@
 use super::parse::parse;
 use super::shape::{infer, show, slice_type, stacked_type, sum_dtype, union_type};
 use super::{
-    BinaryOp, Builder, CompareOp, DType, Graph, Init, Loop, Name, Op, Pairs, ReduceOp, Space, Type, UnaryOp,
-    ValueId,
+    BinaryOp, Builder, Collective, CollectiveKind, CollectivePart, CompareOp, DType, Graph, Init, Loop, Mesh,
+    MeshOp, Name, Op, Pairs, ReduceOp, Space, Type, UnaryOp, ValueId,
 };
 
 /// A type from its text.
@@ -359,4 +359,65 @@ fn blocked_loops_slice_and_stack_blocks() {
     for (l, text) in [(&whole, "f32[seq=3]"), (&blocked, "f32[a=2]"), (&blocked, "f32[seq=3]")] {
         assert_eq!(stacked(l, text), format!("a slice {text} can't be stacked along seq"));
     }
+}
+
+/// The types of a mesh op's results on a mesh of 2 by 3 ranks, or why it refuses.
+fn on_mesh(op: MeshOp, operands: &[&str], given: Option<&str>) -> String {
+    let mut graph = Graph::new("f");
+    graph.mesh = Mesh::new(&[("data", 2), ("tensor", 3)]);
+    let operands: Vec<ValueId> = operands.iter().map(|text| graph.add_value("x", ty(text))).collect();
+    let shown = |types: Vec<Type>| types.iter().map(show).collect::<Vec<_>>().join(" and ");
+    infer(&graph, &Op::Mesh(op), &operands, given.map(ty).as_ref()).map_or_else(|e| e.message, shown)
+}
+
+#[test]
+fn constraints_and_reshards_keep_the_type_and_local_parts_cut_it() {
+    let reshard = || MeshOp::Reshard { cause: "a test".into() };
+    let constrain = || MeshOp::Constrain { split: Default::default() };
+    assert_eq!(on_mesh(reshard(), &["f32[d=6]"], None), "f32[d=6]");
+    assert_eq!(
+        on_mesh(constrain(), &["f32[d=6]"], Some("f32[d=3]")),
+        "constrain gives f32[d=6], not f32[d=3]"
+    );
+    assert_eq!(on_mesh(reshard(), &["f32[]", "f32[]"], None), "reshard takes 1 operand, got 2");
+    let part = |over: &[&str]| MeshOp::LocalPart { axis: "d".into(), over: names(over) };
+    assert_eq!(on_mesh(part(&["data", "tensor"]), &["f32[d=12, e=5]"], None), "f32[d=2, e=5]");
+    assert_eq!(on_mesh(part(&["tensor"]), &["f32[d=4]"], None), "axis d=4 does not split 3 ways");
+    assert_eq!(on_mesh(part(&["data"]), &["f32[e=5]"], None), "f32[e=5] has no axis d");
+    assert_eq!(on_mesh(part(&["data"]), &[], None), "local_part takes 1 operand, got 0");
+}
+
+#[test]
+fn collectives_cut_and_join_each_operand() {
+    let part = |split: Option<&str>, join: Option<&str>| CollectivePart {
+        split: split.map(Name::from),
+        join: join.map(Name::from),
+    };
+    let of = |kind, parts: &[CollectivePart], operands: &[&str]| {
+        let (over, parts) = (names(&["tensor"]), parts.to_vec());
+        let collective = Collective { kind, over, parts, wire: None, cause: "a test".into() };
+        on_mesh(MeshOp::Collective(collective), operands, None)
+    };
+    let (gather, sum) = (CollectiveKind::AllGather, ReduceOp::Sum);
+    let (scatter, reduce) = (CollectiveKind::ReduceScatter(sum), CollectiveKind::AllReduce(sum));
+    let [d, e] = [Some("d"), Some("e")];
+    let x = "f32[d=6, e=3]";
+    assert_eq!(of(gather, &[part(None, d)], &[x]), "f32[d=18, e=3]");
+    assert_eq!(of(scatter, &[part(d, None)], &[x]), "f32[d=2, e=3]");
+    assert_eq!(of(reduce, &[part(None, None)], &[x]), x);
+    assert_eq!(of(CollectiveKind::AllToAll, &[part(d, e)], &[x]), "f32[d=2, e=9]");
+    assert_eq!(of(gather, &[part(None, d), part(None, e)], &[x, "f32[e=1]"]), "f32[d=18, e=3] and f32[e=3]");
+    let odd = |name: &str| format!("{name} has other axes than its kind");
+    for parts in [part(None, None), part(d, d)] {
+        assert_eq!(of(gather, &[parts.clone()], &[x]), odd("all_gather"));
+        assert_eq!(of(scatter, &[parts], &[x]), odd("reduce_scatter_sum"));
+    }
+    for parts in [part(d, None), part(None, d)] {
+        assert_eq!(of(reduce, &[parts.clone()], &[x]), odd("all_reduce_sum"));
+        assert_eq!(of(CollectiveKind::AllToAll, &[parts], &[x]), odd("all_to_all"));
+    }
+    assert_eq!(of(reduce, &[part(None, None)], &[x, x]), "all_reduce_sum has axes for 1 operands, got 2");
+    assert_eq!(of(reduce, &[], &[]), "all_reduce_sum has axes for 0 operands, got 0");
+    assert_eq!(of(scatter, &[part(d, None)], &["f32[d=4]"]), "axis d=4 does not split 3 ways");
+    assert_eq!(of(gather, &[part(None, d)], &["f32[e=3]"]), "f32[e=3] has no axis d");
 }
