@@ -20,21 +20,19 @@ pub fn lower(fused: &Fused, group: &Group) -> Result<Lowered> {
     let Some(dims) = GemmDims::of(fused, &group.kind, write) else {
         return Err(refuse(fused, group, "not a matrix product"));
     };
-    if dims.k.len() > 1 {
-        return Err(refuse(fused, group, "the contracted axes have more than one stride"));
-    }
+    let k = match &dims.k[..] {
+        [] => None,
+        [k] => Some(k.clone()),
+        [_, _, ..] => return Err(refuse(fused, group, "the contracted axes have more than one stride")),
+    };
     let (m, m_left) = main_dim(&dims.m);
     let (n, n_left) = main_dim(&dims.n);
-    let operands = 3 + extras.len();
-    let none = Dim { size: 1, strides: vec![0; operands] };
-    let (m, n) = (m.unwrap_or(none.clone()), n.unwrap_or(none.clone()));
-    let k = dims.k.first().cloned().unwrap_or(none);
     let batch: Vec<Dim> = [dims.batch, m_left, n_left].concat();
 
     let mut made = MadeKernel::default();
-    let mut operand = |view: &crate::fuse::View, i: usize, last: [&Dim; 2]| -> Operand {
+    let mut operand = |view: &crate::fuse::View, i: usize, last: [&Option<Dim>; 2]| -> Operand {
         let mut strides: Vec<u64> = batch.iter().map(|d| d.strides[i]).collect();
-        strides.extend(last.map(|d| d.strides[i]));
+        strides.extend(last.map(|d| d.as_ref().map_or(0, |d| d.strides[i])));
         let dtype = fused.buffer(view.buffer).dtype;
         Operand { buffer: made.buffer(view), dtype, offset: 0, strides }
     };
@@ -44,12 +42,14 @@ pub fn lower(fused: &Fused, group: &Group) -> Result<Lowered> {
     let extra_operands: Vec<Operand> =
         extras.iter().enumerate().map(|(j, v)| operand(&fused.views[v], 3 + j, [&m, &n])).collect();
     let epilogue = if group.ops.is_empty() { None } else { Some(tail(fused, group, *dot, extras)?) };
-    let flops = 2 * batch.iter().map(|d| d.size).product::<u64>() * m.size * n.size * k.size;
+    // A product without rows, columns or a contraction has one of them.
+    let [m, n, k] = [m, n, k].map(|d| d.map_or(1, |d| d.size));
+    let flops = 2 * batch.iter().map(|d| d.size).product::<u64>() * m * n * k;
     let spec = KernelSpec::Gemm(GemmSpec {
         batch: batch.iter().map(|d| d.size).collect(),
-        m: m.size,
-        n: n.size,
-        k: k.size,
+        m,
+        n,
+        k,
         a: left,
         b: right,
         c,

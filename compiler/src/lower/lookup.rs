@@ -8,7 +8,7 @@ use mlc_codegen::program::{GatherSpec, KernelSpec, Operand, ScanSpec, ScatterSpe
 fn looked_up(fused: &Fused, op: OpId) -> Name {
     match &fused.graph.op(op).op {
         Op::Gather { axis } | Op::ScatterAdd { axis } => axis.clone(),
-        _ => Name::from(""),
+        _ => unreachable!("a lookup is a gather or a scatter"),
     }
 }
 
@@ -33,7 +33,7 @@ pub fn gather(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
     let spec = KernelSpec::Gather(GatherSpec {
         dims: axes.iter().map(|a| a.size).collect(),
         axis_stride: table_buffer.stride(&of(&table, &axis)),
-        axis_size: table.size(&axis).unwrap_or(1),
+        axis_size: table.size(&axis).expect("checked by the shape rule"),
         table: operand(fused, &mut made, &table, &axes),
         ids: operand(fused, &mut made, &ids, &axes),
         out: operand(fused, &mut made, out, &axes),
@@ -61,7 +61,7 @@ pub fn scatter(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
         dims: axes.iter().map(|a| a.size).collect(),
         id_dims,
         axis_stride: out_buffer.stride(&of(out, &axis)),
-        axis_size: out.size(&axis).unwrap_or(1),
+        axis_size: out.size(&axis).expect("checked by the shape rule"),
         updates: operand(fused, &mut made, &updates, &axes),
         ids: operand(fused, &mut made, &ids, &axes),
         out: operand(fused, &mut made, out, &axes),
@@ -76,19 +76,18 @@ pub fn scatter(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
 /// None at present; the signature is that of all kinds.
 pub fn scan(fused: &Fused, group: &Group, op: OpId) -> Result<Lowered> {
     let node = fused.graph.op(op);
-    let (axis, exclusive, reverse) = match &node.op {
-        Op::CumSum { axis, exclusive, reverse } => (axis.clone(), *exclusive, *reverse),
-        _ => (Name::from(""), false, false),
+    let Op::CumSum { axis, exclusive, reverse } = &node.op else {
+        unreachable!("a scan is of a running sum");
     };
     let input = fused.views[&node.operands[0]].clone();
     let out = &group.writes[0].view;
     let mut axes = out.physical_order(fused.buffer(out.buffer));
-    axes.sort_by_key(|a| a.name == axis);
+    axes.sort_by_key(|a| a.name == *axis);
     let mut made = MadeKernel::default();
     let spec = KernelSpec::Scan(ScanSpec {
         dims: axes.iter().map(|a| a.size).collect(),
-        exclusive,
-        reverse,
+        exclusive: *exclusive,
+        reverse: *reverse,
         input: operand(fused, &mut made, &input, &axes),
         out: operand(fused, &mut made, out, &axes),
     });

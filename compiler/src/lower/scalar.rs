@@ -4,6 +4,9 @@
 //! dimension whose pairs rotate. Equal scalar ops are made once. Scalars of bf16 are held as f32 and rounded wherever the graph
 //! makes one, so that a cast means the same whether or not its result is ever stored.
 
+#[cfg(test)]
+mod tests;
+
 use crate::fuse::{FuseError, Fused, Group, LoopId, Result, View};
 use crate::graph::{Axis, Name, Op, OpId, OpNode, Pairs, ValueId, shape};
 use mlc_codegen::abi::DType;
@@ -128,7 +131,8 @@ impl<'f> Builder<'f> {
             (ScalarOp::Const(d, x), ScalarOp::Const(e, y)) => d == e && x.to_bits() == y.to_bits(),
             (a, b) => a == b,
         };
-        if let Some(i) = self.ops.iter().zip(&self.types).position(|(o, t)| equal(o) && *t == dtype) {
+        if let Some(i) = self.ops.iter().position(equal) {
+            debug_assert_eq!(self.types[i], dtype, "an op and its operands decide on the type");
             return ScalarId(i as u32);
         }
         let row = |id: ScalarId| self.row_level[id.0 as usize];

@@ -7,17 +7,23 @@ use crate::graph::{
     UnaryOp, ValueId,
 };
 use crate::interpret::{self, Mode, sample_environment};
-use mlc_codegen::program::Program;
+use mlc_codegen::program::{InterpretedProgram, Program};
+use mlc_codegen::target::X86_64_V4;
 
-/// Compiles, runs and compares everything the graph gives out.
+/// Compiles, runs (by the plain evaluator and as KIR) and compares everything the graph gives out.
 fn check(graph: &Graph, seed: u64) -> Program {
     let program = simulate::program(graph).unwrap_or_else(|e| panic!("{e}"));
     let environment = sample_environment(graph, seed);
     let found = simulate::run(&program, graph, &environment).unwrap_or_else(|e| panic!("{e}"));
     let expected = interpret::run(graph, &environment, Mode::Bounds).unwrap_or_else(|e| panic!("{e}"));
-    if let Some(outside) = simulate::first_outside(&expected, &found) {
-        let fused = crate::fuse::group(graph).map(|f| f.text()).unwrap_or_default();
-        panic!("{outside}\n{fused}");
+    let mut kernels = InterpretedProgram::new(&program, &X86_64_V4).unwrap_or_else(|e| panic!("{e}"));
+    let as_kir = simulate::run_with(&program, graph, &environment, &mut |s| kernels.run("train", s))
+        .unwrap_or_else(|e| panic!("{e}"));
+    for (how, found) in [("evaluated", found), ("as KIR", as_kir)] {
+        if let Some(outside) = simulate::first_outside(&expected, &found) {
+            let fused = crate::fuse::group(graph).map(|f| f.text()).unwrap_or_default();
+            panic!("{how}: {outside}\n{fused}");
+        }
     }
     program
 }
@@ -85,6 +91,46 @@ fn lower_counts_the_operations_of_products() {
     check(&graph, 2);
     assert_eq!(flops(&graph), 2 * 2 * 3 * 5 * 7 * 11);
     assert_eq!(flops(&layers(false)), 3 * 2 * 3 * 4 * 4);
+}
+
+/// Matrices that are vectors: without rows, columns, a contraction, or all but one of them.
+#[test]
+fn lower_multiplies_vectors() {
+    let mut b = Builder::new("vectors");
+    let x = b.input("x", ty(&[("batch", 3), ("m", 5), ("k", 4)]), 0);
+    let y = b.input("y", ty(&[("batch", 3), ("k", 4)]), 0);
+    let z = b.input("z", ty(&[("batch", 3), ("n", 2)]), 0);
+    let over = names(&["k"]);
+    for (name, left, right, over) in [
+        ("no columns", x, y, &over[..]),
+        ("no rows", y, x, &over),
+        ("neither", y, y, &over),
+        ("no contraction", x, z, &[]),
+    ] {
+        let product = b.dot(left, right, over);
+        // Of the sum alone, and of what is done with it.
+        let scaled = b.scale(product, 0.5);
+        report(&mut b, name, scaled);
+    }
+    check(&b.finish(), 3);
+}
+
+#[test]
+fn lower_refuses_a_contraction_of_two_strides() {
+    let mut b = Builder::new("product");
+    let x = b.input("x", ty(&[("m", 5), ("j", 3), ("k", 4)]), 0);
+    let y = b.input("y", ty(&[("j", 3), ("k", 4), ("n", 2)]), 0);
+    let z = b.dot(x, y, &names(&["j", "k"]));
+    report(&mut b, "z", z);
+    let mut fused = crate::fuse::group(&b.finish()).unwrap();
+    let group =
+        fused.groups.iter().find(|g| matches!(g.kind, crate::fuse::Kind::Gemm { .. })).unwrap().clone();
+    super::lower_group(&fused, &group).unwrap();
+    // The passes before copy an operand that lies like this.
+    let buffer = fused.buffers.iter_mut().find(|b| b.name.as_str() == "y").unwrap();
+    buffer.axes.swap(0, 1);
+    let error = super::lower_group(&fused, &group).unwrap_err();
+    assert_eq!(error.message, "the contracted axes have more than one stride");
 }
 
 #[test]
@@ -335,6 +381,20 @@ fn lower_looks_up_and_scatters_rows() {
     report(&mut b, "x", x);
     b.output(Output::Store("embed".into()), new);
     check(&b.finish(), 10);
+}
+
+#[test]
+fn lower_sums_along_any_axis() {
+    let mut b = Builder::new("sums");
+    let x = b.input("x", ty(&[("a", 2), ("s", 5), ("d", 3)]), 0);
+    for axis in ["a", "s", "d"] {
+        for (exclusive, reverse) in [(false, false), (false, true), (true, false), (true, true)] {
+            let y = b.cumsum(x, &axis.into(), exclusive, reverse);
+            report(&mut b, &format!("{axis} {exclusive} {reverse}"), y);
+        }
+    }
+    let program = check(&b.finish(), 5);
+    assert_eq!(program.info.entries[0].flops, 0, "of matrix products");
 }
 
 #[test]
