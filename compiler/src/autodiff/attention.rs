@@ -131,7 +131,7 @@ pub(crate) fn attention_grad(b: &mut Builder, operands: &[ValueId], a: Attention
 fn extra_gradient_type(a: &Attention, extra: &Type, k: &Type, scores: &Type) -> Type {
     let kept = |name: &Name| match (extra.has(&a.query), extra.has(&a.key)) {
         (true, true) => extra.has(name),
-        (false, true) => extra.has(name) || (k.has(name) && *name != a.query),
+        (false, true) => extra.has(name) || k.has(name),
         (_, false) => *name != a.key,
     };
     let axes = scores.axes.iter().filter(|axis| kept(&axis.name)).cloned().collect();
@@ -141,4 +141,40 @@ fn extra_gradient_type(a: &Attention, extra: &Type, k: &Type, scores: &Type) -> 
 /// Axes of `ty` that `of` lacks.
 fn missing(ty: &Type, of: &Type) -> Vec<Name> {
     ty.names().into_iter().filter(|n| !of.has(n)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Axis, Bound, DType};
+
+    /// The axes of an extra's gradient, of scores `[b, s, g, t]` where keys have `[b, t, d]`.
+    fn gradient(extra: &[&str]) -> String {
+        let ty = |axes: &[&str]| Type::new(DType::F32, axes.iter().map(|a| Axis::new(*a, 2)).collect());
+        let attention = Attention {
+            query: "s".into(),
+            key: "t".into(),
+            over: vec!["d".into()],
+            bound: Bound::Full,
+            learned: vec![0],
+            score: RegionId(0),
+        };
+        let ty =
+            extra_gradient_type(&attention, &ty(extra), &ty(&["b", "t", "d"]), &ty(&["b", "s", "g", "t"]));
+        ty.names().iter().map(|n| n.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn gradients_of_extras_keep_work_for_many_threads() {
+        // Its own axes, if it has both positions.
+        assert_eq!(gradient(&["t", "g", "s"]), "s g t");
+        assert_eq!(gradient(&["s", "t"]), "s t");
+        // Without the query, also what keys share with queries.
+        assert_eq!(gradient(&["t"]), "b t");
+        assert_eq!(gradient(&["g", "t"]), "b g t");
+        // Without the key, all rows.
+        assert_eq!(gradient(&["s"]), "b s g");
+        assert_eq!(gradient(&["g"]), "b s g");
+        assert_eq!(gradient(&[]), "b s g");
+    }
 }

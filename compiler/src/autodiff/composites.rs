@@ -28,7 +28,7 @@ pub(super) fn inline_without_rule(graph: Graph, wanted: &[ValueId]) -> Graph {
             | CompositeKind::AttentionGrad(_)
             | CompositeKind::GroupedOuter { .. } => true,
             CompositeKind::GroupedDot { .. } => false,
-            CompositeKind::LossHead(_) => node.operands[2..].iter().any(|v| activity.varied(*v)),
+            CompositeKind::LossHead(_) => node.operands.get(3).is_some_and(|weight| activity.varied(*weight)),
             CompositeKind::Softmax { .. }
             | CompositeKind::RmsNorm { .. }
             | CompositeKind::LayerNorm { .. }

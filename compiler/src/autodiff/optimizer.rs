@@ -173,7 +173,8 @@ struct Step {
 /// Scalar operands made for one kind of parameter.
 struct Made {
     rate: Rate,
-    matrix: (u64, u64),
+    /// What Muon multiplies the rate by, which depends on the matrix.
+    muon: Option<f64>,
     dtype: DType,
     scalars: Vec<(Scalar, ValueId)>,
 }
@@ -222,19 +223,18 @@ impl Step {
         for (kind, value) in kinds.iter().zip(&results[1..]) {
             b.output(Output::Store(format!("{}.{kind}", gradient.param).into()), *value);
         }
-        b.origin.line = Origin::default().line;
     }
 
     /// What the rule needs besides tensors, in the parameter's type.
     fn scalar_operands(&mut self, b: &mut Builder, rate: &Rate, ty: &Type) -> Vec<(Scalar, ValueId)> {
         let size = |axes: &[Name]| axes.iter().filter_map(|a| ty.size_of(a)).product::<u64>();
-        let matrix = match &rate.rule {
-            Rule::Muon(_) => (size(&rate.axes.rows), size(&rate.axes.columns)),
-            Rule::AdamW { .. } | Rule::Sgd { .. } | Rule::Lion { .. } | Rule::Adafactor(_) => (1, 1),
+        let muon = match &rate.rule {
+            Rule::Muon(muon) => Some(muon_scale(muon, (size(&rate.axes.rows), size(&rate.axes.columns)))),
+            Rule::AdamW { .. } | Rule::Sgd { .. } | Rule::Lion { .. } | Rule::Adafactor(_) => None,
         };
         let alike = |m: &&Made| {
             let key = Rate { axes: MatrixAxes::default(), ..rate.clone() };
-            m.rate == key && m.matrix == matrix && m.dtype == ty.dtype
+            m.rate == key && m.muon == muon && m.dtype == ty.dtype
         };
         if let Some(made) = self.made.iter().find(alike) {
             return made.scalars.clone();
@@ -247,9 +247,10 @@ impl Step {
                 made.push((Scalar::StepSize, b.div(lr, first)));
                 made.push((Scalar::Root, b.unary(UnaryOp::Sqrt, second)));
             }
-            Rule::Sgd { .. } | Rule::Lion { .. } => made.push((Scalar::StepSize, lr)),
+            Rule::Sgd { .. } | Rule::Lion { .. } | Rule::Muon(_) => {
+                made.push((Scalar::StepSize, muon.map_or(lr, |factor| b.scale(lr, factor))));
+            }
             Rule::Adafactor(a) => made.extend(self.adafactor(b, &a, lr)),
-            Rule::Muon(muon) => made.push((Scalar::StepSize, b.scale(lr, muon_scale(&muon, matrix)))),
         }
         made.extend(self.applies.map(|applies| (Scalar::Applies, applies)));
         let made: Vec<(Scalar, ValueId)> = made
@@ -260,7 +261,7 @@ impl Step {
             })
             .collect();
         let rate = Rate { axes: MatrixAxes::default(), ..rate.clone() };
-        self.made.push(Made { rate, matrix, dtype: ty.dtype, scalars: made.clone() });
+        self.made.push(Made { rate, muon, dtype: ty.dtype, scalars: made.clone() });
         made
     }
 

@@ -20,6 +20,8 @@
 
 mod copies;
 mod kept;
+#[cfg(test)]
+mod kept_tests;
 
 use super::AutodiffError;
 use super::activity::Activity;

@@ -57,7 +57,7 @@ pub(super) fn learning_rate(b: &mut Builder, scalars: &mut Scalars, schedule: &S
         rate = b.select(runs, *during, rate);
     }
     b.set_name(rate, "lr");
-    running.first().map(|_| rate)
+    (!running.is_empty()).then_some(rate)
 }
 
 /// One piece on the axis of time, all f64[].

@@ -337,6 +337,21 @@ fn loss_head(chunks: &[(&str, u64)], weight: Option<&str>, scaled: bool) {
     assert!(!crate::graph::print::print(&graph).contains("loss_head along"));
 }
 
+/// A learned weight has a gradient, which a loop over chunks does not give.
+#[test]
+fn loss_head_with_a_learned_weight_goes_through_its_meaning() {
+    let mut b = Builder::new("head");
+    let x = param(&mut b, "x", &[("seq", 4), ("d", 3)]);
+    let w = param(&mut b, "w", &[("v", 5), ("d", 3)]);
+    let targets = b.input("targets", Type::new(DType::I32, vec![Axis::new("seq", 4)]), 5);
+    let weight = param(&mut b, "weight", &[("seq", 4)]);
+    let head = LossHead { over: vec!["d".into()], vocab: "v".into(), chunks: vec![("seq".into(), 2)] };
+    let loss = b.loss_head(x, w, targets, Some(weight), head).unwrap();
+    b.output(Output::Report("loss_sum".into()), loss);
+    let graph = check_graph(b.finish());
+    assert!(!crate::graph::print::print(&graph).contains("loop"));
+}
+
 #[test]
 fn loss_head_becomes_a_loop_over_chunks_with_the_same_gradient() {
     loss_head(&[("seq", 2)], None, false);

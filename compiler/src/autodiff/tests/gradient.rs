@@ -2,6 +2,7 @@
 
 use crate::autodiff::activity::Activity;
 use crate::autodiff::differentiate::{Differentiated, differentiate};
+use crate::graph::verify::{Stage, verify};
 use crate::graph::{Axis, Builder, DType, Graph, Init, Op, OpNode, Output, ReduceOp, Type, ValueId};
 use crate::interpret::{Environment, Mode, Tensor, run};
 use std::cell::RefCell;
@@ -115,6 +116,10 @@ pub fn check_graph(forward: Graph) -> Graph {
         b.output(Output::Report(format!("grad.{}", gradient.param).into()), gradient.gradient);
     }
     let graph = b.finish();
+    // What is well formed forward is so with its gradients; powers of f32 are not, and are differentiated here all the same.
+    if verify(&forward, Stage::Any).is_ok() {
+        verify(&graph, Stage::Any).unwrap_or_else(|e| panic!("{e}"));
+    }
     let environment = environment(&forward, 7);
     let outputs = run(&graph, &environment, Mode::F64).unwrap();
     let loss = |environment: &Environment| run(&forward, environment, Mode::F64).unwrap().0[0].1.item();

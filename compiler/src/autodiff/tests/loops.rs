@@ -252,3 +252,36 @@ fn value_without_the_axis_can_not_be_kept_in_a_blocked_loop() {
     let error = differentiate(b.finish(), 0).unwrap_err();
     assert!(error.message.starts_with("%e is needed by the backward pass and can't be kept"), "{error}");
 }
+
+/// The loss sees the second carry alone, and only through a sum that each iteration makes of it.
+#[test]
+fn loop_hands_on_the_cotangents_of_the_carries_that_lead_to_the_loss() {
+    let text = "graph @f {
+        %x = param \"x\" = uniform(-1, 1) : f32[d=2]
+        %y = param \"y\" = uniform(-1, 1) : f32[d=2]
+        %w = param \"w\" = uniform(-1, 1) : f32[layer=3, d=2]
+        %u, %c, %other, %sum = loop layer=3 {
+          index %i : i32[]
+          carry %u.in = %y : f32[d=2]
+          carry %c.in = %x : f32[d=2]
+          stacked %w.i = %w : f32[d=2]
+          %u.out = mul %u.in, %w.i : f32[d=2]
+          %p = mul %c.in, %w.i : f32[d=2]
+          %c.out = tanh %p : f32[d=2]
+          %u.sq = mul %u.out, %u.out : f32[d=2]
+          %c.sq = mul %c.out, %c.out : f32[d=2]
+          yield carry %u.out : f32[d=2]
+          yield carry %c.out : f32[d=2]
+          yield sum %u.sq : f32[d=2]
+          yield sum %c.sq : f32[d=2]
+        }
+        %loss = reduce_sum %sum over d : f32[]
+        return loss_sum = %loss
+        return other = %other
+        return u = %u
+    }";
+    let graph = check_graph(crate::graph::parse::parse(text).unwrap_or_else(|e| panic!("{e}")));
+    let loops = graph.region(graph.body).ops.iter().filter_map(|op| graph.op(*op).op.as_loop());
+    let backward: Vec<usize> = loops.filter(|l| l.reverse).map(|l| l.carries).collect();
+    assert_eq!(backward, [1]);
+}

@@ -3,6 +3,7 @@
 mod aux;
 mod composites;
 mod coverage;
+mod custom;
 mod dropout;
 mod gradient;
 mod llama;
@@ -11,6 +12,7 @@ mod moe;
 mod ops;
 mod packed;
 mod precision;
+mod rounding;
 mod std_blocks;
 mod text;
 mod training;

@@ -148,24 +148,56 @@ fn reductions_have_their_derivatives() {
     }
 }
 
-#[test]
-fn max_shares_between_equal_elements() {
+/// The gradients of Σ y by parameters `[d=3]` at given values.
+fn gradients_at(
+    at: &[(&str, [f64; 3])],
+    build: impl FnOnce(&mut Builder, &[ValueId]) -> ValueId,
+) -> Vec<Vec<f64>> {
     use crate::autodiff::differentiate::differentiate;
     use crate::graph::Output;
     use crate::interpret::{Mode, Tensor, run};
     let mut b = Builder::new("f");
-    let x = param(&mut b, "x", &[("d", 3)]);
-    let y = b.reduce(ReduceOp::Max, x, &names(&["d"]));
-    b.output(Output::Report("loss_sum".into()), y);
+    let params: Vec<ValueId> = at.iter().map(|(name, _)| param(&mut b, name, &[("d", 3)])).collect();
+    let y = build(&mut b, &params);
+    let axes = b.ty(y).names();
+    let loss = b.reduce(ReduceOp::Sum, y, &axes);
+    b.output(Output::Report("loss_sum".into()), loss);
     let done = differentiate(b.finish(), 0).unwrap();
-    let ty = done.graph.ty(done.gradients[0].gradient).clone();
     let mut b = Builder::resume(done.graph);
-    b.output(Output::Report("grad".into()), done.gradients[0].gradient);
+    for gradient in &done.gradients {
+        b.output(Output::Report(format!("grad.{}", gradient.param).into()), gradient.gradient);
+    }
     let graph = b.finish();
     let mut environment = super::environment(&graph, 1);
-    environment.tensors.insert("x".into(), Tensor::floats(ty, vec![2.0, 1.0, 2.0]));
+    for (name, values) in at {
+        let ty = Type::new(DType::F32, vec![Axis::new("d", 3)]);
+        environment.tensors.insert((*name).into(), Tensor::floats(ty, values.to_vec()));
+    }
     let outputs = run(&graph, &environment, Mode::F64).unwrap();
-    assert_eq!(outputs.report("grad").unwrap().as_floats(), [0.5, 0.0, 0.5]);
+    let of = |name: &str| outputs.report(&format!("grad.{name}")).unwrap().as_floats().to_vec();
+    at.iter().map(|(name, _)| of(name)).collect()
+}
+
+#[test]
+fn max_shares_between_equal_elements() {
+    for (op, x) in [(ReduceOp::Max, [2.0, 1.0, 2.0]), (ReduceOp::Min, [-2.0, 1.0, -2.0])] {
+        let got = gradients_at(&[("x", x)], |b, x| b.reduce(op, x[0], &names(&["d"])));
+        assert_eq!(got, [[0.5, 0.0, 0.5]], "{op:?}");
+    }
+}
+
+#[test]
+fn kinks_have_the_subgradient_that_the_rule_says() {
+    let abs = gradients_at(&[("x", [-3.0, 0.0, 2.0])], |b, x| b.unary(UnaryOp::Abs, x[0]));
+    assert_eq!(abs, [[-1.0, 0.0, 1.0]]);
+    let neg = gradients_at(&[("x", [-3.0, 0.0, 2.0])], |b, x| b.unary(UnaryOp::Neg, x[0]));
+    assert_eq!(neg, [[-1.0, -1.0, -1.0]]);
+    // To the operand that won, to the first if they are equal.
+    let both = [("x", [1.0, 5.0, -1.0]), ("y", [2.0, 5.0, -2.0])];
+    let max = gradients_at(&both, |b, x| b.binary(BinaryOp::Max, x[0], x[1]));
+    assert_eq!(max, [[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]);
+    let min = gradients_at(&both, |b, x| b.binary(BinaryOp::Min, x[0], x[1]));
+    assert_eq!(min, [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]);
 }
 
 #[test]

@@ -214,6 +214,36 @@ fn llama_at_rest_in_bf16_has_states_of_f32() {
     }
 }
 
+/// A step with parameters of bf16 rounded at random: each is a neighbour of the number it is rounded from, the states are those
+/// of the step that rounds to nearest. Parameters of f32 are not rounded at all.
+#[test]
+fn llama_rounds_parameters_of_bf16_at_random() {
+    let forward = llama(true);
+    let of_param = [("norm.w".into(), DType::F32)].into();
+    let nearest = Precision { params: DType::Bf16, of_param, ..bf16() };
+    let random = Precision { stochastic: true, ..nearest.clone() };
+    let [nearest, random] = [nearest, random].map(|precision| step_of(&forward, precision));
+    let environment = sample_environment(&nearest, 3);
+    let stores = |graph: &Graph| {
+        let outputs = run(graph, &environment, Mode::F32).unwrap();
+        outputs.0.into_iter().filter(|(o, _)| matches!(o, Output::Store(_))).collect::<Vec<_>>()
+    };
+    let (mut rounded, mut moved) = (0, 0);
+    for ((output, a), (_, b)) in stores(&nearest).iter().zip(&stores(&random)) {
+        for (near, other) in a.as_floats().iter().zip(b.as_floats()) {
+            if a.ty.dtype == DType::Bf16 {
+                assert!((near - other).abs() <= near.abs() / 128.0, "{output:?}: {other} and {near}");
+                (rounded, moved) = (rounded + 1, moved + usize::from(near != other));
+            } else {
+                assert_eq!(near, other, "{output:?}");
+            }
+        }
+    }
+    // A random rounding is not the nearest one in a quarter of all cases.
+    let share = moved as f64 / rounded as f64;
+    assert!((0.1..0.4).contains(&share), "{moved} of {rounded}");
+}
+
 /// Of numbers at 0.3 of the way between neighbours, 0.3 go up: on either side of zero, and across a power of two.
 #[test]
 fn stochastic_rounding_is_right_on_average() {
