@@ -31,7 +31,7 @@ fuzz: setup
 	@tests/fuzz/run.sh
 
 mutate: setup
-	cargo run --quiet -p mlc-tests --bin mutate
+	cargo run --quiet -p mlc-tests --no-default-features --bin mutate
 
 dist: setup
 	@.ci/dist

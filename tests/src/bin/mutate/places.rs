@@ -30,8 +30,10 @@ const VARIANTS: &[(&str, &[&str])] = &[
     ("Phase", &["Forward", "BackwardInput", "BackwardWeight", "Update"]),
 ];
 
-/// Calls whose arguments are passed over: what is changed there changes a message or the speed, never a result.
-const MESSAGES_AND_HINTS: &[&str] = &["error", "expect", "fail", "map_err", "ok_or_else", "with_capacity"];
+/// Calls that are passed over with their arguments: what is changed there changes a message, a name for people or the speed,
+/// never a result.
+const MESSAGES_AND_HINTS: &[&str] =
+    &["error", "expect", "fail", "map_err", "ok_or_else", "set_name", "with_capacity"];
 
 /// A place with its other texts.
 pub struct Place {
@@ -142,9 +144,13 @@ fn callee(e: &syn::Expr) -> Option<String> {
     }
 }
 
+fn is_message_or_hint(e: &syn::Expr) -> bool {
+    callee(e).is_some_and(|name| MESSAGES_AND_HINTS.contains(&name.as_str()))
+}
+
 impl<'ast> Visit<'ast> for Finder<'_> {
     fn visit_expr(&mut self, e: &'ast syn::Expr) {
-        if callee(e).is_some_and(|name| MESSAGES_AND_HINTS.contains(&name.as_str())) {
+        if is_message_or_hint(e) {
             if let syn::Expr::MethodCall(m) = e {
                 self.visit_expr(&m.receiver);
             }
@@ -170,7 +176,9 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     }
 
     fn visit_stmt(&mut self, s: &'ast syn::Stmt) {
-        if let syn::Stmt::Expr(e @ (syn::Expr::MethodCall(_) | syn::Expr::Assign(_)), Some(_)) = s {
+        if let syn::Stmt::Expr(e @ (syn::Expr::MethodCall(_) | syn::Expr::Assign(_)), Some(_)) = s
+            && !is_message_or_hint(e)
+        {
             self.place(e, vec![("()".into(), "statement → nothing".into())]);
         }
         visit::visit_stmt(self, s);
