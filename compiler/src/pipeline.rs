@@ -31,7 +31,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// Stages in order, by the names `mlc emit --stage` takes.
-pub const STAGES: &[&str] = &["graph", "training", "remat", "sharded", "spmd", "fused", "schedule", "plan", "program"];
+pub const STAGES: &[&str] =
+    &["graph", "training", "remat", "sharded", "spmd", "fused", "schedule", "plan", "program"];
 
 /// What the compiler makes of a spec.
 pub struct Compiled {

@@ -50,7 +50,8 @@ impl Schedule {
             ms(exposed)
         );
         for decision in &self.decisions {
-            let times = if decision.times > 1 { format!(", {} times", decision.times) } else { String::new() };
+            let times =
+                if decision.times > 1 { format!(", {} times", decision.times) } else { String::new() };
             text += &format!("{}{times}: {decision}\n", self.fused.group_text(decision.group));
         }
         text

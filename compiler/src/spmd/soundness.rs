@@ -39,6 +39,9 @@ struct Counts {
 const MESHES: &[&[(&str, u64)]] =
     &[&[("m", 2)], &[("m", 3)], &[("m", 1)], &[("m", 2), ("n", 3)], &[("m", 2), ("n", 2), ("o", 2)]];
 
+/// Assignments of a case and mesh that the suite tries.
+const ASSIGNMENTS: usize = 120;
+
 /// Ops whose whole is no single op on a rank: they have tests of their own.
 const WALKED: [&str; 3] = ["loop", "update", "between ranks"];
 
@@ -67,7 +70,10 @@ fn each_assignment(at: usize, mesh: &Mesh, counts: &mut Counts) {
     counts.kinds.insert(kind);
     let jobs = jobs(case);
     let n = mesh.axes.len() as u32;
-    for code in 0..jobs.len().pow(n) {
+    // All of them by `MLC_ALL_ASSIGNMENTS=1`; otherwise, where there are more, evenly spread ones.
+    let all = std::env::var_os("MLC_ALL_ASSIGNMENTS").is_some();
+    let stride = if all { 1 } else { jobs.len().pow(n).div_ceil(ASSIGNMENTS) | 1 };
+    for code in (0..jobs.len().pow(n)).step_by(stride) {
         let mut rest = code;
         let chosen: Vec<Job> = (0..n)
             .map(|_| {
@@ -80,7 +86,9 @@ fn each_assignment(at: usize, mesh: &Mesh, counts: &mut Counts) {
             continue;
         }
         let sizes = Sizes::of(case, mesh, &chosen);
-        for plan in [Plan { part: 1, whole: 1 }, Plan { part: 2, whole: 3 }] {
+        // What attention means has tensors over all of its axes.
+        let whole = if factors(&case.graph, case.op).len() > 6 { 1 } else { 3 };
+        for plan in [Plan { part: 1, whole: 1 }, Plan { part: 2, whole }] {
             // The large meshes have many assignments.
             if plan.part == 1 || mesh.ranks() < 4 {
                 one(at, mesh, &chosen, &sizes, plan, counts);
