@@ -10,7 +10,7 @@ use crate::autodiff::{inference_step, training_step};
 use crate::check_kernels::{KernelCheck, checks_of};
 use crate::fuse;
 use crate::graph::from_spec::{Entry, from_spec, has_logits};
-use crate::graph::passes::sink_updates;
+use crate::graph::passes::{expand_composites, sink_updates};
 use crate::graph::recognise::{fit_chunks, near_misses, recognise};
 use crate::graph::verify::{Stage as Level, verify};
 use crate::graph::{Graph, print};
@@ -255,12 +255,9 @@ fn sharded(graph: &Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Res
     let Some(layout) = spec.layout.as_ref().filter(|layout| layout.devices() > 1) else { return Ok(None) };
     let rules = Rules::of(layout, &spec.model);
     let sharded = runner.run("sharded", || {
-        let (graph, padding) = pad_axes(graph, &rules).map_err(unsupported)?;
-        if let Some((axis, (real, padded))) = padding.into_iter().next() {
-            let title = format!("axis {axis}={real} does not split evenly over its mesh axes");
-            let error = Diagnostic::error(codes::INDIVISIBLE, title);
-            return Err(CompileError::Spec(vec![error.help(format!("the next size that does is {padded}"))]));
-        }
+        // Primitives split where a composite would have to be whole; a training graph has no others left.
+        let graph = expand_composites(graph.clone());
+        let (graph, _) = pad_axes(&graph, &rules).map_err(unsupported)?;
         shard(&graph, &rules).map_err(|e| unsupported(e.to_string()))
     })?;
     runner.graph("sharded", entry.name(), &sharded.graph, Level::Sharded)?;

@@ -127,6 +127,7 @@ fn gpt_learns_the_same_on_every_mesh() {
         &[
             layout("tensor over three", "tensor = 3", 3, "heads, ff -> tensor; params \"**\": d -> none", 4),
             layout("fully sharded", "fsdp = 4", 4, "batch -> fsdp; params \"**\": d -> fsdp", 2),
+            layout("an odd vocabulary", "tensor = 2", 2, "vocab, ff -> tensor; params \"**\": d -> none", 4),
             layout(
                 "tensor and data",
                 "data = 2, tensor = 3",

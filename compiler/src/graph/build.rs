@@ -36,6 +36,7 @@ impl Builder {
     pub fn like(graph: &Graph) -> Builder {
         let mut builder = Builder::new(&graph.name);
         builder.graph.mesh = graph.mesh.clone();
+        builder.graph.padding = graph.padding.clone();
         builder
     }
 

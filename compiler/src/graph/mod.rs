@@ -311,6 +311,8 @@ pub struct Graph {
     pub name: Name,
     /// The ranks; empty until the graph is sharded.
     pub mesh: Mesh,
+    /// Axes of parameters that were made longer so that they split: name, (real size, padded size).
+    pub padding: BTreeMap<Name, (u64, u64)>,
     /// Values by id.
     pub values: Vec<Value>,
     /// Ops by id. Ops not in any region are dead and never printed.
@@ -650,6 +652,7 @@ impl Graph {
         Graph {
             name: name.into(),
             mesh: Mesh::default(),
+            padding: BTreeMap::new(),
             values: Vec::new(),
             ops: Vec::new(),
             regions: vec![Region::default()],

@@ -1,7 +1,7 @@
 //! What the runtime must know of the mesh, and of tensors that lie on it.
 
 use crate::fuse::Buffer;
-use crate::graph::{Mesh, Name};
+use crate::graph::{Graph, Mesh, Name};
 use mlc_codegen::abi::{AxisSplit, MeshAxisInfo};
 
 /// The axes of a mesh; none for one rank.
@@ -32,17 +32,25 @@ pub struct Whole {
 
 impl Whole {
     /// What a buffer is a rank's part of, its first `skip` axes apart.
-    pub fn of(buffer: &Buffer, skip: usize, mesh: &Mesh) -> Whole {
+    pub fn of(buffer: &Buffer, skip: usize, graph: &Graph) -> Whole {
+        let mesh = &graph.mesh;
         let mut whole = Whole { shape: Vec::new(), split: Vec::new() };
         for (i, axis) in buffer.axes[skip..].iter().enumerate() {
             let split = buffer.sharding.split.get(&axis.name);
-            whole.shape.push(axis.size * split.map_or(1, |s| mesh.ways(&s.over)));
-            whole.split.extend(split.map(|s| AxisSplit {
-                axis: i as u32,
-                mesh: s.over.iter().map(|name| index(mesh, name)).collect(),
-                blocks: s.blocks,
-                pad: 0,
-            }));
+            let size = axis.size * split.map_or(1, |s| mesh.ways(&s.over));
+            let pad = match graph.padding.get(&axis.name) {
+                Some((real, padded)) if *padded == size => padded - real,
+                _ => 0,
+            };
+            whole.shape.push(size - pad);
+            if split.is_some() || pad > 0 {
+                whole.split.push(AxisSplit {
+                    axis: i as u32,
+                    mesh: split.iter().flat_map(|s| &s.over).map(|name| index(mesh, name)).collect(),
+                    blocks: split.map_or(1, |s| s.blocks),
+                    pad,
+                });
+            }
         }
         whole
     }

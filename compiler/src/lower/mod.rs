@@ -319,10 +319,10 @@ fn operands_mut(spec: &mut KernelSpec) -> Vec<&mut mlc_codegen::program::Operand
 
 fn entry_info(entry: &EntryPlan, meta: &EntryMeta, flops: u64) -> EntryInfo {
     let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
-    let mesh = &entry.schedule.fused.graph.mesh;
+    let graph = &entry.schedule.fused.graph;
     for (buffer, offset) in entry.schedule.fused.buffers.iter().zip(&entry.offsets) {
         let place = Place { space: 0, offset: *offset };
-        let whole = mesh::Whole::of(buffer, 0, mesh);
+        let whole = mesh::Whole::of(buffer, 0, graph);
         match &buffer.class {
             Class::Input { name, bound } => inputs.push(InputInfo {
                 name: name.to_string(),
@@ -364,7 +364,7 @@ fn persistent_info(entry: &EntryPlan, info: &mut ProgramInfo) {
             }
             let layers = buffer.axes.first().filter(|_| stacked).map(|a| a.size);
             let stack_axes = usize::from(layers.is_some());
-            let whole = mesh::Whole::of(buffer, stack_axes, &entry.schedule.fused.graph.mesh);
+            let whole = mesh::Whole::of(buffer, stack_axes, &entry.schedule.fused.graph);
             info.tensors.push(TensorInfo {
                 path,
                 role,

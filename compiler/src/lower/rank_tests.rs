@@ -130,7 +130,7 @@ fn ranks_gather_and_scatter_in_loops() {
     let program = check(LAYERS);
     let w = &program.info.tensors[0];
     assert_eq!((w.layers, &w.shape[..]), (Some(3), &[4, 4][..]));
-    assert_eq!(w.split, [AxisSplit { axis: 0, mesh: vec![1], blocks: 1 }]);
+    assert_eq!(w.split, [AxisSplit { axis: 0, mesh: vec![1], blocks: 1, pad: 0 }]);
     let reversed = LAYERS.replace("loop layers=3 {", "loop layers=3 reverse {");
     check(&reversed);
 }

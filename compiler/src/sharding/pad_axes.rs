@@ -37,7 +37,9 @@ pub fn pad_axes(graph: &Graph, rules: &Rules) -> Result<(Graph, Padding), String
         pass.b.output(output.clone(), value);
     }
     let padding = pass.padding;
-    Ok((pass.b.finish(), padding))
+    let mut padded = pass.b.finish();
+    padded.padding = padding.clone();
+    Ok((padded, padding))
 }
 
 /// Axes of parameters whose size the mesh axes of their rule do not divide.
