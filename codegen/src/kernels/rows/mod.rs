@@ -96,18 +96,22 @@ impl<'a> Plan<'a> {
         Plan { spec, kept, reduced, levels, elems, is_element, lanes: lanes_for(spec, target) }
     }
 
-    /// The kept dimension vectors should run along, if inputs that vary within a row are contiguous there rather than
-    /// along the innermost reduced dimension.
+    /// The kept dimension vectors should run along, if more of the inputs that vary within a row are contiguous there than
+    /// along the innermost reduced dimension. An input that does not vary along the kept dimension has no say: lanes that
+    /// run there share its elements, and those that run within the row would read the others with a stride.
+    ///
+    /// So the order of a sum does not depend on what statistics of its rows are computed in the same kernel.
     fn column_dim(&self) -> Option<usize> {
         let n_outputs = self.spec.outputs.len();
         let varying = (0..self.spec.inputs.len())
             .map(|i| n_outputs + i)
             .filter(|&o| self.reduced.iter().any(|d| d.strides[o] != 0));
         let contiguous = |d: &Dim| varying.clone().filter(|&o| d.strides[o] == 1).count();
-        let along = self.reduced.last().map_or(0, contiguous);
         let (best, dim) =
             self.kept.iter().enumerate().map(|(i, d)| (contiguous(d), i)).max_by_key(|&(n, i)| (n, i))?;
-        (best > along).then_some(dim)
+        let kept = &self.kept[dim];
+        let within = |d: &Dim| varying.clone().filter(|&o| d.strides[o] == 1 && kept.strides[o] != 0).count();
+        (best > self.reduced.last().map_or(0, within)).then_some(dim)
     }
 
     fn n_reduced(&self) -> u64 {

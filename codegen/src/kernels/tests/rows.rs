@@ -94,6 +94,47 @@ fn rows_sum_long_rows_and_long_columns() {
     check(&sum(&[640, 70], 1, &[1, 640], &[1, 0]), &[], &|_| Fill::Whole, 4);
 }
 
+/// Columns summed alone, and beside their products with a number per row: what else a kernel computes is a choice of the
+/// compiler, so it must not change the order of a sum.
+#[test]
+fn rows_sum_columns_in_one_order_whatever_else_they_compute() {
+    let (columns, rows) = (40u64, 300u64);
+    let alone = sum(&[columns, rows], 1, &[1, columns], &[1, 0]);
+    let mut r = RegionBuilder::default();
+    let (x, per_row) = (r.input(0), r.input(1));
+    let product = r.binary(BinaryOp::Mul, x, per_row);
+    let sums = [x, product].map(|v| r.reduce(ReduceOp::Sum, v));
+    let operand = |buffer, strides: [u64; 2]| Operand {
+        buffer,
+        dtype: DType::F32,
+        offset: 0,
+        strides: strides.to_vec(),
+    };
+    let beside = KernelSpec::Rows(LoopsSpec {
+        dims: vec![columns, rows],
+        reduced: 1,
+        inputs: vec![operand(0, [1, columns]), operand(1, [0, 1])],
+        n_scalars: 0,
+        region: r.results(&sums),
+        outputs: vec![operand(2, [1, 0]), operand(3, [1, 0])],
+    });
+    let mut random = Random(5);
+    let mut bytes =
+        |n: u64| -> Vec<u8> { (0..n).flat_map(|_| (random.float() as f32).to_le_bytes()).collect() };
+    let (x, per_row) = (bytes(columns * rows), bytes(rows));
+    for target in TARGETS {
+        let run = |spec: &KernelSpec, mut buffers: Vec<Vec<u8>>, at: usize| {
+            let kernel = expand(spec, target);
+            interpret(&kernel, &mut buffers, &[], 0..kernel.tiles as i64).unwrap();
+            buffers.swap_remove(at)
+        };
+        let zeros = vec![0; 4 * columns as usize];
+        let expected = run(&alone, vec![x.clone(), zeros.clone()], 1);
+        let found = run(&beside, vec![x.clone(), per_row.clone(), zeros.clone(), zeros], 2);
+        assert!(expected == found, "{}", target.name);
+    }
+}
+
 /// The error of a sum of many equal numbers stays at the 64 roundings of one block plus a few, where a plain sum of so
 /// many is off by thousands of roundings.
 #[test]
