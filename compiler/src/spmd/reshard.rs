@@ -182,7 +182,9 @@ pub fn limit(
     // Sums and maxima can't be reduced together.
     let kinds: std::collections::BTreeSet<_> =
         from.partial.iter().filter(|(a, op)| to.partial.get(*a) != Some(op)).map(|(_, op)| op).collect();
-    Ok((2 * largest * (ranks - 1)).div_ceil(ranks) * kinds.len().max(1) as u64)
+    let bytes = (2 * u128::from(largest) * u128::from(ranks - 1)).div_ceil(u128::from(ranks))
+        * kinds.len().max(1) as u128;
+    Ok(u64::try_from(bytes).unwrap_or(u64::MAX))
 }
 
 /// Bytes of one element on the wire.
