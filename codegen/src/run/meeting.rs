@@ -109,7 +109,7 @@ impl State {
         // SAFETY: `run` holds the spaces for as long as there are ranks, and all of these wait for this function.
         let ranks = unsafe { std::slice::from_raw_parts_mut(self.ranks.cast::<Spaces<'_>>(), self.n) };
         let places = |(rank, (.., addresses)): (usize, &(u32, u32, Vec<u64>))| {
-            addresses.iter().map(|a| place(&ranks[rank], *a)).collect::<Option<Vec<(usize, u64)>>>()
+            addresses.iter().map(|a| place(ranks[rank], *a)).collect::<Option<Vec<(usize, u64)>>>()
         };
         let places: Option<Vec<_>> = calls.iter().enumerate().map(places).collect();
         let places = places.ok_or("a buffer lies outside the spaces")?;

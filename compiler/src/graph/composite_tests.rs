@@ -79,7 +79,7 @@ fn means_divide_by_what_they_sum() {
         vec![b.mean(x, &axes), b.counted_mean(x, &axes)]
     };
     for (axes, want) in [(&["d"][..], &[3.0, 2.0][..]), (&["a", "d"], &[2.5]), (&["a"], &[0.0, 1.0, 6.5])] {
-        for got in values(&[x.clone()], |b, x| both(b, axes, x[0])) {
+        for got in values(std::slice::from_ref(&x), |b, x| both(b, axes, x[0])) {
             near(&got, want);
         }
     }
@@ -215,7 +215,7 @@ fn norms_and_softmax_refuse_axes_they_do_not_have() {
     let (sd, d, k) = (floats(&[("s", 2), ("d", 4)]), floats(&[("d", 4)]), floats(&[("k", 4)]));
     let axis = || Name::from("d");
     assert_eq!(
-        refusal(&[k.clone()], |b, x| b.softmax(x[0], &axis())),
+        refusal(std::slice::from_ref(&k), |b, x| b.softmax(x[0], &axis())),
         "softmax along d, which f64[k=4] lacks"
     );
     let rms =
@@ -420,7 +420,7 @@ fn attention_refuses_scores_of_another_form() {
     assert_eq!(of(&[wide, i.clone(), i], 0), message("F32, I32, I32"));
     let mixed =
         refusal(&[ty(DType::F32, &[("s", 5), ("d", 4)]), ty(DType::Bf16, &[("t", 6), ("d", 4)])], |b, x| {
-            let score = score(b, &[f.clone()], 0);
+            let score = score(b, std::slice::from_ref(&f), 0);
             let (query, key, over) = ("s".into(), "t".into(), vec!["d".into()]);
             let parts = AttentionParts { query, key, over, bound: Bound::Full, score };
             b.attention(x[0], x[1], x[1], &[], parts)

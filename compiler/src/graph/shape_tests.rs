@@ -409,11 +409,11 @@ fn collectives_cut_and_join_each_operand() {
     assert_eq!(of(gather, &[part(None, d), part(None, e)], &[x, "f32[e=1]"]), "f32[d=18, e=3] and f32[e=3]");
     let odd = |name: &str| format!("{name} has other axes than its kind");
     for parts in [part(None, None), part(d, d)] {
-        assert_eq!(of(gather, &[parts.clone()], &[x]), odd("all_gather"));
+        assert_eq!(of(gather, std::slice::from_ref(&parts), &[x]), odd("all_gather"));
         assert_eq!(of(scatter, &[parts], &[x]), odd("reduce_scatter_sum"));
     }
     for parts in [part(d, None), part(None, d)] {
-        assert_eq!(of(reduce, &[parts.clone()], &[x]), odd("all_reduce_sum"));
+        assert_eq!(of(reduce, std::slice::from_ref(&parts), &[x]), odd("all_reduce_sum"));
         assert_eq!(of(CollectiveKind::AllToAll, &[parts], &[x]), odd("all_to_all"));
     }
     assert_eq!(of(reduce, &[part(None, None)], &[x, x]), "all_reduce_sum has axes for 1 operands, got 2");

@@ -472,10 +472,11 @@ impl Walk<'_> {
         self.b.origin = node.origin.clone();
         let new = self.emit(node, Op::Loop(Loop { body: inside, ..l.clone() }), &operands);
         for (i, (new, mut end)) in new.into_iter().zip(ends).enumerate() {
-            if l.block.is_some() && (l.carries..l.carries + l.stacked_outs).contains(&i) {
-                if let Some(split) = end.split.get_mut(&l.axis) {
-                    split.blocks = blocks;
-                }
+            if l.block.is_some()
+                && (l.carries..l.carries + l.stacked_outs).contains(&i)
+                && let Some(split) = end.split.get_mut(&l.axis)
+            {
+                split.blocks = blocks;
             }
             self.set(new, end);
             self.settle(node.results[i]);

@@ -192,8 +192,7 @@ pub fn data_shards(file: &File, mesh: &[MeshAxis]) -> u64 {
     });
     let last = rules
         .filter(|rule| matches!(rule.scope, ShardScope::Every))
-        .filter(|rule| rule.choices.iter().any(|c| c.axes.len() == 1 && c.axes[0].name == "batch"))
-        .last();
+        .rfind(|rule| rule.choices.iter().any(|c| c.axes.len() == 1 && c.axes[0].name == "batch"));
     let mut over: Vec<&MeshAxis> = vec![];
     for name in last.iter().flat_map(|rule| &rule.mesh_axes) {
         let axis = mesh.iter().find(|a| a.name == name.name);
