@@ -521,7 +521,9 @@ fn a_death_is_noticed_at_once() {
         let clock = Instant::now();
         let (first, others) = faulty("death:1:2", messages, Duration::from_secs(600));
         assert!(clock.elapsed() < Duration::from_secs(2));
-        assert!(first.message.contains("rank 1 ended on purpose"), "{}", first.message);
+        // The one that dies says so, or one that sees it is quicker.
+        let says = ["rank 1 ended on purpose", "rank 1 has ended"];
+        assert!(says.iter().any(|s| first.message.contains(s)), "{}", first.message);
         assert_eq!(others.len(), 2);
         let named = |f: &&Failure| f.message.contains("rank 1 has ended") && f.message.contains("step 2");
         assert!(others.iter().any(|f| named(&f)), "{others:?}");
