@@ -10,7 +10,7 @@
 //!
 //! Source: Xu et al. 2021 (GSPMD, arXiv:2105.04663), §4.
 
-use super::reshard::lower;
+use super::reshard::{Options, lower_with};
 use crate::graph::shape::show;
 use crate::graph::{
     BinaryOp, Builder, Composite, DType, Graph, Loop, MeshOp, Name, Op, OpId, OpNode, Region, RegionId,
@@ -25,8 +25,16 @@ use std::collections::{BTreeMap, BTreeSet};
 /// # Errors
 /// The graph is not one: the first things [`check`] finds. Or it splits something this pass can't: a message that names it.
 pub fn partition(graph: &Graph) -> Result<Graph, String> {
+    partition_with(graph, &Options::default())
+}
+
+/// As [`partition`], with what is asked of every reshard.
+///
+/// # Errors
+/// As [`partition`].
+pub fn partition_with(graph: &Graph, options: &Options) -> Result<Graph, String> {
     refuse(&check(graph))?;
-    localise(graph)
+    localise(graph, options)
 }
 
 /// As [`partition`], but results may lie in any way.
@@ -35,7 +43,7 @@ pub fn partition(graph: &Graph) -> Result<Graph, String> {
 /// As [`partition`].
 pub fn partition_open(graph: &Graph) -> Result<Graph, String> {
     refuse(&check_ops(graph))?;
-    localise(graph)
+    localise(graph, &Options::default())
 }
 
 fn refuse(found: &[crate::graph::verify::Violation]) -> Result<(), String> {
@@ -47,9 +55,9 @@ fn refuse(found: &[crate::graph::verify::Violation]) -> Result<(), String> {
     Err(format!("values do not lie as ops need them: {}{more}", shown.join("; ")))
 }
 
-fn localise(graph: &Graph) -> Result<Graph, String> {
+fn localise(graph: &Graph, options: &Options) -> Result<Graph, String> {
     let mut b = Builder::resume(graph.clone());
-    let mut pass = Partition { from: graph, b: &mut b };
+    let mut pass = Partition { from: graph, options, b: &mut b };
     let body = graph.body;
     pass.types(body)?;
     let mut here = Here::default();
@@ -73,6 +81,7 @@ struct Here {
 
 struct Partition<'a> {
     from: &'a Graph,
+    options: &'a Options,
     b: &'a mut Builder,
 }
 
@@ -217,7 +226,7 @@ impl Partition<'_> {
                 let operand = self.b.graph.op(op).operands[0];
                 let [from, to] = [node.operands[0], node.results[0]].map(|v| self.from.sharding(v).clone());
                 let global = self.from.ty(node.results[0]);
-                let there = lower(self.b, operand, &from, &to, global, cause)?;
+                let there = lower_with(self.b, operand, &from, &to, global, cause, self.options)?;
                 if there == operand {
                     here.replaced.insert(node.results[0], there);
                 } else {

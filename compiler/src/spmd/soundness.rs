@@ -58,7 +58,7 @@ fn every_op_is_the_same_under_every_split_of_its_factors() {
     let expected: BTreeSet<&str> = KINDS.iter().filter(|k| !WALKED.contains(k)).copied().collect();
     assert_eq!(counts.kinds, expected, "kinds of ops without a case");
     println!("{counts:?}");
-    assert!(counts.runs > 4000 && counts.refused > 800 && counts.uneven > 1000, "{counts:?}");
+    assert!(counts.runs > 4000 && counts.refused > 800 && counts.uneven > 4000, "{counts:?}");
 }
 
 fn each_assignment(at: usize, mesh: &Mesh, counts: &mut Counts) {
@@ -68,10 +68,6 @@ fn each_assignment(at: usize, mesh: &Mesh, counts: &mut Counts) {
         return;
     }
     counts.kinds.insert(kind);
-    // What the gradient of attention means has tensors over all axes of the operands and of the cotangents at once.
-    if kind == "attention_grad" && mesh.axes.len() > 1 {
-        return;
-    }
     let jobs = jobs(case);
     let n = mesh.axes.len() as u32;
     // All of them by `MLC_ALL_ASSIGNMENTS=1`; otherwise, where there are more, evenly spread ones.
@@ -137,7 +133,8 @@ impl Sizes {
     fn of(case: &Case, mesh: &Mesh, jobs: &[Job]) -> Sizes {
         let mut ways: BTreeMap<Name, u64> = BTreeMap::new();
         for (factor, over) in assigned(case, mesh, jobs) {
-            for name in factor.operands.iter().chain(&factor.results).flatten() {
+            let names: BTreeSet<&Name> = factor.operands.iter().chain(&factor.results).flatten().collect();
+            for name in names {
                 *ways.entry(name.clone()).or_insert(1) *= mesh.ways(&over);
             }
         }
