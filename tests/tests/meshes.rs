@@ -5,8 +5,10 @@
 //! gradient that misses a term, or counts one twice, is off in the first digits after one step.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::Command;
 
-use mlc_tests::harness::{Scratch, build_file, learnable_text, root, steps, succeed, train};
+use mlc_tests::harness::{Scratch, build_file, learnable_text, loss_bits, root, steps, succeed, train};
 
 /// Relative.
 const TOLERANCE: f64 = 2e-6;
@@ -53,15 +55,20 @@ fn spec(model: &str, layout: Option<&Layout>) -> String {
     text
 }
 
+/// The binary and its text, in a folder of their own.
+fn built(test: &str, model: &str, layout: Option<&Layout>, sets: &[&str]) -> (Scratch, PathBuf, PathBuf) {
+    let folder = Scratch::new(test);
+    let (file, binary, text) = (folder.join("run.spec"), folder.join("run"), folder.join("text"));
+    std::fs::write(&file, spec(model, layout)).expect("the temporary folder is writable");
+    std::fs::write(&text, learnable_text(40_000)).expect("the temporary folder is writable");
+    build_file(&file, &binary, sets);
+    (folder, binary, text)
+}
+
 /// Builds and trains; losses of all steps.
 fn losses(test: &str, model: &str, layout: Option<&Layout>, sets: &[&str]) -> Vec<f64> {
-    let folder = Scratch::new(test);
-    let (file, binary) = (folder.join("run.spec"), folder.join("run"));
-    std::fs::write(&file, spec(model, layout)).expect("the temporary folder is writable");
-    build_file(&file, &binary, sets);
+    let (folder, binary, text) = built(test, model, layout, sets);
     let ranks = layout.map_or(1, |l| l.ranks).to_string();
-    let text = folder.join("text");
-    std::fs::write(&text, learnable_text(40_000)).expect("the temporary folder is writable");
     let arguments = ["--ranks", &ranks, "--checkpoint-every", "never", "--data"];
     succeed(train(&binary, folder.path(), &arguments).arg(&text));
     steps(&folder.join("metrics.jsonl")).into_iter().map(|s| s.loss).collect()
@@ -179,4 +186,64 @@ fn mixtures_of_experts_learn_the_same_on_every_mesh() {
             ),
         ],
     );
+}
+
+/// Processes over either library exchange messages where threads read each other's memory; the bits are the same.
+#[test]
+fn processes_under_mpirun_give_the_bits_of_ranks_in_one_process() {
+    let all =
+        "batch -> fsdp; kv, ff, vocab -> tensor; role residual: seq -> tensor; params \"**\": d -> fsdp";
+    let layouts = [
+        layout("data", "data = 2", 2, "batch -> data; params \"**\": d -> none", 2),
+        layout("fully sharded over three", "fsdp = 3", 3, "batch -> none; params \"**\": d -> fsdp", 4),
+        layout("fully sharded, tensor, sequence", "fsdp = 2, tensor = 2", 4, all, 2),
+    ];
+    for layout in &layouts {
+        let (folder, binary, text) = built("mpi", LLAMA, Some(layout), &[]);
+        let ranks = layout.ranks.to_string();
+        let run = |name: &str, mut command: Command| {
+            let out = folder.join(name);
+            let options = ["--checkpoint-every", "never", "--steps", "5", "--data"];
+            succeed(command.args(["train", "--out"]).arg(&out).args(options).arg(&text));
+            loss_bits(&out.join("metrics.jsonl"))
+        };
+        let threads = {
+            let out = folder.join("threads");
+            let options = ["--ranks", &ranks, "--checkpoint-every", "never", "--steps", "5"];
+            succeed(train(&binary, &out, &options).arg("--data").arg(&text));
+            loss_bits(&out.join("metrics.jsonl"))
+        };
+        assert_eq!(threads.len(), 5);
+        for (library, options) in [("openmpi", &["--oversubscribe"][..]), ("mpich", &[])] {
+            let mut command = Command::new(format!("mpirun.{library}"));
+            command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+            command.args(options).args(["-n", &ranks]).arg(&binary);
+            assert_eq!(run(library, command), threads, "{library}, {}", layout.name);
+        }
+    }
+}
+
+/// A checkpoint is of the model and not of the mesh.
+#[test]
+fn a_run_moves_from_mesh_to_mesh() {
+    let all =
+        "batch -> fsdp; kv, ff, vocab -> tensor; role residual: seq -> tensor; params \"**\": d -> fsdp";
+    let layouts = [
+        None,
+        Some(layout("data", "data = 4", 4, "batch -> data; params \"**\": d -> data", 1)),
+        Some(layout("all", "fsdp = 2, tensor = 2", 4, all, 2)),
+        Some(layout("three", "fsdp = 3", 3, "batch -> none; params \"**\": d -> fsdp", 4)),
+        None,
+    ];
+    let expected = losses("stays", LLAMA, None, &[]);
+    let run = Scratch::new("moves");
+    for (layout, end) in layouts.iter().zip([4, 8, 12, 16, 20]) {
+        let (_folder, binary, text) = built("moves-binary", LLAMA, layout.as_ref(), &[]);
+        let ranks = layout.as_ref().map_or(1, |l| l.ranks).to_string();
+        let end = end.to_string();
+        succeed(train(&binary, run.path(), &["--ranks", &ranks, "--steps", &end]).arg("--data").arg(&text));
+    }
+    let got: Vec<f64> = steps(&run.join("metrics.jsonl")).into_iter().map(|s| s.loss).collect();
+    let worst = expected.iter().zip(&got).map(|(a, b)| (a - b).abs() / a).fold(0.0, f64::max);
+    assert!(got.len() == 20 && worst <= TOLERANCE, "{worst:e}\n{expected:?}\n{got:?}");
 }
