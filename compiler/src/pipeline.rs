@@ -22,7 +22,7 @@ use crate::remat;
 use crate::schedule::{self, Schedule};
 use crate::sharding::pad_axes::pad_axes;
 use crate::sharding::{Rules, Sharded, shard};
-use crate::spec::checked::{MeshKind, Model, Spec, Train};
+use crate::spec::checked::{Layout, MeshKind, Model, Regather, Spec, Train};
 use crate::spec::{Diagnostic, SourceMap, codes};
 use crate::spmd::partition::partition;
 use mlc_codegen::abi::ProgramInfo;
@@ -85,6 +85,7 @@ pub fn compile(
 ) -> Result<Compiled> {
     let train = run_of(spec)?;
     no_pipeline(spec)?;
+    no_forward_regather(spec)?;
     let inputs = input_sources(&spec.model).map_err(CompileError::Spec)?;
     let config = with_microbatches(train_config(&spec.model, train), train);
     let mut schedules = Vec::new();
@@ -178,6 +179,17 @@ fn run_of(spec: &Spec) -> Result<&Train> {
             .help("write a run file: `use \"this.spec\" as Model` and a `train { … }` section");
         CompileError::Spec(vec![error])
     })
+}
+
+/// Parameters can't be kept gathered for the backward pass yet.
+fn no_forward_regather(spec: &Spec) -> Result<()> {
+    let kept = |layout: &&Layout| layout.devices() > 1 && layout.store.regather == Regather::Forward;
+    let Some(layout) = spec.layout.as_ref().filter(kept) else { return Ok(()) };
+    let title = "`store.regather = forward` can't be built yet";
+    let error = Diagnostic::error(codes::NOT_AVAILABLE, title).at(layout.mesh[0].span, "over this mesh");
+    Err(CompileError::Spec(vec![
+        error.help("leave it out: parameters are gathered again in the backward pass"),
+    ]))
 }
 
 /// Stages of a pipeline can't be built yet.

@@ -4,10 +4,9 @@
 //! into otherwise. A view has one stride per axis, so a box has one stride per dimension at both ends, whatever the layouts:
 //! nothing is ever laid out anew for a collective.
 
-use super::{FuseError, Fused, Group, Result, View};
+use super::{Fused, Group, View};
 use crate::graph::{
-    Collective, CollectiveKind, CollectivePart, DType, Graph, MeshOp, Name, Op, OpId, OpNode, Output,
-    ValueId, shape,
+    Collective, CollectiveKind, CollectivePart, DType, Graph, MeshOp, Name, Op, OpId, OpNode, ValueId,
 };
 use mlc_codegen::abi;
 
@@ -156,38 +155,4 @@ pub fn staging_bytes(graph: &Graph, op: OpId) -> u64 {
     let parts = box_elements(graph, op).into_iter().zip(&node.operands).map(part).collect();
     let info = abi::CollectiveInfo { kind: kind(c.kind), mesh: Vec::new(), parts, staging_bytes: 0 };
     info.staging(graph.mesh.ways(&c.over))
-}
-
-/// The runtime reads reports on every rank: they must be the same everywhere. What is stored must lie as the tensor it replaces.
-///
-/// # Errors
-/// A result that lies otherwise.
-pub fn check_outputs(graph: &Graph) -> Result<()> {
-    let body = graph.region(graph.body);
-    let place_of = |path: &Name| {
-        body.ops.iter().map(|op| graph.op(*op)).find_map(|node| match &node.op {
-            Op::Param { path: own, .. } if own == path => Some(node.results[0]),
-            Op::State { param, kind } if format!("{param}.{kind}") == path.as_str() => Some(node.results[0]),
-            _ => None,
-        })
-    };
-    for (v, output) in body.results.iter().zip(&graph.outputs) {
-        let (sharding, whole) = (graph.sharding(*v), crate::graph::Sharding::whole());
-        let (what, wanted) = match output {
-            Output::Report(name) => (format!("the report `{name}`"), &whole),
-            Output::Store(path) => (
-                format!("what is stored to `{path}`"),
-                place_of(path).map_or(sharding, |old| graph.sharding(old)),
-            ),
-        };
-        if sharding != wanted {
-            let maker = body.ops.iter().map(|op| graph.op(*op)).find(|node| node.results.contains(v));
-            return Err(FuseError {
-                op: maker.map_or_else(String::new, |node| shape::op_name(&node.op)),
-                origin: maker.map(|node| node.origin.clone()).unwrap_or_default(),
-                message: format!("{what} lies {sharding} on the mesh and must lie {wanted}"),
-            });
-        }
-    }
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! What the spec says of the mesh and of what is split over it, in the terms of graphs.
 
 use crate::graph::{Mesh, MeshAxis, Name};
-use crate::spec::checked::{Atom, Kept, Layout, Model, ParamId, Regather, Split, SubAxis};
+use crate::spec::checked::{Atom, Kept, Layout, Model, ParamId, Split, SubAxis};
 use std::collections::BTreeMap;
 
 /// Tensor axes with the mesh axes they are split over, coarsest first; axes that stay whole are absent.
@@ -18,8 +18,6 @@ pub struct Rules {
     pub params: BTreeMap<Name, ParamRule>,
     /// Gradients of several microbatches are added up as terms that are still to be summed over ranks.
     pub whole_grads: bool,
-    /// Gathered parameters are kept for the backward pass.
-    pub keep_gathered: bool,
 }
 
 /// How a parameter lies.
@@ -64,13 +62,7 @@ impl Rules {
             };
             params.insert(param.path.as_str().into(), rule);
         }
-        Rules {
-            mesh: mesh(layout),
-            axes,
-            params,
-            whole_grads: layout.store.grads == Kept::Whole,
-            keep_gathered: layout.store.regather == Regather::Forward,
-        }
+        Rules { mesh: mesh(layout), axes, params, whole_grads: layout.store.grads == Kept::Whole }
     }
 }
 

@@ -3,7 +3,7 @@
 //! | engine | ranks | how |
 //! |---|---|---|
 //! | [`threads`] | threads of one process | peers' memory is read directly; deterministic, the oracle of all others |
-//! //! | [`mpi`] | processes, on one machine or many | point-to-point messages of the MPI library the launcher belongs to |
+//! | [`mpi`] | processes, on one machine or many | point-to-point messages of the MPI library the launcher belongs to |
 //!
 //! An engine only moves bytes. What is sent to whom, and the order of reductions, is decided in [`crate::collective`]; hence
 //! the same bits with any engine.
