@@ -1,4 +1,4 @@
-//! Predicted times: of kernels, of collectives, and of what a reshard takes.
+//! Predicted times: of kernels and of collectives.
 //!
 //! A kernel takes the longer of its arithmetic and its memory traffic, and a launch: the roofline. A collective takes `α` for
 //! every hop of its ring, and the bytes that a rank sends at the speed of the slowest link it crosses. The figures come from
@@ -12,19 +12,20 @@
 //! (doi:10.1016/S0167-8191(06)80021-9); ring collectives from Thakur, Rabenseifner, Gropp 2005
 //! (doi:10.1177/1094342005051521), §4.
 
+mod flops;
 mod target;
 #[cfg(test)]
 mod tests;
 
+pub use flops::{product_flops, region_flops};
 pub use target::{Device, Link, Node, Peak, Target, targets};
 
 use crate::graph::{CollectiveKind, DType, Graph, Mesh, MeshOp, Name, Op, OpNode};
-use crate::spmd::reshard::{Move, Step};
 
 /// Seconds of a kernel with this many floating-point operations on elements of `dtype` and bytes of memory traffic.
 pub fn kernel(target: &Target, dtype: DType, flops: u64, bytes: u64) -> f64 {
     let device = &target.device;
-    let arithmetic = flops as f64 / (device.peak.of(dtype) * device.efficiency);
+    let arithmetic = flops as f64 / device.rate(dtype);
     device.launch + arithmetic.max(bytes as f64 / device.bandwidth)
 }
 
@@ -34,7 +35,7 @@ pub fn collective(target: &Target, mesh: &Mesh, kind: CollectiveKind, over: &[Na
 }
 
 /// Seconds of a collective of which every rank sends this many bytes.
-fn message(target: &Target, mesh: &Mesh, kind: CollectiveKind, over: &[Name], sent: u64) -> f64 {
+pub fn message(target: &Target, mesh: &Mesh, kind: CollectiveKind, over: &[Name], sent: u64) -> f64 {
     let ranks = mesh.ways(over);
     if ranks == 1 {
         return 0.0;
@@ -47,8 +48,39 @@ fn message(target: &Target, mesh: &Mesh, kind: CollectiveKind, over: &[Name], se
     };
     let slow = (nodes - 1) as f64;
     let hops = slow * target.network.alpha + ((ranks - 1) as f64 - slow) * target.node.alpha;
-    let bandwidth = if nodes > 1 { target.network.bandwidth } else { target.node.bandwidth };
-    rounds * hops + sent as f64 / bandwidth
+    rounds * hops + sent as f64 / link(target, mesh, over).bandwidth()
+}
+
+/// Over which class of link a group of ranks talks: the slowest that its ring crosses.
+pub fn link<'t>(target: &'t Target, mesh: &Mesh, over: &[Name]) -> LinkClass<'t> {
+    if nodes(mesh, over) > 1 { LinkClass::Network(&target.network) } else { LinkClass::Node(&target.node) }
+}
+
+/// A class of links; collectives of one class share it, those of different classes do not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LinkClass<'t> {
+    /// Between the ranks of a node.
+    Node(&'t Node),
+    /// Between nodes.
+    Network(&'t Link),
+}
+
+impl<'t> LinkClass<'t> {
+    /// The link's name in its target.
+    pub fn name(self) -> &'t str {
+        match self {
+            LinkClass::Node(node) => &node.name,
+            LinkClass::Network(link) => &link.name,
+        }
+    }
+
+    /// Bytes per second that one rank sends while it receives as many.
+    pub fn bandwidth(self) -> f64 {
+        match self {
+            LinkClass::Node(node) => node.bandwidth,
+            LinkClass::Network(link) => link.bandwidth,
+        }
+    }
 }
 
 /// Over how many nodes a group is spread.
@@ -65,19 +97,4 @@ pub fn collective_op(target: &Target, graph: &Graph, node: &OpNode) -> f64 {
     };
     let local = node.operands.iter().map(|v| bytes(*v)).sum();
     collective(target, &graph.mesh, c.kind, &c.over, local)
-}
-
-/// Seconds of a step of a reshard; what it does within a rank is not counted.
-pub fn reshard_step(target: &Target, mesh: &Mesh, step: &Step) -> f64 {
-    let one = |kind, over: &[Name]| message(target, mesh, kind, over, step.bytes);
-    match &step.action {
-        Move::Cut { .. } => 0.0,
-        Move::AllReduce { op, over } => one(CollectiveKind::AllReduce(*op), over),
-        Move::ReduceScatter { op, over, .. } => one(CollectiveKind::ReduceScatter(*op), over),
-        Move::AllToAll { over, .. } => one(CollectiveKind::AllToAll, over),
-        Move::AllGather { over, .. } => one(CollectiveKind::AllGather, over),
-        Move::Permute { over, .. } => {
-            2.0 * message(target, mesh, CollectiveKind::AllToAll, over, step.bytes.div_ceil(2))
-        }
-    }
 }

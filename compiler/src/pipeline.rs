@@ -8,6 +8,7 @@ use crate::autodiff::from_spec::train_config;
 use crate::autodiff::precision::Precision;
 use crate::autodiff::{inference_step, training_step};
 use crate::check_kernels::{KernelCheck, checks_of};
+use crate::cost::Target;
 use crate::fuse;
 use crate::graph::from_spec::{Entry, from_spec, has_logits};
 use crate::graph::passes::{expand_composites, sink_updates};
@@ -265,7 +266,7 @@ fn on_mesh(graph: Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Resu
 
 fn sharded(graph: &Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Result<Option<Sharded>> {
     let Some(layout) = spec.layout.as_ref().filter(|layout| layout.devices() > 1) else { return Ok(None) };
-    let rules = Rules::of(layout, &spec.model);
+    let rules = Rules { machine: runner.machine.clone(), ..Rules::of(layout, &spec.model) };
     let sharded = runner.run("sharded", || {
         // Primitives split where a composite would have to be whole; a training graph has no others left.
         let graph = expand_composites(graph.clone());
@@ -285,7 +286,8 @@ fn inference(graph: Graph, entry: Entry, precision: &Precision, runner: &mut Run
 
 fn scheduled(graph: Graph, entry: Entry, runner: &mut Runner) -> Result<Schedule> {
     let fused = runner.run("fused", || fuse::group(&graph).map_err(|e| unsupported(e.to_string())))?;
-    let schedule = runner.run("schedule", || Ok(schedule::order(fused)))?;
+    let machine = runner.machine.clone();
+    let schedule = runner.run("schedule", || Ok(schedule::order(fused, &machine)))?;
     runner.show("fused", entry.name(), || schedule.fused.text());
     runner.show("schedule", entry.name(), || schedule.text());
     Ok(schedule)
@@ -359,6 +361,8 @@ pub type Viewer<'a> = Box<dyn FnMut(&'static str, &'static str, String) + 'a>;
 #[derive(Default)]
 pub struct Runner<'a> {
     viewer: Option<Viewer<'a>>,
+    /// The machine whose predicted times decide how values lie and when what runs.
+    pub machine: Target,
     /// Time of each stage in order of first run.
     pub times: Vec<(&'static str, Duration)>,
     /// What stages have to say to the user.

@@ -33,7 +33,7 @@ const WALLS: [(&str, &[&str]); 3] = [
 
 /// The stages of `compiler/src`, in the order in which data flows. A stage may name itself and those before it.
 const STAGES: [&str; 12] = [
-    "spec", "graph", "autodiff", "remat", "sharding", "spmd", "cost", "fuse", "schedule", "memory", "lower",
+    "spec", "graph", "cost", "autodiff", "remat", "sharding", "spmd", "fuse", "schedule", "memory", "lower",
     "pipeline",
 ];
 

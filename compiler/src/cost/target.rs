@@ -76,6 +76,13 @@ pub struct Node {
     pub bandwidth: f64,
 }
 
+impl Device {
+    /// Floating-point operations per second that large products of elements of this type reach.
+    pub fn rate(&self, dtype: DType) -> f64 {
+        self.peak.of(dtype) * self.efficiency
+    }
+}
+
 impl Peak {
     /// Of an element type; integers run as f32.
     pub fn of(&self, dtype: DType) -> f64 {
@@ -88,6 +95,13 @@ impl Peak {
         let wider = by_width[..=at].iter().rev().flatten().next();
         let found = wider.or_else(|| by_width[at..].iter().flatten().next());
         *found.expect("a target has a peak")
+    }
+}
+
+impl Default for Target {
+    /// The CPU's: what is built for and planned for unless a spec or a command says otherwise.
+    fn default() -> Target {
+        Target::named("cpu").expect("the targets that come with the compiler parse")
     }
 }
 

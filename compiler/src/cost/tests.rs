@@ -135,7 +135,7 @@ fn cost_of_a_plan_is_that_of_what_is_emitted() {
     for (from, to) in pairs {
         let (from, to) = (Sharding::of(from), Sharding::of(to));
         let steps = plan(&from, &to, &ty, &mesh, &Options::default()).unwrap();
-        let planned: f64 = steps.iter().map(|s| reshard_step(&h100, &mesh, s)).sum();
+        let planned: f64 = steps.iter().map(|s| s.seconds(&h100, &mesh)).sum();
         let mut b = Builder::new("f");
         b.graph.mesh = mesh.clone();
         let x = b.input("x", from.local(&ty, &mesh).unwrap(), 0);

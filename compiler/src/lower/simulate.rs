@@ -2,6 +2,7 @@
 //! For tests of everything between graph and program, and for reading a program's behaviour at small sizes.
 
 use super::{EntryMeta, to_program};
+use crate::cost::Target;
 use crate::graph::{DType, Graph, Name, Op, Output};
 use crate::interpret::{Environment, Outputs, Tensor, Values, placed, sample_environment};
 use crate::{fuse, memory, schedule};
@@ -16,7 +17,8 @@ use mlc_codegen::program::{Program, Spaces};
 /// What a stage or a verifier refuses.
 pub fn program(graph: &Graph) -> Result<Program, String> {
     let fused = fuse::group(graph).map_err(|e| e.to_string())?;
-    let plan = memory::place(vec![schedule::order(fused)], None).map_err(|e| e.to_string())?;
+    let plan =
+        memory::place(vec![schedule::order(fused, &Target::default())], None).map_err(|e| e.to_string())?;
     memory::verify::verify(&plan)?;
     let meta = EntryMeta { name: "train".into(), batch: 1, seq: 1, inputs: Vec::new() };
     let program = to_program(&plan, &[meta], empty_info()).map_err(|e| e.to_string())?;

@@ -3,6 +3,7 @@
 use super::lifetimes::Life;
 use super::pack::{Block, lower_bound, pack};
 use super::{place, verify};
+use crate::cost::Target;
 use crate::fuse::{self, BufferId, Class};
 use crate::graph::{Axis, Builder, DType, Graph, Init, Loop, Op, Output, Type, UnaryOp, ValueId};
 use crate::schedule::{self, Schedule};
@@ -12,7 +13,7 @@ fn ty(axes: &[(&str, u64)]) -> Type {
 }
 
 fn scheduled(graph: &Graph) -> Schedule {
-    schedule::order(fuse::group(graph).unwrap_or_else(|e| panic!("{e}")))
+    schedule::order(fuse::group(graph).unwrap_or_else(|e| panic!("{e}")), &Target::default())
 }
 
 /// `n` products in a row: each result dies when the next one is there.

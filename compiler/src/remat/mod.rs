@@ -15,7 +15,6 @@
 //! another iteration. Source: Chen, Xu, Zhang, Guestrin 2016 (arXiv:1604.06174), Training Deep Nets with Sublinear
 //! Memory Cost, for loops; Korthikanti et al. 2022 (arXiv:2205.05198), §5, for the preset `attn`.
 
-pub mod cost;
 pub mod decide;
 mod offload_residuals;
 pub mod recompute_residuals;

@@ -18,9 +18,9 @@
 //! Terminates: one walk over each loop, and copies go into deeper regions only. Numbers stay the same to the bit: the same
 //! ops on the same operands.
 
-use super::cost::product_flops;
 use super::decide::{Choice, Decisions};
 use super::residuals::{Residual, loop_of, residuals};
+use crate::cost::product_flops;
 use crate::graph::shape::stacked_type;
 use crate::graph::{Builder, Graph, Loop, Op, OpId, OpNode, Phase, RegionId, ValueId};
 use std::collections::{BTreeMap, BTreeSet};

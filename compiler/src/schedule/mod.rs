@@ -15,6 +15,7 @@ pub mod times;
 #[cfg(test)]
 mod tests;
 
+use crate::cost::Target;
 use crate::fuse::{BufferId, Fused, Item, Kind};
 use overlap::{Decision, overlap};
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -58,14 +59,15 @@ impl Schedule {
     }
 }
 
-/// Orders the items of every region.
-pub fn order(mut fused: Fused) -> Schedule {
+/// Orders the items of every region, for a machine with these figures.
+pub fn order(mut fused: Fused, target: &Target) -> Schedule {
+    let times = Times::on(target);
     let body = std::mem::take(&mut fused.body);
     let body = order_region(&fused, body);
     let body = split_collectives(&fused, body);
-    let (body, decisions) = overlap(&fused, body, &Times::default());
+    let (body, decisions) = overlap(&fused, body, &times);
     fused.body = body;
-    let compute = fused.body.iter().map(|item| Times::default().item(&fused, item)).sum();
+    let compute = fused.body.iter().map(|item| times.item(&fused, item)).sum();
     Schedule { fused, decisions, compute }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the order.
 
 use super::{dependences, order, respects};
+use crate::cost::Target;
 use crate::fuse::{self, Item};
 use crate::graph::{Axis, Builder, DType, Graph, Init, Op, Output, ReduceOp, Type};
 
@@ -61,7 +62,7 @@ fn names(schedule: &super::Schedule) -> Vec<String> {
 fn order_puts_a_value_off_until_it_is_read() {
     let fused = fuse::group(&early_lookup()).unwrap();
     let before = fused.body.clone();
-    let schedule = order(fused);
+    let schedule = order(fused, &Target::default());
     assert_ne!(schedule.fused.body, before);
     let names = names(&schedule);
     let at = |name: &str| names.iter().position(|n| n == name).unwrap();
@@ -72,7 +73,7 @@ fn order_puts_a_value_off_until_it_is_read() {
 fn order_keeps_dependences() {
     let fused = fuse::group(&early_lookup()).unwrap();
     let dag = dependences(&fused, &fused.body);
-    let schedule = order(fused.clone());
+    let schedule = order(fused.clone(), &Target::default());
     let positions: Vec<usize> = schedule
         .fused
         .body

@@ -1,40 +1,25 @@
-//! Predicted times of groups: a first cost model, good for ordering and no promise.
-//!
-//! A kernel takes the larger of its arithmetic and its memory traffic, and a launch; a collective its latency and the bytes that a
-//! rank sends. Sources: the roofline of Williams, Waterman, Patterson 2009 (doi:10.1145/1498765.1498785); the α-β model of
-//! Hockney 1994.
+//! Predicted times of the items of a tree: [`cost`](crate::cost) applied to what groups read, compute and write.
 
-use crate::fuse::{Fused, Group, GroupId, Item, Kind};
-use crate::graph::{CollectiveKind, MeshOp, Op};
-use crate::remat::cost::product_flops;
+use crate::cost::{self, Target, product_flops};
+use crate::fuse::{Fused, Group, GroupId, Item, Kind, View};
+use crate::graph::{DType, OpId};
 
-/// Speeds of one rank and of its link.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What the items of a rank's program take on a machine.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Times {
-    /// Floating-point operations a second, in products.
-    pub flops: f64,
-    /// Bytes of memory a second.
-    pub memory: f64,
-    /// Seconds to launch a kernel.
-    pub launch: f64,
-    /// Seconds until a message arrives, however short.
-    pub latency: f64,
-    /// Bytes a second over the link.
-    pub link: f64,
-}
-
-impl Default for Times {
-    /// A core or two of a server, with a link of 10 Gbit/s.
-    fn default() -> Self {
-        Times { flops: 1e11, memory: 1e10, launch: 2e-6, latency: 3e-5, link: 1.25e9 }
-    }
+    target: Target,
 }
 
 impl Times {
+    /// On this machine.
+    pub fn on(target: &Target) -> Times {
+        Times { target: target.clone() }
+    }
+
     /// Seconds of computation of an item; those of collectives are not.
     pub fn item(&self, fused: &Fused, item: &Item) -> f64 {
         match item {
-            Item::Group(id) => self.group(fused, fused.group(*id)),
+            Item::Group(id) => self.group(fused, *id),
             Item::Start(_) | Item::Done(_) => 0.0,
             Item::Loop { trip, body, .. } => {
                 *trip as f64 * body.iter().map(|item| self.item(fused, item)).sum::<f64>()
@@ -42,38 +27,42 @@ impl Times {
         }
     }
 
-    fn group(&self, fused: &Fused, group: &Group) -> f64 {
-        let size = |v: &crate::fuse::view::View| v.numel() * fused.buffer(v.buffer).dtype.bytes();
-        let bytes = fused.reads(group).iter().map(size).sum::<u64>()
-            + group.writes.iter().map(|w| size(&w.view)).sum::<u64>();
-        let flops: u64 = match &group.kind {
-            Kind::Gemm { dot, .. } => product_flops(&fused.graph, *dot),
-            Kind::Attention { op } | Kind::AttentionGrad { op, .. } => product_flops(&fused.graph, *op),
-            Kind::Loops { .. }
-            | Kind::Copy { .. }
-            | Kind::Fill
-            | Kind::Gather { .. }
-            | Kind::Scatter { .. }
-            | Kind::Scan { .. }
-            | Kind::Custom { .. }
-            | Kind::Collective { .. } => 0,
-        };
-        self.launch + (flops as f64 / self.flops).max(bytes as f64 / self.memory)
+    /// Seconds of one launch of a kernel.
+    pub fn group(&self, fused: &Fused, id: GroupId) -> f64 {
+        let group = fused.group(id);
+        let (dtype, flops) = work(fused, group);
+        cost::kernel(&self.target, dtype, flops, moved(fused, group))
     }
 
     /// Seconds a collective is under way.
     pub fn collective(&self, fused: &Fused, id: GroupId) -> f64 {
         let Kind::Collective { op, .. } = fused.group(id).kind else { return 0.0 };
-        let node = fused.graph.op(op);
-        let Op::Mesh(MeshOp::Collective(c)) = &node.op else { return 0.0 };
-        let ranks = fused.graph.mesh.ways(&c.over) as f64;
-        let held: u64 = node.operands.iter().map(|v| fused.graph.ty(*v).bytes()).sum();
-        let held = held as f64;
-        let sent = match c.kind {
-            CollectiveKind::AllGather => held * (ranks - 1.0),
-            CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => held * (ranks - 1.0) / ranks,
-            CollectiveKind::AllReduce(_) => 2.0 * held * (ranks - 1.0) / ranks,
-        };
-        self.latency + sent / self.link
+        cost::collective_op(&self.target, &fused.graph, fused.graph.op(op))
+    }
+}
+
+/// Bytes between memory and arithmetic of one launch.
+pub fn moved(fused: &Fused, group: &Group) -> u64 {
+    let size = |v: &View| v.numel() * fused.buffer(v.buffer).dtype.bytes();
+    fused.reads(group).iter().map(size).sum::<u64>() + group.writes.iter().map(|w| size(&w.view)).sum::<u64>()
+}
+
+/// Floating-point operations of the products of one launch, and the type of their operands. Other arithmetic waits for memory.
+pub fn work(fused: &Fused, group: &Group) -> (DType, u64) {
+    let products = |op: OpId| {
+        let operands = &fused.graph.op(op).operands;
+        let dtype = operands.first().map_or(DType::F32, |v| fused.graph.ty(*v).dtype);
+        (dtype, product_flops(&fused.graph, op))
+    };
+    match &group.kind {
+        Kind::Gemm { dot, .. } => products(*dot),
+        Kind::Attention { op } | Kind::AttentionGrad { op, .. } | Kind::Custom { op } => products(*op),
+        Kind::Loops { .. }
+        | Kind::Copy { .. }
+        | Kind::Fill
+        | Kind::Gather { .. }
+        | Kind::Scatter { .. }
+        | Kind::Scan { .. }
+        | Kind::Collective { .. } => (DType::F32, 0),
     }
 }

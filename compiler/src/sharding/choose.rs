@@ -1,13 +1,15 @@
 //! How one op is split: which of its factors each mesh axis goes to.
 //!
 //! Every mesh axis that splits an operand or is wanted of a result may go to one of the factors it splits there, or to none.
-//! All assignments are priced: bytes that operands and results have to move, and work that ranks repeat. The cheapest wins,
-//! the first of equal ones. Two things are dear, since the rules mean otherwise: gathering a parameter over mesh
-//! axes that split it where it is used, and taking a by-axis split off an activation.
+//! All assignments are priced in seconds of the machine: moving operands and results, and work that ranks repeat. The cheapest
+//! wins, the first of equal ones. Two things are dear, since the rules mean otherwise: gathering a parameter over mesh
+//! axes that split it where it is used, and taking a by-axis split off an activation. Latencies are left out: small collectives
+//! are joined later.
 
 use super::factors::Factor;
-use super::rules::Splits;
-use crate::graph::{Mesh, Name, ReduceOp, Sharding, Split, Type};
+use super::rules::{Rules, Splits};
+use crate::cost::{Target, link};
+use crate::graph::{DType, Mesh, Name, ReduceOp, Sharding, Split, Type};
 use std::collections::BTreeMap;
 
 /// An operand or a result as the choice sees it.
@@ -29,27 +31,24 @@ pub type Assignment = Vec<Vec<Name>>;
 
 /// More assignments than this are not tried.
 const TRIED_MAX: usize = 4096;
-/// What a byte taken off a parameter's use costs, in bytes moved. Ten times [`OFF_RULE`], so that where the two contend the
+/// What a byte taken off a parameter's use costs, in times of moving it. Ten times [`OFF_RULE`], so that where the two contend the
 /// activations move unless the parameter is small beside them: experts stay where they are, their router does not.
 const OFF_PARAMETER: f64 = 1e4;
 /// What a byte taken off a by-axis split costs.
 const OFF_RULE: f64 = 1e3;
-/// What an operation costs: a machine that does 1e14 a second and moves 1e11 bytes a second over links.
-const PER_FLOP: f64 = 1e-3;
 /// Part of a result's move that counts where no rule asks for it: the next op may take it as it is.
 const OPEN: f64 = 0.5;
-/// What writing a byte to memory costs.
-const PER_BYTE: f64 = 1e-2;
 
 /// The cheapest assignment of the mesh axes that are not `taken`.
 pub fn choose(
-    mesh: &Mesh,
+    rules: &Rules,
     taken: &[Name],
     factors: &[Factor],
     operands: &[Seen],
     results: &[Seen],
     flops: u64,
 ) -> Assignment {
+    let mesh = &rules.mesh;
     let wishes = wishes(factors, operands, results);
     let options: Vec<(Name, Vec<Option<usize>>)> = mesh
         .axes
@@ -73,7 +72,7 @@ pub fn choose(
             rest /= may.len();
         }
         let Some(assignment) = ordered(mesh, factors, &wishes, taken) else { continue };
-        let cost = cost(mesh, factors, &assignment, operands, results, flops);
+        let cost = cost(rules, factors, &assignment, operands, results, flops);
         if best.as_ref().is_none_or(|(least, _)| cost < *least) {
             best = Some((cost, assignment));
         }
@@ -143,8 +142,9 @@ pub fn partial_of(factors: &[Factor], assignment: &Assignment, result: usize) ->
     partial
 }
 
+/// Predicted seconds, what is dear counted so many times.
 fn cost(
-    mesh: &Mesh,
+    Rules { mesh, machine, .. }: &Rules,
     factors: &[Factor],
     assignment: &Assignment,
     operands: &[Seen],
@@ -162,13 +162,14 @@ fn cost(
         } else {
             seen.lies.clone()
         };
-        let moved = moved_bytes(seen.ty, mesh, &from, &needed);
+        let moved = moving(machine, seen.ty, mesh, &from, &needed);
         cost += moved;
         let taken_off = from.split.iter().any(|(axis, split)| {
             (seen.resting || seen.ruled.contains(axis)) && !needed.over(axis).starts_with(&split.over)
         });
         if taken_off {
-            cost += moved.max(1.0) * if seen.resting { OFF_PARAMETER } else { OFF_RULE };
+            cost +=
+                moved.max(1.0 / machine.node.bandwidth) * if seen.resting { OFF_PARAMETER } else { OFF_RULE };
         }
     }
     for (i, seen) in results.iter().enumerate() {
@@ -176,46 +177,48 @@ fn cost(
         natural.partial = partial_of(factors, assignment, i);
         let asked =
             !natural.partial.is_empty() || seen.ruled.iter().any(|a| natural.over(a) != seen.lies.over(a));
-        cost += moved_bytes(seen.ty, mesh, &natural, &seen.lies) * if asked { 1.0 } else { OPEN };
+        cost += moving(machine, seen.ty, mesh, &natural, &seen.lies) * if asked { 1.0 } else { OPEN };
         let ways: u64 = natural.split.values().map(|s| mesh.ways(&s.over)).product();
-        cost += PER_BYTE * seen.ty.bytes() as f64 / ways as f64;
+        cost += seen.ty.bytes() as f64 / ways as f64 / machine.device.bandwidth;
     }
     let ways: u64 = assignment.iter().map(|over| mesh.ways(over)).product();
-    cost + PER_FLOP * flops as f64 / ways as f64
+    let dtype = operands.first().map_or(DType::F32, |seen| seen.ty.dtype);
+    cost + flops as f64 / ways as f64 / machine.device.rate(dtype)
 }
 
-/// Bytes a rank sends to bring a tensor from one sharding to another, by the best sequence of collectives.
-pub fn moved_bytes(ty: &Type, mesh: &Mesh, from: &Sharding, to: &Sharding) -> f64 {
+/// Seconds to bring a tensor from one sharding to another by the best sequence of collectives, without latencies.
+fn moving(machine: &Target, ty: &Type, mesh: &Mesh, from: &Sharding, to: &Sharding) -> f64 {
     if from == to {
         return 0.0;
     }
     let ways = |s: &Sharding| s.split.values().map(|split| mesh.ways(&split.over)).product::<u64>() as f64;
-    let whole = ty.bytes() as f64;
-    let share = |n: f64| (n - 1.0) / n;
-    let mut held = whole / ways(from);
+    // Seconds of sending the others' shares of so many bytes along a mesh axis.
+    let share = |bytes: f64, axis: &Name| {
+        let n = mesh.size_of(axis) as f64;
+        bytes * (n - 1.0) / n / link(machine, mesh, std::slice::from_ref(axis)).bandwidth()
+    };
+    let mut held = ty.bytes() as f64 / ways(from);
     let mut sum = 0.0;
     for m in from.partial.keys() {
-        let n = mesh.size_of(m) as f64;
         if to.uses(m) {
-            sum += held * share(n);
-            held /= n;
+            sum += share(held, m);
+            held /= mesh.size_of(m) as f64;
         } else {
-            sum += 2.0 * held * share(n);
+            sum += 2.0 * share(held, m);
         }
     }
-    for axis in to.split.iter().flat_map(|(a, s)| s.over.iter().map(move |m| (a, m))) {
-        match from.axis_of(axis.1) {
-            Some(other) if other != axis.0 => sum += held * share(mesh.size_of(axis.1) as f64),
+    for (axis, m) in to.split.iter().flat_map(|(a, s)| s.over.iter().map(move |m| (a, m))) {
+        match from.axis_of(m) {
+            Some(other) if other != axis => sum += share(held, m),
             Some(_) => {}
-            None if from.partial.contains_key(axis.1) => {}
+            None if from.partial.contains_key(m) => {}
             // A slice of what is there.
-            None => held /= mesh.size_of(axis.1) as f64,
+            None => held /= mesh.size_of(m) as f64,
         }
     }
     for m in from.split.values().flat_map(|s| &s.over).filter(|m| !to.uses(m)) {
-        let n = mesh.size_of(m) as f64;
-        held *= n;
-        sum += held * share(n);
+        held *= mesh.size_of(m) as f64;
+        sum += share(held, m);
     }
     sum
 }

@@ -8,11 +8,11 @@ use super::choose::{Assignment, Seen, choose, implied, partial_of};
 use super::factors::{Factor, factors, passes_partial};
 use super::rules::{Rules, Splits};
 use super::targets::{Targets, targets};
+use crate::cost::product_flops;
 use crate::graph::{
     Builder, Composite, Graph, Loop, MeshOp, Name, Op, OpId, OpNode, Output, ReduceOp, RegionId, Sharding,
     Split, Type, Update, ValueId,
 };
-use crate::remat::cost::product_flops;
 use std::collections::BTreeMap;
 
 /// A value that can't lie as something needs it, in words.
@@ -326,7 +326,7 @@ impl Walk<'_> {
         } else {
             operands
         };
-        choose(&self.rules.mesh, taken, factors, &operands, &results, product_flops(self.from, id))
+        choose(self.rules, taken, factors, &operands, &results, product_flops(self.from, id))
     }
 
     /// What stays partial if the op is applied to terms, which it is if it is linear in its partial operands. Of those, what not

@@ -1,5 +1,6 @@
 //! What the spec says of the mesh and of what is split over it, in the terms of graphs.
 
+use crate::cost::Target;
 use crate::graph::{Mesh, MeshAxis, Name};
 use crate::spec::checked::{Atom, Kept, Layout, Model, ParamId, Split, SubAxis};
 use std::collections::BTreeMap;
@@ -18,6 +19,8 @@ pub struct Rules {
     pub params: BTreeMap<Name, ParamRule>,
     /// Gradients of several microbatches are added up as terms that are still to be summed over ranks.
     pub whole_grads: bool,
+    /// What moving and computing cost.
+    pub machine: Target,
 }
 
 /// How a parameter lies.
@@ -34,7 +37,7 @@ pub struct ParamRule {
 }
 
 impl Rules {
-    /// The rules of a checked spec.
+    /// The rules of a checked spec, for a CPU.
     pub fn of(layout: &Layout, model: &Model) -> Rules {
         let splits = |split: &Split| -> Splits {
             split.iter().map(|(axis, parts)| (axis.as_str().into(), atoms_of(layout, parts))).collect()
@@ -62,7 +65,8 @@ impl Rules {
             };
             params.insert(param.path.as_str().into(), rule);
         }
-        Rules { mesh: mesh(layout), axes, params, whole_grads: layout.store.grads == Kept::Whole }
+        let whole_grads = layout.store.grads == Kept::Whole;
+        Rules { mesh: mesh(layout), axes, params, whole_grads, machine: Target::default() }
     }
 }
 

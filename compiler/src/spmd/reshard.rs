@@ -19,6 +19,7 @@ mod tests;
 
 pub use emit::{lower, lower_with};
 
+use crate::cost::{Target, message};
 use crate::graph::{CollectiveKind, DType, Mesh, Name, ReduceOp, Sharding, Type};
 use std::fmt;
 
@@ -126,6 +127,23 @@ impl Move {
             Move::Permute { .. } => 2 * sent(CollectiveKind::AllToAll),
             Move::AllToAll { .. } => sent(CollectiveKind::AllToAll),
             Move::AllGather { .. } => sent(CollectiveKind::AllGather),
+        }
+    }
+}
+
+impl Step {
+    /// Predicted seconds; what it does within a rank is not counted.
+    pub fn seconds(&self, target: &Target, mesh: &Mesh) -> f64 {
+        let one = |kind, over: &[Name]| message(target, mesh, kind, over, self.bytes);
+        match &self.action {
+            Move::Cut { .. } => 0.0,
+            Move::AllReduce { op, over } => one(CollectiveKind::AllReduce(*op), over),
+            Move::ReduceScatter { op, over, .. } => one(CollectiveKind::ReduceScatter(*op), over),
+            Move::AllToAll { over, .. } => one(CollectiveKind::AllToAll, over),
+            Move::AllGather { over, .. } => one(CollectiveKind::AllGather, over),
+            Move::Permute { over, .. } => {
+                2.0 * message(target, mesh, CollectiveKind::AllToAll, over, self.bytes.div_ceil(2))
+            }
         }
     }
 }

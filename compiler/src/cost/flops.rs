@@ -1,4 +1,4 @@
-//! What computing an op again costs: the floating-point operations of its products, 2·m·n·k each.
+//! Floating-point operations of the products of an op, 2·m·n·k each: what computing it takes, once or again.
 //!
 //! Attention counts the products of its meaning over the pairs of positions its bound leaves; everything else is cheap
 //! beside them.
