@@ -381,6 +381,17 @@ fn gqa(c: &Settings) -> Inputs {
     Inputs { weights, tokens }
 }
 
+/// The largest relative difference of two curves; infinite where one of the two is not a number.
+///
+/// # Panics
+/// The curves have different lengths.
+pub fn distance(ours: &[f64], theirs: &[f64]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let off = |(a, b): (&f64, &f64)| if a == b { 0.0 } else { (a - b).abs() / b.abs() };
+    let worst = |most: f64, off: f64| if off.is_nan() { f64::INFINITY } else { most.max(off) };
+    ours.iter().zip(theirs).map(off).fold(0.0, worst)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -411,5 +422,15 @@ mod tests {
     #[test]
     fn gqa_inputs_are_those_of_the_python_definition() {
         assert_eq!(checksum("gqa"), "a80ab86755a9fafcce080835e4939d2a5a6f6a866440ccba92f12b44d9f47da8");
+    }
+
+    #[test]
+    fn a_curve_that_is_not_a_number_is_infinitely_far() {
+        assert_eq!(distance(&[1.0, 2.0], &[1.0, 4.0]), 0.5);
+        for (ours, theirs) in
+            [([f64::NAN, 1.0], [1.0, 1.0]), ([1.0, 1.0], [1.0, f64::NAN]), ([1.0, 1.0], [1.0, 0.0])]
+        {
+            assert_eq!(distance(&ours, &theirs), f64::INFINITY);
+        }
     }
 }

@@ -85,7 +85,7 @@ pub fn far_off(expected: &Outputs, found: &Outputs, tolerance: f64) -> Option<St
         let (want, got) = (want.as_floats(), got.as_floats());
         let scale = want.iter().fold(1e-3, |m: f64, x| m.max(x.abs()));
         for (i, (w, g)) in want.iter().zip(got).enumerate() {
-            if (w - g).abs() > tolerance * scale || g.is_nan() {
+            if w != g && !((w - g).abs() <= tolerance * scale) {
                 return Some(format!("{output:?}[{i}]: {g} instead of {w}"));
             }
         }

@@ -1,7 +1,7 @@
 //! The graph interpreter in f64 beside PyTorch in f64, from the same weights on the same tokens (`tests/parity/README.md`).
 
 use mlc::interpret::Mode;
-use mlc_tests::parity::{Inputs, Record};
+use mlc_tests::parity::{Inputs, Record, distance};
 use mlc_tests::training::Training;
 
 /// Both sides round at 1e-16 and follow the same equations; 1e-9 leaves room for a hundred steps to amplify that and none for
@@ -14,8 +14,8 @@ fn is_pytorchs_within_1e_9(model: &str) {
     let (mut worst_loss, mut worst_norm) = (0.0, 0.0);
     for (step, (loss, norm)) in exact.loss.iter().zip(&exact.grad_norm).enumerate() {
         let (our_loss, our_norm) = training.step(Mode::F64);
-        worst_loss = f64::max(worst_loss, (our_loss - loss).abs() / loss);
-        worst_norm = f64::max(worst_norm, (our_norm - norm).abs() / norm);
+        worst_loss = f64::max(worst_loss, distance(&[our_loss], &[*loss]));
+        worst_norm = f64::max(worst_norm, distance(&[our_norm], &[*norm]));
         assert!(worst_loss <= 1e-9, "step {step}: loss {our_loss}, PyTorch {loss}");
         assert!(worst_norm <= 1e-9, "step {step}: gradient norm {our_norm}, PyTorch {norm}");
     }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use mlc_tests::harness::{Scratch, build_file, learnable_text, loss_bits, root, steps, succeed, train};
+use mlc_tests::parity::distance;
 
 /// Relative.
 const TOLERANCE: f64 = 2e-6;
@@ -79,8 +80,7 @@ fn agree(test: &str, model: &str, sets: &[&str], layouts: &[Layout]) {
     assert!(expected.len() == 20 && expected[19] < 0.97 * expected[0], "{expected:?}");
     for layout in layouts {
         let got = losses(test, model, Some(layout), sets);
-        let off = |(a, b): (&f64, &f64)| (a - b).abs() / a.abs();
-        let worst = expected.iter().zip(&got).map(off).fold(0.0, f64::max);
+        let worst = distance(&got, &expected);
         println!("{test} {}: {} ranks, losses off by {worst:.1e} at most", layout.name, layout.ranks);
         assert!(got.len() == 20 && worst <= TOLERANCE, "{}: {worst:e}\n{expected:?}\n{got:?}", layout.name);
     }
@@ -244,6 +244,6 @@ fn a_run_moves_from_mesh_to_mesh() {
         succeed(train(&binary, run.path(), &["--ranks", &ranks, "--steps", &end]).arg("--data").arg(&text));
     }
     let got: Vec<f64> = steps(&run.join("metrics.jsonl")).into_iter().map(|s| s.loss).collect();
-    let worst = expected.iter().zip(&got).map(|(a, b)| (a - b).abs() / a).fold(0.0, f64::max);
+    let worst = distance(&got, &expected);
     assert!(got.len() == 20 && worst <= TOLERANCE, "{worst:e}\n{expected:?}\n{got:?}");
 }

@@ -3,7 +3,7 @@
 
 use mlc::interpret::Mode;
 use mlc_tests::harness::{Scratch, build, loss_bits, steps, succeed, train};
-use mlc_tests::parity::{Inputs, Record};
+use mlc_tests::parity::{Inputs, Record, distance};
 use mlc_tests::training::Training;
 
 const SPEC: &str = "tests/models/optimizers/optimizers.spec";
@@ -30,12 +30,6 @@ const OPTIMIZERS: [(&str, &str); 9] = [
 fn setting(optimizer: &str) -> String {
     let (_, text) = OPTIMIZERS.iter().find(|(name, _)| *name == optimizer).expect("listed above");
     format!("train.optimizer={text}")
-}
-
-/// The largest relative difference of two curves.
-fn distance(ours: &[f64], theirs: &[f64]) -> f64 {
-    assert_eq!(ours.len(), theirs.len());
-    ours.iter().zip(theirs).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max)
 }
 
 /// Both sides round at 1e-16 and follow the same equations; 1e-9 leaves room for twenty steps to amplify that.

@@ -1,7 +1,7 @@
 //! Losses of compiled trainings beside those of PyTorch and JAX, from the same weights on the same tokens (`tests/parity/README.md`).
 
 use mlc_tests::harness::{Scratch, build, steps, succeed, train};
-use mlc_tests::parity::{Inputs, Record};
+use mlc_tests::parity::{Inputs, Record, distance};
 
 /// Builds `tests/models/{model}/{model}.spec` with these overrides, trains it from the parity inputs and returns the losses.
 fn losses(model: &str, record: &Record, sets: &[&str]) -> Vec<f64> {
@@ -15,12 +15,6 @@ fn losses(model: &str, record: &Record, sets: &[&str]) -> Vec<f64> {
     let losses: Vec<f64> = steps(&folder.join("metrics.jsonl")).iter().map(|step| step.loss).collect();
     assert_eq!(losses.len(), record.settings.steps);
     losses
-}
-
-/// The largest relative difference of two loss curves.
-fn distance(ours: &[f64], theirs: &[f64]) -> f64 {
-    assert_eq!(ours.len(), theirs.len());
-    ours.iter().zip(theirs).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max)
 }
 
 /// 5e-5 is how far the farthest of the other correct implementations in `tests/parity/README.md` is from PyTorch eager.

@@ -239,6 +239,14 @@ fn llama_rounds_parameters_of_bf16_at_random() {
             }
         }
     }
+    // Each of them draws for itself.
+    for (_, op) in ops(&random) {
+        let node = random.op(op);
+        if matches!(node.op, Op::Update(_)) {
+            let draws = node.operands.iter().any(|v| random.value_name(*v).starts_with("draws"));
+            assert_eq!(draws, random.ty(node.operands[0]).dtype == DType::Bf16);
+        }
+    }
     // A random rounding is not the nearest one in a quarter of all cases.
     let share = moved as f64 / rounded as f64;
     assert!((0.1..0.4).contains(&share), "{moved} of {rounded}");

@@ -3,7 +3,8 @@
 use super::llama::llama;
 use super::{check_graph, environment, param};
 use crate::autodiff::config::{
-    DecayBy, MatrixAxes, Microbatch, Number, OptimizerConfig, Piece, Rate, Rule, Schedule, Shape, Skip,
+    Adafactor, DecayBy, MatrixAxes, Microbatch, Number, OptimizerConfig, Piece, Rate, Rule, Schedule, Shape,
+    Skip,
 };
 use crate::autodiff::differentiate::parameters;
 use crate::autodiff::precision::Precision;
@@ -199,6 +200,20 @@ fn side_by_side(
     rate: impl Fn(f64) -> f64,
     update: impl Fn(&mut f64, f64, &mut f64, &mut f64, f64, f64, i32),
 ) {
+    vectors_side_by_side(config, clip, rate, |one, gradient, lr, t| {
+        for (i, g) in gradient.iter().enumerate() {
+            update(&mut one.p[i], *g, &mut one.m[i], &mut one.v[i], lr, one.decay, t);
+        }
+    });
+}
+
+/// The same with a rule on (parameter, gradient, lr, t), for rules that look at a whole parameter.
+fn vectors_side_by_side(
+    config: &TrainConfig,
+    clip: Option<f64>,
+    rate: impl Fn(f64) -> f64,
+    update: impl Fn(&mut Plain, &[f64], f64, i32),
+) {
     let step = training_step(quadratic(), config).unwrap();
     let mut environment = environment(&step, 9);
     let x = environment.inputs["x"].as_floats().to_vec();
@@ -239,17 +254,10 @@ fn side_by_side(
         same("grad_norm", norm);
         same("lr", lr);
         for ((path, one), gradient) in ["p", "q"].iter().zip(&mut plain).zip(&gradients) {
+            let clipped: Vec<f64> = gradient.iter().map(|g| g * factor).collect();
+            let lr = lr * one.lr_factor;
+            update(one, &clipped, lr, s + 1);
             for i in 0..3 {
-                let lr = lr * one.lr_factor;
-                update(
-                    &mut one.p[i],
-                    gradient[i] * factor,
-                    &mut one.m[i],
-                    &mut one.v[i],
-                    lr,
-                    one.decay,
-                    s + 1,
-                );
                 let got = outputs.stored(path).unwrap().as_floats()[i];
                 close(&format!("{path}[{i}] after step {s}"), got, one.p[i], 1e-12);
             }
@@ -342,6 +350,48 @@ fn adam(p: &mut f64, g: f64, m: &mut f64, v: &mut f64, lr: f64, t: i32) {
     let m_hat = *m / (1.0 - 0.9f64.powi(t));
     let v_hat = *v / (1.0 - 0.95f64.powi(t));
     *p -= lr * m_hat / (v_hat.sqrt() + 1e-8);
+}
+
+/// A peak of 0 has no shape to decay by: the whole decay.
+#[test]
+fn decay_by_the_schedule_of_a_rate_of_zero_is_whole() {
+    let mut config = config(&quadratic(), ADAMW, 0.0, 0.05);
+    config.optimizer.rates.values_mut().for_each(|rate| rate.decay_by = DecayBy::Schedule);
+    side_by_side(&config, None, |_| 0.0, |p, _, _, _, _, decay, _| *p *= 1.0 - decay);
+}
+
+/// Shazeer, Stern 2018 (arXiv:1804.04235), algorithm 5 for vectors, with every setting away from its default.
+#[test]
+fn adafactor_follows_the_plain_reference() {
+    let rms = |x: &[f64]| (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64).sqrt();
+    for (beta1, scale_by_param, relative_step, eps2) in
+        [(None, true, true, 1e-3), (Some(0.6), false, true, 1e-3), (Some(0.6), true, false, 5.0)]
+    {
+        let (exponent, eps1, threshold) = (0.7, 0.02, 0.5);
+        let settings = Adafactor { exponent, eps1, eps2, threshold, beta1, scale_by_param, relative_step };
+        let config = config(&quadratic(), Rule::Adafactor(settings), 0.5, 0.05);
+        vectors_side_by_side(
+            &config,
+            None,
+            |_| 0.5,
+            |one, g, lr, t| {
+                let t = f64::from(t);
+                let fresh = t.powf(-exponent);
+                for (v, g) in one.v.iter_mut().zip(g) {
+                    *v = (1.0 - fresh) * *v + fresh * (g * g + eps1);
+                }
+                let u: Vec<f64> = g.iter().zip(&one.v).map(|(g, v)| g / v.sqrt()).collect();
+                let rho = if relative_step { lr.min(1.0 / t.sqrt()) } else { lr };
+                let alpha = if scale_by_param { rho * rms(&one.p).max(eps2) } else { rho };
+                let cut = (rms(&u) / threshold).max(1.0);
+                for i in 0..3 {
+                    let way = alpha * u[i] / cut;
+                    one.m[i] = beta1.map_or(way, |beta1| beta1 * one.m[i] + (1.0 - beta1) * way);
+                    one.p[i] = one.p[i] * (1.0 - lr * one.decay) - one.m[i];
+                }
+            },
+        );
+    }
 }
 
 #[test]
