@@ -146,6 +146,22 @@ fn gpt_learns_the_same_on_every_mesh() {
     );
 }
 
+/// No number of ranks divides the vocabulary of GPT-2: the last rank has rows of padding.
+#[test]
+fn gpt_with_a_vocabulary_of_50257_learns_the_same_on_two_and_three_ranks() {
+    let model = GPT.replace("vocab = 257", "vocab = 50257").replace("layers = 2", "layers = 1");
+    let rules = "vocab, ff -> tensor; params \"**\": d -> none";
+    agree(
+        "gpt-50257",
+        &model,
+        &[],
+        &[
+            layout("50,257 over two", "tensor = 2", 2, rules, 4),
+            layout("50,257 over three", "tensor = 3", 3, rules, 4),
+        ],
+    );
+}
+
 /// A choice of experts that is nearly a tie may fall the other way after another rounding, and then losses part for good. With
 /// this step none does, in these runs.
 const GENTLE: &[&str] = &["train.optimizer.lr=2e-4"];

@@ -17,7 +17,7 @@ pub struct RunArgs {
     #[command(flatten)]
     options: MachineArgs,
     /// Ranks to start, all in one process; also the devices to build for, unless `--devices` says otherwise.
-    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short = 'n', long, visible_alias = "sim", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     ranks: Option<u64>,
     /// Arguments of the training binary; default: `train`.
     #[arg(last = true)]
