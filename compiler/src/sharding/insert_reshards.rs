@@ -13,7 +13,7 @@ use crate::graph::{
     Builder, Composite, Graph, Loop, MeshOp, Name, Op, OpId, OpNode, Output, ReduceOp, RegionId, Sharding,
     Split, Type, Update, ValueId,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A value that can't lie as something needs it, in words.
 #[derive(Clone, Debug, PartialEq)]
@@ -437,14 +437,21 @@ impl Walk<'_> {
         let mut operands = Vec::new();
         let mut starts = vec![Sharding::whole()];
         let mut blocks = 1;
+        let along = self.cut_alike(node, l);
         for (i, v) in node.operands.iter().enumerate() {
             let arg = body.args[i + 1];
             let new = self.map[v];
             let (to, start) = if i < l.carries {
                 (self.target(arg), self.target(arg))
             } else {
-                let lies = self.lies(new).reduced();
+                let mut lies = self.lies(new).reduced();
                 if i < l.carries + l.stacked {
+                    match &along {
+                        Some(split) if self.from.ty(*v).has(&l.axis) => {
+                            lies.split.insert(l.axis.clone(), split.clone());
+                        }
+                        _ => drop(lies.split.remove(&l.axis)),
+                    }
                     self.slice(node, l, lies, &mut blocks)
                 } else {
                     let lies = self.gathered_once(l, arg).unwrap_or(lies);
@@ -458,11 +465,16 @@ impl Walk<'_> {
         let outside = self.in_microbatches;
         self.in_microbatches |= is_microbatches(l);
         self.ops(&body.ops)?;
+        let slices = &starts[1 + l.carries..][..l.stacked];
+        let along = slices.first().map_or(Vec::new(), |slice| slice.over(&l.axis).to_vec());
         let mut ends = Vec::new();
         let mut results = Vec::new();
         for (i, v) in body.results.iter().enumerate() {
             let new = self.map[v];
-            let end = self.yielded(node, l, i, self.lies(new), *v);
+            let mut end = self.yielded(node, l, i, self.lies(new), *v);
+            if l.block.is_some() && (l.carries..l.carries + l.stacked_outs).contains(&i) {
+                end.set(&l.axis, along.clone());
+            }
             results.push(self.bring(new, &end, "the loop gives it so"));
             ends.push(end);
         }
@@ -492,6 +504,32 @@ impl Walk<'_> {
             uses.iter().any(|u| matches!(u, Use::Op(op) if self.from.op(*op).op.as_loop().is_none()));
         let split = in_use.iter().map(|(axis, over)| (axis.clone(), Split { over: over.clone(), blocks: 1 }));
         (direct && !is_microbatches(l)).then(|| Sharding { split: split.collect(), partial: BTreeMap::new() })
+    }
+
+    /// How all that a loop takes block by block lies along its axis. Where they differ, what is whole is cut, which moves
+    /// nothing; unless the mesh axes have other work in the body, as those of a vocabulary that is split have: then all are
+    /// taken whole.
+    fn cut_alike(&self, node: &OpNode, l: &Loop) -> Option<Split> {
+        let stacked = &node.operands[l.carries..l.carries + l.stacked];
+        let splits: Vec<Option<&Split>> =
+            stacked.iter().map(|v| self.lies(self.map[v]).split.get(&l.axis)).collect();
+        let found: BTreeSet<&Split> = splits.iter().flatten().copied().collect();
+        let split = (*found.first()?).clone();
+        let alike = splits.iter().all(|s| s.is_some()) && found.len() == 1;
+        let cuts = l.block.is_some() && found.len() == 1 && split.blocks == 1;
+        (alike || (cuts && !self.has_other_work(l.body, &l.axis, &split.over))).then_some(split)
+    }
+
+    /// Whether values of a region should be split over one of these mesh axes along another tensor axis.
+    fn has_other_work(&self, region: RegionId, axis: &Name, over: &[Name]) -> bool {
+        self.from.region(region).ops.iter().any(|op| {
+            let node = self.from.op(*op);
+            let values = node.operands.iter().chain(&node.results);
+            let lists = values.flat_map(|v| &self.targets.splits[v.index()]);
+            let mut others = lists.filter(|(other, _)| *other != axis);
+            others.any(|(_, list)| list.iter().any(|m| over.contains(m)))
+                || self.from.regions_of(&node.op).iter().any(|r| self.has_other_work(*r, axis, over))
+        })
     }
 
     /// How a stacked operand has to lie, and how its slices lie then.
@@ -526,7 +564,9 @@ impl Walk<'_> {
         let until_the_end =
             self.rules.whole_grads && (is_microbatches(l) || (self.in_microbatches && only_yielded));
         if !lies.partial.is_empty() {
-            let waits = is_sum && (scalar || !is_microbatches(l));
+            // Terms of one number per iteration, or of blocks that are put together again, take no more room than sums.
+            let in_place = scalar || (l.block.is_some() && !is_microbatches(l));
+            let waits = if is_sum { scalar || !is_microbatches(l) } else { in_place };
             return if waits || until_the_end { lies.clone() } else { self.target(v) };
         }
         // Rules for the value, or for what becomes of it outside.
