@@ -40,15 +40,17 @@ pub fn message(target: &Target, mesh: &Mesh, kind: CollectiveKind, over: &[Name]
     if ranks == 1 {
         return 0.0;
     }
-    // A ring passes through a node's ranks before it goes to the next node.
-    let nodes = nodes(mesh, over);
     let rounds = match kind {
         CollectiveKind::AllGather | CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => 1.0,
         CollectiveKind::AllReduce(_) => 2.0,
     };
-    let slow = (nodes - 1) as f64;
-    let hops = slow * target.network.alpha + ((ranks - 1) as f64 - slow) * target.node.alpha;
-    rounds * hops + sent as f64 / link(target, mesh, over).bandwidth()
+    rounds * hops(target, mesh, over) + sent as f64 / link(target, mesh, over).bandwidth()
+}
+
+/// Seconds of latency once round a ring. It passes through a node's ranks before it goes to the next node.
+fn hops(target: &Target, mesh: &Mesh, over: &[Name]) -> f64 {
+    let slow = (nodes(mesh, over) - 1) as f64;
+    slow * target.network.alpha + ((mesh.ways(over) - 1) as f64 - slow) * target.node.alpha
 }
 
 /// Over which class of link a group of ranks talks: the slowest that its ring crosses.
@@ -80,6 +82,15 @@ impl<'t> LinkClass<'t> {
             LinkClass::Node(node) => node.bandwidth,
             LinkClass::Network(link) => link.bandwidth,
         }
+    }
+}
+
+/// Bytes that a rank sends in the time that a ring over mesh axes takes to send nothing at all, by axes: messages much longer are
+/// as fast as the link, much shorter ones are better sent together.
+pub fn latency_bytes(target: &Target, mesh: &Mesh) -> impl Fn(&[Name]) -> u64 + use<> {
+    let (target, mesh) = (target.clone(), mesh.clone());
+    move |over| {
+        (hops(&target, &mesh, over) * link(&target, &mesh, over).bandwidth()) as u64
     }
 }
 

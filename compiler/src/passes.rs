@@ -4,6 +4,7 @@
 
 use crate::autodiff::hoist_invariants::hoist_invariants;
 use crate::autodiff::loss_head::chunk_loss_heads;
+use crate::cost::Target;
 use crate::graph::Graph;
 use crate::graph::passes::{
     eliminate_dead, expand_all_composites, expand_composites, fold_constants, share_common, sink_updates,
@@ -11,7 +12,9 @@ use crate::graph::passes::{
 use crate::graph::recognise::{
     recognise_attention, recognise_cross_entropy, recognise_loss_head, recognise_norms, recognise_softmax,
 };
+use crate::pipeline::combined_for;
 use crate::remat::{keep_attention, keep_carries, keep_products, offload_residuals, recompute_residuals};
+use crate::spmd::combine::{reduce_scatter, split_hierarchical};
 
 /// A pass: a verified graph in, a verified graph that computes the same out, or why it can't.
 pub type Pass = fn(&Graph) -> Result<Graph, String>;
@@ -20,6 +23,7 @@ pub type Pass = fn(&Graph) -> Result<Graph, String>;
 pub fn passes() -> &'static [(&'static str, Pass)] {
     &[
         ("chunk-loss-heads", |g| Ok(chunk_loss_heads(g.clone()))),
+        ("combine-collectives", |g| Ok(combined_for(g.clone(), &Target::named("cpu")?))),
         ("eliminate-dead", |g| Ok(eliminate_dead(g.clone()))),
         ("expand-all-composites", |g| Ok(expand_all_composites(g.clone()))),
         ("expand-composites", |g| Ok(expand_composites(g.clone()))),
@@ -35,7 +39,9 @@ pub fn passes() -> &'static [(&'static str, Pass)] {
         ("recognise-norms", |g| Ok(recognise_norms(g.clone()))),
         ("recognise-softmax", |g| Ok(recognise_softmax(g.clone()))),
         ("recompute-residuals", |g| Ok(recompute_residuals(g.clone()))),
+        ("reduce-scatter", |g| Ok(reduce_scatter(g.clone()))),
         ("share-common", |g| Ok(share_common(g.clone()))),
         ("sink-updates", |g| Ok(sink_updates(g.clone()))),
+        ("split-hierarchical", |g| Ok(split_hierarchical(g.clone()))),
     ]
 }

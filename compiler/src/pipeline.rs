@@ -8,7 +8,7 @@ use crate::autodiff::from_spec::train_config;
 use crate::autodiff::precision::Precision;
 use crate::autodiff::{inference_step, training_step};
 use crate::check_kernels::{KernelCheck, checks_of};
-use crate::cost::Target;
+use crate::cost::{Target, latency_bytes};
 use crate::fuse;
 use crate::graph::from_spec::{Entry, from_spec, has_logits};
 use crate::graph::passes::{expand_composites, sink_updates};
@@ -25,6 +25,7 @@ use crate::sharding::pad_axes::pad_axes;
 use crate::sharding::{Rules, Sharded, shard};
 use crate::spec::checked::{Layout, MeshKind, Model, Regather, Spec, Train};
 use crate::spec::{Diagnostic, SourceMap, codes};
+use crate::spmd::combine::{combine_collectives, reduce_scatter, split_hierarchical};
 use crate::spmd::partition::partition;
 use mlc_codegen::abi::ProgramInfo;
 use mlc_codegen::program::Program;
@@ -259,10 +260,29 @@ pub fn sharded_training(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -
 /// A graph of all ranks together becomes one rank's; with one rank it is that already.
 fn on_mesh(graph: Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Result<Graph> {
     let Some(sharded) = sharded(&graph, entry, spec, runner)? else { return Ok(graph) };
-    let local = runner.run("spmd", || partition(&sharded.graph).map_err(|e| internal("spmd", e)))?;
+    let target = runner.machine.clone();
+    let passes: [(&'static str, Combine<'_>); 3] = [
+        ("reduce_scatter", &reduce_scatter),
+        ("split_hierarchical", &split_hierarchical),
+        ("combine_collectives", &|graph| combined_for(graph, &target)),
+    ];
+    let mut local = runner.run("spmd", || partition(&sharded.graph).map_err(|e| internal("spmd", e)))?;
+    for (name, pass) in passes {
+        runner.check("spmd", &local, Level::Spmd)?;
+        local = runner.run(name, || Ok(pass(local)))?;
+    }
     runner.graph("spmd", entry.name(), &local, Level::Spmd)?;
     Ok(local)
 }
+
+/// Collectives that travel together on these links.
+pub(crate) fn combined_for(graph: Graph, target: &Target) -> Graph {
+    let latency_bytes = latency_bytes(target, &graph.mesh);
+    combine_collectives(graph, latency_bytes)
+}
+
+/// A pass of the collective algebra.
+type Combine<'a> = &'a dyn Fn(Graph) -> Graph;
 
 fn sharded(graph: &Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Result<Option<Sharded>> {
     let Some(layout) = spec.layout.as_ref().filter(|layout| layout.devices() > 1) else { return Ok(None) };
@@ -394,6 +414,11 @@ impl<'a> Runner<'a> {
     /// Verifies a graph a stage made, and shows it.
     fn graph(&mut self, stage: &'static str, entry: &'static str, graph: &Graph, level: Level) -> Result<()> {
         self.show(stage, entry, || print::print(graph));
+        self.check(stage, graph, level)
+    }
+
+    /// Verifies a graph that is only on its way to a stage's result.
+    fn check(&self, stage: &'static str, graph: &Graph, level: Level) -> Result<()> {
         verify(graph, level).map_err(|e| internal(stage, format!("left a broken graph\n{e}")))
     }
 

@@ -1,6 +1,10 @@
 //! Collective algebra: other collectives that move the same data in less time, on one rank's program.
+//!
+//! In this order: what is reduced and then cut is scattered; what runs over fast and slow links is taken apart; and then what is
+//! left travels together where it can.
 
 mod combine_collectives;
+mod declared;
 mod reduce_scatter;
 mod split_hierarchical;
 #[cfg(test)]

@@ -108,23 +108,129 @@ const LAYER: &str = "graph @f on a=2, b=2 {
 #[test]
 fn combine_collectives_makes_buckets_where_gathers_are_needed_and_sums_are_ready() {
     assert_eq!(
-        after(|g| combine_collectives(g, u64::MAX), LAYER),
+        after(|g| combine_collectives(g, |_| u64::MAX), LAYER),
         [
             "%w, %z = all_gather %s, %t over a join d, e because \"u, v\" : f32[d=4, e=4], f32[d=4, e=4]",
             "%g, %j = reduce_scatter_sum %m, %o over b split d, e : f32[d=2 @b, e=4], f32[d=4, e=2 @b]"
         ]
     );
-    let graph = combine_collectives(parse(LAYER).unwrap(), u64::MAX);
+    let graph = combine_collectives(parse(LAYER).unwrap(), |_| u64::MAX);
     let text = print(&graph);
     let place = |what: &str| text.find(what).unwrap_or_else(|| panic!("no {what}"));
     assert!(place("%n = neg") < place("%w, %z") && place("%w, %z") < place("%k = add"), "{text}");
     assert!(place("%o = add") < place("%g, %j"), "{text}");
 }
 
+/// Parameters in the order of their declaration, whichever is needed first; their gradients likewise, and what updates with them
+/// waits. Gathers of activations stay where they are, over the same ranks or not.
 #[test]
-fn combine_collectives_respects_its_size_and_what_depends_on_what() {
-    // One operand is 32 bytes.
-    assert_eq!(after(|g| combine_collectives(g, 63), LAYER).len(), 4);
+fn combine_collectives_lays_out_buckets_as_parameters_are_declared() {
+    let text = "graph @f on a=2 {
+        %x = input : f32[t=2 @a, d=4]
+        %u = param \"u\" = constant(0.0) : f32[layer=3, d=2 @a]
+        %v = param \"v\" = constant(0.0) : f32[layer=3, d=2 @a]
+        %h, %p, %q = loop layer=3 {
+          index %i : i32[]
+          carry %c = %x : f32[t=2 @a, d=4]
+          stacked %s = %u : f32[d=2 @a]
+          stacked %t = %v : f32[d=2 @a]
+          %z = all_gather %t over a join d because \"v\" : f32[d=4]
+          %k = mul %c, %z : f32[t=2 @a, d=4]
+          %e = reduce_sum %k over t : f32[d=4] partial(sum a)
+          %g = reduce_scatter_sum %e over a split d because \"grad v\" : f32[d=2 @a]
+          %n = update \"v\" {
+            arg %p0 = %t : f32[d=2 @a]
+            arg %g0 = %g : f32[d=2 @a]
+            %s0 = sub %p0, %g0 : f32[d=2 @a]
+            yield %s0 : f32[d=2 @a]
+          }
+          %m = all_gather %k over a join t because \"tokens\" : f32[t=4, d=4]
+          %w = all_gather %s over a join d because \"u\" : f32[d=4]
+          %f = mul %k, %w : f32[t=2 @a, d=4]
+          %y = reduce_sum %m over t : f32[d=4]
+          %l = mul %f, %y : f32[t=2 @a, d=4]
+          %b = reduce_sum %l over t : f32[d=4] partial(sum a)
+          %j = reduce_scatter_sum %b over a split d because \"grad u\" : f32[d=2 @a]
+          %o = update \"u\" {
+            arg %p1 = %s : f32[d=2 @a]
+            arg %g1 = %j : f32[d=2 @a]
+            %s1 = sub %p1, %g1 : f32[d=2 @a]
+            yield %s1 : f32[d=2 @a]
+          }
+          yield carry %l : f32[t=2 @a, d=4]
+          yield stacked %n : f32[layer=3, d=2 @a]
+          yield stacked %o : f32[layer=3, d=2 @a]
+        }
+        return store \"v\" = %p
+        return store \"u\" = %q
+    }";
+    assert_eq!(
+        after(|g| combine_collectives(g, |_| 0), text),
+        [
+            "%w, %z = all_gather %s, %t over a join d, d because \"u, v\" : f32[d=4], f32[d=4]",
+            "%m = all_gather %k over a join t because \"tokens\" : f32[t=4, d=4]",
+            "%j, %g = reduce_scatter_sum %b, %e over a split d, d because \"grad u, grad v\" : f32[d=2 @a], f32[d=2 @a]",
+        ]
+    );
+    let text = print(&combine_collectives(parse(text).unwrap(), |_| 0));
+    let place = |what: &str| text.find(what).unwrap_or_else(|| panic!("no {what}"));
+    assert!(place("%j, %g") < place("%n = update") && place("%n = update") < place("%o = update"), "{text}");
+}
+
+/// Sums that something waits for travel together only if all are there when the first is needed, and only if they are short.
+#[test]
+fn combine_collectives_joins_what_is_waited_for_only_if_it_is_short() {
+    let text = "graph @f on a=2 {
+        %x = input : f32[t=2 @a, d=4]
+        %p = reduce_sum %x over t : f32[d=4] partial(sum a)
+        %q = reduce_max %x over t : f32[d=4] partial(max a)
+        %n = neg %p : f32[d=4] partial(sum a)
+        %r = all_reduce_sum %p over a : f32[d=4]
+        %s = all_reduce_sum %n over a : f32[d=4]
+        %m = all_reduce_max %q over a : f32[d=4]
+        %y = dot %r, %r over d : f32[]
+        %z = dot %s, %s over d : f32[]
+        %w = dot %m, %m over d : f32[]
+        return y = %y
+        return z = %z
+        return w = %w
+    }";
+    // A rank of two sends 16 bytes of each.
+    assert_eq!(
+        after(|g| combine_collectives(g, |_| 32), text),
+        [
+            "%r, %s = all_reduce_sum %p, %n over a : f32[d=4], f32[d=4]",
+            "%m = all_reduce_max %q over a : f32[d=4]"
+        ]
+    );
+    assert_eq!(after(|g| combine_collectives(g, |_| 31), text).len(), 3);
+    // The first is needed before the second is there.
+    let late = text.replace("%n = neg %p : f32[d=4] partial(sum a)", "%v = add %x, %x : f32[t=2 @a, d=4]").replace(
+        "%s = all_reduce_sum %n over a : f32[d=4]",
+        "%k = dot %r, %r over d : f32[]\n %n = reduce_sum %v over t : f32[d=4] partial(sum a)\n %s = all_reduce_sum %n over a : f32[d=4]",
+    );
+    assert_eq!(after(|g| combine_collectives(g, |_| 32), &late).len(), 3);
+}
+
+/// Outside of loops, gradients that only updates wait for join their neighbours until the message is sixteen times its latency.
+#[test]
+fn combine_collectives_fills_buckets_outside_of_loops_until_latency_matters_little() {
+    let text = "graph @f on a=2 {
+        %x = input : f32[t=2 @a, d=4]
+        %y = neg %x : f32[t=2 @a, d=4]
+        %p = reduce_sum %x over t : f32[d=4] partial(sum a)
+        %g = all_reduce_sum %p over a : f32[d=4]
+        %q = reduce_sum %y over t : f32[d=4] partial(sum a)
+        %h = all_reduce_sum %q over a : f32[d=4]
+        return g = %g
+        return h = %h
+    }";
+    assert_eq!(after(|g| combine_collectives(g, |_| 2), text).len(), 1);
+    assert_eq!(after(|g| combine_collectives(g, |_| 1), text).len(), 2);
+}
+
+#[test]
+fn combine_collectives_keeps_apart_what_depends_on_what() {
     let chain = "graph @f on a=2 {
         %x = input : f32[d=2 @a, e=2]
         %y = input : f32[d=2 @a, e=2]
@@ -135,7 +241,7 @@ fn combine_collectives_respects_its_size_and_what_depends_on_what() {
         return r = %r
     }";
     assert_eq!(
-        after(|g| combine_collectives(g, u64::MAX), chain),
+        after(|g| combine_collectives(g, |_| u64::MAX), chain),
         [
             "%p, %r = all_gather %x, %y over a join d, d : f32[d=4, e=2], f32[d=4, e=2]",
             "%q = all_gather %p over a join e : f32[d=4, e=4]"
