@@ -14,6 +14,7 @@ use crate::graph::recognise::{
 };
 use crate::pipeline::combined_for;
 use crate::remat::{keep_attention, keep_carries, keep_products, offload_residuals, recompute_residuals};
+use crate::sharding::keep_gathered;
 use crate::spmd::combine::{reduce_scatter, split_hierarchical};
 
 /// A pass: a verified graph in, a verified graph that computes the same out, or why it can't.
@@ -31,6 +32,7 @@ pub fn passes() -> &'static [(&'static str, Pass)] {
         ("hoist-invariants", |g| Ok(hoist_invariants(g.clone()))),
         ("keep-attention", |g| Ok(keep_attention(g.clone()))),
         ("keep-carries", |g| Ok(keep_carries(g.clone()))),
+        ("keep-gathered", |g| Ok(keep_gathered(g.clone()))),
         ("keep-products", |g| Ok(keep_products(g.clone()))),
         ("offload-residuals", |g| Ok(offload_residuals(g.clone()))),
         ("recognise-attention", |g| Ok(recognise_attention(g.clone()))),

@@ -14,7 +14,7 @@ use crate::graph::from_spec::{Entry, from_spec, has_logits};
 use crate::graph::passes::{expand_composites, sink_updates};
 use crate::graph::recognise::{fit_chunks, near_misses, recognise};
 use crate::graph::verify::{Stage as Level, verify};
-use crate::graph::{Graph, print};
+use crate::graph::{DType, Graph, print};
 use crate::lower::unroll_repeats::unroll_repeats;
 use crate::lower::{EntryMeta, to_program};
 use crate::memory::{self, Plan};
@@ -22,8 +22,8 @@ use crate::metadata::{baked_keys, input_sources, metadata};
 use crate::remat;
 use crate::schedule::{self, Schedule};
 use crate::sharding::pad_axes::pad_axes;
-use crate::sharding::{Rules, Sharded, shard};
-use crate::spec::checked::{Layout, MeshKind, Model, Regather, Spec, Train};
+use crate::sharding::{Rules, Sharded, keep_gathered, shard};
+use crate::spec::checked::{Float, MeshKind, Model, Spec, Train};
 use crate::spec::{Diagnostic, SourceMap, codes};
 use crate::spmd::combine::{combine_collectives, reduce_scatter, split_hierarchical};
 use crate::spmd::partition::partition;
@@ -87,7 +87,6 @@ pub fn compile(
 ) -> Result<Compiled> {
     let train = run_of(spec)?;
     no_pipeline(spec)?;
-    no_forward_regather(spec)?;
     let inputs = input_sources(&spec.model).map_err(CompileError::Spec)?;
     let config = with_microbatches(train_config(&spec.model, train), train);
     let mut schedules = Vec::new();
@@ -183,17 +182,6 @@ fn run_of(spec: &Spec) -> Result<&Train> {
     })
 }
 
-/// Parameters can't be kept gathered for the backward pass yet.
-fn no_forward_regather(spec: &Spec) -> Result<()> {
-    let kept = |layout: &&Layout| layout.devices() > 1 && layout.store.regather == Regather::Forward;
-    let Some(layout) = spec.layout.as_ref().filter(kept) else { return Ok(()) };
-    let title = "`store.regather = forward` can't be built yet";
-    let error = Diagnostic::error(codes::NOT_AVAILABLE, title).at(layout.mesh[0].span, "over this mesh");
-    Err(CompileError::Spec(vec![
-        error.help("leave it out: parameters are gathered again in the backward pass"),
-    ]))
-}
-
 /// Stages of a pipeline can't be built yet.
 fn no_pipeline(spec: &Spec) -> Result<()> {
     let axes = spec.layout.iter().flat_map(|layout| &layout.mesh);
@@ -286,12 +274,19 @@ type Combine<'a> = &'a dyn Fn(Graph) -> Graph;
 
 fn sharded(graph: &Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Result<Option<Sharded>> {
     let Some(layout) = spec.layout.as_ref().filter(|layout| layout.devices() > 1) else { return Ok(None) };
-    let rules = Rules { machine: runner.machine.clone(), ..Rules::of(layout, &spec.model) };
+    let rounded = spec.train.as_ref().is_some_and(|train| train.precision.reduce == Float::Bf16);
+    let wire = rounded.then_some(DType::Bf16);
+    let rules = Rules { machine: runner.machine.clone(), wire, ..Rules::of(layout, &spec.model) };
     let sharded = runner.run("sharded", || {
         // Primitives split where a composite would have to be whole; a training graph has no others left.
         let graph = expand_composites(graph.clone());
         let (graph, _) = pad_axes(&graph, &rules).map_err(unsupported)?;
-        shard(&graph, &rules).map_err(|e| unsupported(e.to_string()))
+        let sharded = shard(&graph, &rules).map_err(|e| unsupported(e.to_string()))?;
+        Ok(if rules.keep_gathered {
+            Sharded { graph: keep_gathered(sharded.graph), ..sharded }
+        } else {
+            sharded
+        })
     })?;
     runner.graph("sharded", entry.name(), &sharded.graph, Level::Sharded)?;
     Ok(Some(sharded))

@@ -54,7 +54,12 @@ impl Sharder<'_> {
         if self.lies(value) == *to {
             return value;
         }
-        let there = self.b.one(Op::Mesh(MeshOp::Reshard { cause: "lot".into() }), &[value], None, "there");
+        let there = self.b.one(
+            Op::Mesh(MeshOp::Reshard { cause: "lot".into(), wire: None }),
+            &[value],
+            None,
+            "there",
+        );
         self.set(there, to.clone());
         there
     }

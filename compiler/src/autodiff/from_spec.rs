@@ -102,7 +102,8 @@ fn precision(model: &Model, p: &checked::Precision) -> Precision {
         params: dtype(p.params),
         matmul: dtype(p.matmul),
         stored: dtype(p.stored),
-        reduce: dtype(p.reduce),
+        // What travels between ranks is no matter of the graph of all ranks together: every sum is f32.
+        reduce: DType::F32,
         of_param: p.of_param.iter().map(|(id, float)| (path(id), dtype(*float))).collect(),
         stochastic: p.stochastic,
     }

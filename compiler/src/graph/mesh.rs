@@ -248,6 +248,8 @@ pub enum MeshOp {
     Reshard {
         /// Why, for people: the op and the rule that ask for it.
         cause: Name,
+        /// Element type in which terms travel where they are summed, if not that of the tensor: see [`Collective::wire`].
+        wire: Option<super::DType>,
     },
     /// Data between ranks.
     Collective(Collective),

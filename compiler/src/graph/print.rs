@@ -403,6 +403,7 @@ fn mesh_op_text(op: &MeshOp) -> String {
     let spaced = |names: &[Name]| names.iter().map(|n| word(n)).collect::<Vec<_>>().join(" ");
     let because =
         |cause: &Name| if cause.is_empty() { String::new() } else { format!(" because {}", quoted(cause)) };
+    let wired = |wire: Option<DType>| wire.map(|d| format!(" wire {}", dtype_name(d))).unwrap_or_default();
     match op {
         MeshOp::Constrain { split } => {
             let one = |(axis, over): (&Name, &Vec<Name>)| {
@@ -410,7 +411,7 @@ fn mesh_op_text(op: &MeshOp) -> String {
             };
             format!(" to {}", split.iter().map(one).collect::<Vec<_>>().join(", "))
         }
-        MeshOp::Reshard { cause } => because(cause),
+        MeshOp::Reshard { cause, wire } => wired(*wire) + &because(cause),
         MeshOp::LocalPart { axis, over } => format!(" along {} over {}", word(axis), spaced(over)),
         MeshOp::Collective(c) => {
             let axes = |key: &str, of: fn(&CollectivePart) -> &Option<Name>| {
@@ -418,9 +419,8 @@ fn mesh_op_text(op: &MeshOp) -> String {
                     c.parts.iter().filter_map(|p| of(p).as_ref()).map(|n| word(n)).collect();
                 if names.is_empty() { String::new() } else { format!(" {key} {}", names.join(", ")) }
             };
-            let wire = c.wire.map(|d| format!(" wire {}", dtype_name(d))).unwrap_or_default();
             let (split, join) = (axes("split", |p| &p.split), axes("join", |p| &p.join));
-            format!(" over {}{split}{join}{wire}{}", spaced(&c.over), because(&c.cause))
+            format!(" over {}{split}{join}{}{}", spaced(&c.over), wired(c.wire), because(&c.cause))
         }
     }
 }

@@ -372,7 +372,7 @@ fn on_mesh(op: MeshOp, operands: &[&str], given: Option<&str>) -> String {
 
 #[test]
 fn constraints_and_reshards_keep_the_type_and_local_parts_cut_it() {
-    let reshard = || MeshOp::Reshard { cause: "a test".into() };
+    let reshard = || MeshOp::Reshard { cause: "a test".into(), wire: None };
     let constrain = || MeshOp::Constrain { split: Default::default() };
     assert_eq!(on_mesh(reshard(), &["f32[d=6]"], None), "f32[d=6]");
     assert_eq!(

@@ -180,8 +180,6 @@ fn compile_refuses_stages_of_a_pipeline() {
     };
     let stages = refused(&with("data = 1, stage = 2 pipeline"));
     assert_eq!(stages, ["stages of a pipeline can't be built yet: `stage`"]);
-    let regather = with("data = 2").replace("shard {", "store { regather = forward }\nshard {");
-    assert_eq!(refused(&regather), ["`store.regather = forward` can't be built yet"]);
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn one(sharded: &Sharded, v: ValueId, op: OpId, text: &mut String) {
     }
     for (from, reshard) in moves(graph, v) {
         let node = graph.op(reshard);
-        let Op::Mesh(MeshOp::Reshard { cause }) = &node.op else { continue };
+        let Op::Mesh(MeshOp::Reshard { cause, .. }) = &node.op else { continue };
         let (from, to) = (graph.sharding(from), graph.sharding(node.results[0]));
         let _ = writeln!(text, "  brought from ({from}) to ({to}) for {cause}");
     }

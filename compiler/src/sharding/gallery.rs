@@ -482,6 +482,6 @@ fn regions(case: Add) {
     });
     case("reshard", &|m| {
         let x = m.x("x", "a b");
-        vec![m.b.one(Op::Mesh(MeshOp::Reshard { cause: "".into() }), &[x], None, "y")]
+        vec![m.b.one(Op::Mesh(MeshOp::Reshard { cause: "".into(), wire: None }), &[x], None, "y")]
     });
 }

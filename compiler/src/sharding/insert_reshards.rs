@@ -10,8 +10,8 @@ use super::rules::{Rules, Splits};
 use super::targets::{Targets, targets};
 use crate::cost::product_flops;
 use crate::graph::{
-    Builder, Composite, Graph, Loop, MeshOp, Name, Op, OpId, OpNode, Output, ReduceOp, RegionId, Sharding,
-    Split, Type, Update, ValueId,
+    Builder, Composite, CompositeKind, Graph, Loop, MeshOp, Name, Op, OpId, OpNode, Output, Phase, ReduceOp,
+    RegionId, Sharding, Split, Type, Update, ValueId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -75,6 +75,7 @@ pub fn shard(graph: &Graph, rules: &Rules) -> Result<Sharded> {
         map: BTreeMap::new(),
         brought: vec![BTreeMap::new()],
         indices: BTreeMap::new(),
+        products: BTreeSet::new(),
         made: BTreeMap::new(),
         in_microbatches: false,
     };
@@ -95,6 +96,8 @@ struct Walk<'a> {
     brought: Vec<BTreeMap<(ValueId, Sharding), ValueId>>,
     /// New values that are positions along an axis; they lie whole until something wants a part.
     indices: BTreeMap<ValueId, Name>,
+    /// New values that are terms of sums of products: see [`Rules::wire`].
+    products: BTreeSet<ValueId>,
     /// Where new values come from.
     made: BTreeMap<ValueId, crate::graph::Origin>,
     /// Inside the loop over microbatches.
@@ -174,7 +177,9 @@ impl Walk<'_> {
                 self.b.one(Op::Index { axis: axis.clone() }, &[], Some(ty), &name)
             }
             None => {
-                let op = Op::Mesh(MeshOp::Reshard { cause: cause.into() });
+                let sums = self.lies(new).partial.iter().any(|(axis, _)| !to.partial.contains_key(axis));
+                let wire = self.rules.wire.filter(|_| sums && self.products.contains(&new));
+                let op = Op::Mesh(MeshOp::Reshard { cause: cause.into(), wire });
                 self.b.one(op, &[new], None, &name)
             }
         };
@@ -280,7 +285,13 @@ impl Walk<'_> {
         for (i, (v, new)) in node.results.iter().zip(results).enumerate() {
             let mut natural = implied(&factors, &assignment, |f| f.results[i].clone());
             natural.partial = partial_of(&factors, &assignment, i);
+            let made = natural.partial.is_empty() || sums_products(node);
+            let passed = operands.iter().filter(|v| !self.lies(**v).partial.is_empty());
+            let passed = passed.into_iter().all(|v| self.products.contains(v));
             natural.partial.extend(linear.clone().into_iter().flatten());
+            if made && passed && !natural.partial.is_empty() && !self.from.ty(*v).axes.is_empty() {
+                self.products.insert(new);
+            }
             self.set(new, natural);
             self.settle(*v);
         }
@@ -490,6 +501,9 @@ impl Walk<'_> {
             {
                 split.blocks = blocks;
             }
+            if self.products.contains(&self.b.graph.region(inside).results[i]) {
+                self.products.insert(new);
+            }
             self.set(new, end);
             self.settle(node.results[i]);
         }
@@ -603,6 +617,26 @@ impl Walk<'_> {
             self.map.insert(node.results[i], there);
         }
         Ok(())
+    }
+}
+
+/// Whether what an op sums are products of matrices or gradients of parameters, which may travel rounded: not statistics, of
+/// which a loss or a norm is made.
+fn sums_products(node: &OpNode) -> bool {
+    use CompositeKind::{Attention, AttentionGrad, Custom, GroupedDot, GroupedOuter, LossHead};
+    match (&node.op, node.origin.phase) {
+        (_, Phase::Update) => false,
+        (Op::Dot { .. } | Op::ScatterAdd { .. }, _) | (Op::Reduce { .. }, Phase::BackwardWeight) => true,
+        (Op::Composite(c), _) => matches!(
+            c.kind,
+            Attention(_)
+                | AttentionGrad(_)
+                | GroupedDot { .. }
+                | GroupedOuter { .. }
+                | LossHead(_)
+                | Custom(_)
+        ),
+        _ => false,
     }
 }
 

@@ -9,6 +9,7 @@ mod choose;
 pub mod explain;
 pub mod factors;
 pub mod insert_reshards;
+mod keep_gathered;
 pub mod pad_axes;
 pub mod rules;
 pub mod targets;
@@ -22,6 +23,7 @@ use crate::graph::shape::op_name;
 use crate::graph::{Graph, Loop, Name, Op, OpNode, ReduceOp, RegionId};
 use factors::{FactorKind, factors};
 pub use insert_reshards::{Sharded, ShardingError, shard};
+pub use keep_gathered::keep_gathered;
 pub use rules::{ParamRule, Rules, Splits};
 
 /// An op for people: `dot of layer.{i}.attn, llama.spec:24`.

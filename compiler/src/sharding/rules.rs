@@ -1,8 +1,8 @@
 //! What the spec says of the mesh and of what is split over it, in the terms of graphs.
 
 use crate::cost::Target;
-use crate::graph::{Mesh, MeshAxis, Name};
-use crate::spec::checked::{Atom, Kept, Layout, Model, ParamId, Split, SubAxis};
+use crate::graph::{DType, Mesh, MeshAxis, Name};
+use crate::spec::checked::{Atom, Kept, Layout, Model, ParamId, Regather, Split, SubAxis};
 use std::collections::BTreeMap;
 
 /// Tensor axes with the mesh axes they are split over, coarsest first; axes that stay whole are absent.
@@ -17,6 +17,10 @@ pub struct Rules {
     pub axes: Splits,
     /// Parameters by path.
     pub params: BTreeMap<Name, ParamRule>,
+    /// Parameters that the forward pass has gathered are kept for the backward pass.
+    pub keep_gathered: bool,
+    /// Element type in which terms of sums of products travel between ranks, if not their own.
+    pub wire: Option<DType>,
     /// Gradients of several microbatches are added up as terms that are still to be summed over ranks.
     pub whole_grads: bool,
     /// What moving and computing cost.
@@ -65,8 +69,15 @@ impl Rules {
             };
             params.insert(param.path.as_str().into(), rule);
         }
-        let whole_grads = layout.store.grads == Kept::Whole;
-        Rules { mesh: mesh(layout), axes, params, whole_grads, machine: Target::default() }
+        Rules {
+            mesh: mesh(layout),
+            axes,
+            params,
+            keep_gathered: layout.store.regather == Regather::Forward,
+            wire: None,
+            whole_grads: layout.store.grads == Kept::Whole,
+            machine: Target::default(),
+        }
     }
 }
 

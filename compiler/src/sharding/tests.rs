@@ -44,7 +44,7 @@ fn reshards(graph: &Graph) -> Vec<String> {
     for region in &graph.regions {
         for op in &region.ops {
             let node = graph.op(*op);
-            if let Op::Mesh(MeshOp::Reshard { cause }) = &node.op {
+            if let Op::Mesh(MeshOp::Reshard { cause, .. }) = &node.op {
                 let (from, to) = (node.operands[0], node.results[0]);
                 all.push(format!(
                     "%{}: {} => {}   ({cause})",

@@ -9,7 +9,7 @@ use serde_json::{Map, Value as Json, json};
 pub fn table(layout: &Layout, model: &Model, train: Option<&Train>, sources: &SourceMap) -> String {
     let mut text = format!("mesh: {}\n", mesh_line(layout));
     text += &format!("batch: {}\n", batch_line(layout, train));
-    text += &format!("store: {}\n", store_line(layout));
+    text += &format!("store: {}\n", store_line(layout, train));
     let header = ["parameter", "at rest", "in use", "rules"].map(String::from);
     let rows: Vec<[String; 4]> =
         std::iter::once(header).chain(rows(layout, model).map(|row| row.cells(sources))).collect();
@@ -63,7 +63,7 @@ fn batch_line(layout: &Layout, train: Option<&Train>) -> String {
     format!("{shards} of {at_once} at once, {}", counted(train.accumulation, "accumulation step"))
 }
 
-fn store_line(layout: &Layout) -> String {
+fn store_line(layout: &Layout, train: Option<&Train>) -> String {
     let store = &layout.store;
     let kinds = [("parameters", store.params), ("gradients", store.grads), ("states", store.state)];
     let of = |kept: Kept| {
@@ -83,6 +83,12 @@ fn store_line(layout: &Layout) -> String {
             Regather::Forward => "gathered parameters are kept for the backward pass",
         };
         parts.push(again.into());
+    }
+    if train.is_some_and(|t| t.accumulation > 1) {
+        parts.push(match store.grads {
+            Kept::Sharded => "gradients are summed over ranks after every microbatch".into(),
+            Kept::Whole => "gradients are summed over ranks after the last microbatch".into(),
+        });
     }
     parts.join("; ")
 }

@@ -291,7 +291,13 @@ pub static PRECISION: Section = Section {
             BAKED,
             "Activations kept for the backward pass or handed from layer to layer.",
         ),
-        key("reduce", FLOATS, Is("f32"), BAKED, "Sums, norms, softmax and the loss; only `f32`."),
+        key(
+            "reduce",
+            FLOATS,
+            Is("f32"),
+            BAKED,
+            "In which terms of sums of products and of gradients travel between devices; every sum is f32.",
+        ),
         key(
             "rounding",
             Kind::Word(&["nearest", "stochastic"]),

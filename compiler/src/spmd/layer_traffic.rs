@@ -14,8 +14,9 @@
 
 use crate::graph::parse::parse;
 use crate::graph::shape::op_name;
-use crate::graph::{Collective, Graph, MeshOp, Op, OpNode, RegionId};
-use crate::pipeline::{Runner, graphs};
+use crate::graph::{Collective, Graph, MeshOp, Name, Op, OpNode, RegionId, ValueId};
+use crate::pipeline::{Identity, Runner, compile, graphs};
+use crate::spec::checked::Spec;
 use crate::spec::{MemoryLoader, SourceMap, check};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -30,9 +31,21 @@ struct Run<'a> {
     names: [&'a str; 2],
     sizes: [u64; 2],
     fused: bool,
+    /// Sequences of a rank and step, one at a time.
+    batch: u64,
+    precision: &'a str,
+    more: &'a str,
 }
 
-const RUN: Run<'_> = Run { layers: 80, names: ["fsdp", "tensor"], sizes: [8, 8], fused: false };
+const RUN: Run<'_> = Run {
+    layers: 80,
+    names: ["fsdp", "tensor"],
+    sizes: [8, 8],
+    fused: false,
+    batch: 1,
+    precision: "bf16",
+    more: "",
+};
 
 impl Run<'_> {
     fn text(&self) -> String {
@@ -50,10 +63,14 @@ impl Run<'_> {
                 params \"norm.w\": d -> none
             }}
             train {{
-                steps = 10, batch = {n} sequences, microbatch = 1, seq = 4096, data = synthetic
-                precision = bf16, optimizer = adamw {{ lr = 1.5e-4 }}
-            }}",
-            self.layers
+                steps = 10, batch = {} sequences, microbatch = 1, seq = 4096, data = synthetic
+                precision = {}, optimizer = adamw {{ lr = 1.5e-4 }}
+            }}
+            {}",
+            self.layers,
+            n * self.batch,
+            self.precision,
+            self.more
         )
     }
 
@@ -82,14 +99,25 @@ impl Run<'_> {
         model
     }
 
-    /// One rank's training program.
-    fn program(&self) -> Graph {
+    fn spec(&self) -> (Spec, SourceMap) {
         let files = vec![("llama.spec".into(), self.model()), ("run.spec".into(), self.text())];
         let mut sources = SourceMap::new();
         let checked = check(&mut sources, &MemoryLoader { files }, "run.spec", &[]);
         let (spec, _) = checked.unwrap_or_else(|errors| {
             panic!("{}", crate::spec::diagnostic::render_all(&errors, &sources, false))
         });
+        (spec, sources)
+    }
+
+    /// Bytes of one rank's memory.
+    fn arena_bytes(&self) -> u64 {
+        let (spec, sources) = self.spec();
+        compile(&spec, &sources, &Identity::default(), &mut Runner::default()).unwrap().plan.arena_bytes
+    }
+
+    /// One rank's training program.
+    fn program(&self) -> Graph {
+        let (spec, sources) = self.spec();
         let mut text = String::new();
         let mut runner = Runner::viewing(Box::new(|stage, entry, shown| {
             if stage == "spmd" && entry == "train" {
@@ -220,4 +248,96 @@ fn programs_are_as_long_for_any_number_of_layers_and_ranks() {
     for sizes in [[4, 2], [64, 8], [2048, 8]] {
         assert_eq!(ops(Run { sizes, ..RUN }), usual, "{sizes:?}");
     }
+}
+
+/// Bytes that a rank sends in a step, over these mesh axes, in messages of this kind.
+fn sent(graph: &Graph, over: &str, kind: &str) -> u64 {
+    fn walk(graph: &Graph, region: RegionId, times: u64, found: &mut dyn FnMut(u64, &OpNode, &Collective)) {
+        for op in &graph.region(region).ops {
+            let node = graph.op(*op);
+            match &node.op {
+                Op::Loop(l) => walk(graph, l.body, times * l.trip, found),
+                Op::Mesh(MeshOp::Collective(c)) => found(times, node, c),
+                _ => {}
+            }
+        }
+    }
+    let mut bytes = 0;
+    walk(graph, graph.body, 1, &mut |times, node, c| {
+        if c.over == [Name::from(over)] && op_name(&node.op) == kind {
+            let element = |v: ValueId| c.wire.unwrap_or(graph.ty(v).dtype).bytes();
+            let held: u64 = node.operands.iter().map(|v| graph.ty(*v).numel() * element(*v)).sum();
+            bytes += times * c.kind.bytes_sent(held, graph.mesh.ways(&c.over));
+        }
+    });
+    bytes
+}
+
+/// Kept parameters are gathered once where they were gathered twice, and every layer adds what it has gathered to the memory:
+/// 855,638,016 / 8 elements of bf16. From that goes at most the eighth of it that it was gathered from, which the backward pass no
+/// longer reads.
+#[test]
+fn layer_traffic_is_less_and_memory_more_when_the_forward_pass_gathers_for_both() {
+    let [again, kept] = ["", "store { regather = forward }"].map(|more| Run { more, ..RUN });
+    let gathers = |run: &Run<'_>| -> Vec<String> {
+        run.counts().into_iter().filter(|l| l.ends_with("all_gather over fsdp")).collect()
+    };
+    assert_eq!(gathers(&again), ["backward: 1 all_gather over fsdp", "forward: 1 all_gather over fsdp"]);
+    assert_eq!(gathers(&kept), ["forward: 1 all_gather over fsdp"]);
+    let in_loops = |run: Run<'_>| {
+        let of = |layers| sent(&Run { layers, ..run }.program(), "fsdp", "all_gather");
+        of(3) - of(2)
+    };
+    assert_eq!(in_loops(again), 2 * in_loops(kept));
+    let memory = |run: Run<'_>| {
+        let of = |layers| Run { layers, ..run }.arena_bytes();
+        of(8) - of(4)
+    };
+    let (layer, more) = (855_638_016 / 8 * 2, (memory(kept) - memory(again)) / 4);
+    assert!((layer * 7 / 8..=layer).contains(&more), "{more}");
+}
+
+/// Four microbatches: gradients that are kept as parts are scattered four times; those kept whole once, at the end.
+#[test]
+fn layer_traffic_of_gradients_is_once_a_microbatch_or_once_a_step() {
+    let parts = Run { batch: 4, ..RUN };
+    let whole = Run { more: "store { grads = whole }", ..parts };
+    let scattered = |run: Run<'_>| sent(&run.program(), "fsdp", "reduce_scatter_sum");
+    assert_eq!(scattered(parts), 4 * scattered(whole));
+    assert_eq!(scattered(whole), scattered(RUN));
+    let in_layers = |run: Run<'_>| {
+        run.counts().iter().filter(|line| line.ends_with("reduce_scatter_sum over fsdp")).count()
+    };
+    assert_eq!((in_layers(parts), in_layers(whole)), (1, 0));
+    // Of a layer's gradients, in f32, not an eighth but all: those of the step and those of the microbatch; or in the end those of
+    // the step and the messages to and from every rank.
+    let memory = |run: Run<'_>| {
+        let of = |layers| Run { layers, ..run }.arena_bytes();
+        (of(8) - of(4)) / 4
+    };
+    let gradient = 855_638_016 / 8 * 4;
+    let more = memory(whole) - memory(parts);
+    assert!((gradient * 7 / 8..=gradient * 3).contains(&more), "{more}");
+}
+
+/// Terms of products travel in half the bytes; what is gathered, and the statistics of the loss, as they are.
+#[test]
+fn layer_traffic_of_sums_is_half_in_bf16() {
+    let narrow = Run { precision: "{ matmul = bf16, stored = bf16, reduce = bf16 }", ..RUN };
+    assert_eq!(narrow.counts(), RUN.counts());
+    let (wide, narrow) = (RUN.program(), narrow.program());
+    for (over, kind, part) in [
+        ("fsdp", "reduce_scatter_sum", 2),
+        ("fsdp", "all_gather", 1),
+        ("tensor", "all_gather", 1),
+        ("tensor", "all_reduce_max", 1),
+        ("tensor", "all_reduce_sum", 1),
+    ] {
+        let [before, after] = [&wide, &narrow].map(|graph| sent(graph, over, kind));
+        assert!(before > 0 && before == part * after, "{kind} over {over}: {before}, {after}");
+    }
+    // All but the embedding's, which is looked up and no product.
+    let [before, after] = [&wide, &narrow].map(|graph| sent(graph, "tensor", "reduce_scatter_sum"));
+    let embedding = 4096 * 8192 * 4 * 7 / 8;
+    assert_eq!((before - embedding), 2 * (after - embedding));
 }

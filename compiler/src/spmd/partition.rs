@@ -222,11 +222,12 @@ impl Partition<'_> {
     fn op(&mut self, op: OpId, region: RegionId, here: &mut Here) -> Result<(), String> {
         let node = self.from.op(op);
         match &node.op {
-            Op::Mesh(MeshOp::Reshard { cause }) => {
+            Op::Mesh(MeshOp::Reshard { cause, wire }) => {
+                let options = Options { wire: wire.or(self.options.wire), ..*self.options };
                 let operand = self.b.graph.op(op).operands[0];
                 let [from, to] = [node.operands[0], node.results[0]].map(|v| self.from.sharding(v).clone());
                 let global = self.from.ty(node.results[0]);
-                let there = lower_with(self.b, operand, &from, &to, global, cause, self.options)?;
+                let there = lower_with(self.b, operand, &from, &to, global, cause, &options)?;
                 if there == operand {
                     here.replaced.insert(node.results[0], there);
                 } else {

@@ -26,7 +26,7 @@ use std::fmt;
 /// What is asked of a reshard besides the two shardings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Options {
-    /// Element type on the wire of f32 values; sums stay f32.
+    /// Element type on the wire of f32 values; sums stay f32, and what has been summed travels as it is.
     pub wire: Option<DType>,
     /// Accepts plans that send more than [`limit`].
     pub allow_replicate: bool,

@@ -1,7 +1,7 @@
 //! Ops between ranks.
 
 use super::{Parser, Result};
-use crate::graph::{Collective, CollectiveKind, CollectivePart, MeshOp, Name, ReduceOp};
+use crate::graph::{Collective, CollectiveKind, CollectivePart, DType, MeshOp, Name, ReduceOp};
 use std::collections::BTreeMap;
 
 /// The kind a mnemonic names.
@@ -63,8 +63,13 @@ impl Parser {
                 part.join = Some(axis);
             }
         }
-        let wire = if self.accept_word("wire") { Some(self.dtype()?) } else { None };
+        let wire = self.wire()?;
         Ok(MeshOp::Collective(Collective { kind, over, parts, wire, cause: self.cause()? }))
+    }
+
+    /// `wire bf16`, or nothing.
+    pub(super) fn wire(&mut self) -> Result<Option<DType>> {
+        if self.accept_word("wire") { Ok(Some(self.dtype()?)) } else { Ok(None) }
     }
 
     /// `because "…"`, or nothing.

@@ -451,7 +451,10 @@ impl Parser {
             "to_host" => Op::Transfer { to: Space::Host },
             "rename" => self.rename()?,
             "constrain" => Op::Mesh(self.constrain()?),
-            "reshard" => Op::Mesh(MeshOp::Reshard { cause: self.cause()? }),
+            "reshard" => {
+                let wire = self.wire()?;
+                Op::Mesh(MeshOp::Reshard { cause: self.cause()?, wire })
+            }
             "local_part" => Op::Mesh(self.local_part()?),
             "dot" if self.accept_word("over") => Op::Dot { over: self.names("an axis")? },
             "dot" => Op::Dot { over: Vec::new() },

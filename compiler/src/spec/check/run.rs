@@ -188,10 +188,6 @@ impl Run {
             // The later rule wins.
             of_param.extend(params_hit(model, glob, found).into_iter().map(|id| (id, width)));
         }
-        // Sums are f32 wherever they are made; bf16 would be the width in which they travel.
-        for field in section.fields.iter().filter(|f| f.key.name == "reduce" && is_bf16(&f.value)) {
-            found.push(super::not_available("`reduce = bf16`", field.origin.to(field.at)));
-        }
         let [params, matmul, stored, reduce] = ["params", "matmul", "stored", "reduce"].map(float);
         let stochastic = section.text("rounding") == Some("stochastic");
         if stochastic && params == Float::F32 && !of_param.values().any(|width| *width == Float::Bf16) {

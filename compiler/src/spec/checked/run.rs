@@ -247,7 +247,7 @@ pub struct Precision {
     pub matmul: Float,
     /// What the forward pass keeps for the backward pass.
     pub stored: Float,
-    /// Sums, norms, softmax and the loss.
+    /// In which terms of sums of products travel between devices. The sums are f32 all the same.
     pub reduce: Float,
     /// Parameters with a width of their own, at rest and as operands of products.
     pub of_param: BTreeMap<ParamId, Float>,

@@ -192,7 +192,6 @@ golden! {
     freeze_everything: "E0404", train("") + "freeze \"embed\"\nfreeze \"**\"\n";
     adapter_not_available: "E0207", train("") + "adapter lora { rank = 4, on = \"**.wq\" }\n";
     target_cuda_not_available: "E0207", train("") + "target cuda { arch = sm_90a }\n";
-    reduce_in_bf16: "E0207", train("    precision = { matmul = bf16, reduce = bf16 }");
     precision_glob: "E0406", train("    precision = { matmul = bf16, params \"**.router\": f32 }");
     rounding_of_nothing: "E0108", train("    precision = { rounding = stochastic }");
     precision_word: "E0402", train("    precision = bf61");

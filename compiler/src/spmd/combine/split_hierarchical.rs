@@ -117,5 +117,7 @@ fn all_reduce(
     for (value, sharding) in sums.iter().zip(lying) {
         lay(&mut b.graph, *value, sharding);
     }
-    Some(like(b, c, CollectiveKind::AllGather, fast, joins, &sums))
+    // What has been summed is not rounded again.
+    let whole = Collective { wire: None, ..c.clone() };
+    Some(like(b, &whole, CollectiveKind::AllGather, fast, joins, &sums))
 }

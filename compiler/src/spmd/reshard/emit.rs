@@ -3,7 +3,8 @@
 use super::{Move, Options, Step, on_wire, plan};
 use crate::graph::shape::show;
 use crate::graph::{
-    Axis, Builder, Collective, CollectiveKind, CollectivePart, MeshOp, Name, Op, Sharding, Type, ValueId,
+    Axis, Builder, Collective, CollectiveKind, CollectivePart, DType, MeshOp, Name, Op, Sharding, Type,
+    ValueId,
 };
 
 /// Emits what turns `x`, a rank's part of a value of the whole type `global` lying as `from`, into its part lying as `to`; the
@@ -45,11 +46,16 @@ pub fn lower_with(
             show(b.ty(x))
         ));
     }
-    Ok(steps.iter().fold(x, |x, step| emit(b, x, step, cause, options)))
+    // What has been summed is not rounded again.
+    let sums = steps.iter().any(|step| step.action.reduces());
+    Ok(steps.iter().fold(x, |x, step| {
+        let wire = options.wire.filter(|_| !sums || step.action.reduces());
+        emit(b, x, step, cause, wire)
+    }))
 }
 
-fn emit(b: &mut Builder, x: ValueId, step: &Step, cause: &Name, options: &Options) -> ValueId {
-    let wire = on_wire(b.ty(x).dtype, options.wire);
+fn emit(b: &mut Builder, x: ValueId, step: &Step, cause: &Name, wire: Option<DType>) -> ValueId {
+    let wire = on_wire(b.ty(x).dtype, wire);
     let send =
         |b: &mut Builder, x: ValueId, kind, over: &[Name], split: Option<&Name>, join: Option<&Name>| {
             let parts = vec![CollectivePart { split: split.cloned(), join: join.cloned() }];
