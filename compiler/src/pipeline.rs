@@ -426,6 +426,8 @@ impl<'a> Runner<'a> {
 }
 
 #[cfg(test)]
+mod layer_traffic;
+#[cfg(test)]
 pub(crate) mod tests;
 #[cfg(test)]
 mod zoo;

@@ -6,8 +6,6 @@ pub mod partition;
 pub mod reshard;
 
 #[cfg(test)]
-mod layer_traffic;
-#[cfg(test)]
 mod models;
 #[cfg(test)]
 mod soundness;

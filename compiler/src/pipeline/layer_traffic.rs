@@ -12,10 +12,10 @@
 //! Source: Zhao et al. 2023 (PyTorch FSDP, arXiv:2304.11277), §3.2; Korthikanti et al. 2022 (arXiv:2205.05198), §4.2.2, whose
 //! backward pass gathers the saved inputs likewise.
 
+use super::{Identity, Runner, compile, graphs};
 use crate::graph::parse::parse;
 use crate::graph::shape::op_name;
 use crate::graph::{Collective, Graph, MeshOp, Name, Op, OpNode, RegionId, ValueId};
-use crate::pipeline::{Identity, Runner, compile, graphs};
 use crate::spec::checked::Spec;
 use crate::spec::{MemoryLoader, SourceMap, check};
 use std::collections::BTreeMap;
