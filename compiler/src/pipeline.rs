@@ -14,7 +14,7 @@ use crate::graph::from_spec::{Entry, from_spec, has_logits};
 use crate::graph::passes::{expand_composites, sink_updates};
 use crate::graph::recognise::{fit_chunks, near_misses, recognise};
 use crate::graph::verify::{Stage as Level, verify};
-use crate::graph::{DType, Graph, print};
+use crate::graph::{DType, Graph, Origin, print};
 use crate::lower::unroll_repeats::unroll_repeats;
 use crate::lower::{EntryMeta, to_program};
 use crate::memory::{self, Plan};
@@ -22,11 +22,14 @@ use crate::metadata::{baked_keys, input_sources, metadata};
 use crate::remat;
 use crate::schedule::{self, Schedule};
 use crate::sharding::pad_axes::pad_axes;
-use crate::sharding::{Rules, Sharded, keep_gathered, shard};
+use crate::sharding::strict::Conflict;
+use crate::sharding::{Rules, Sharded, glob_of, keep_gathered, path_of, shard};
 use crate::spec::checked::{Float, MeshKind, Model, Spec, Train};
+use crate::spec::diagnostic::sort;
 use crate::spec::{Diagnostic, SourceMap, codes};
 use crate::spmd::combine::{combine_collectives, reduce_scatter, split_hierarchical};
 use crate::spmd::partition::partition;
+use crate::spmd::replication::{Refused, refused};
 use mlc_codegen::abi::ProgramInfo;
 use mlc_codegen::program::Program;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -103,7 +106,7 @@ pub fn compile(
             }
             Entry::Eval | Entry::Logits => inference(graph, entry, &config.precision, runner)?,
         };
-        let graph = on_mesh(graph, entry, spec, runner)?;
+        let graph = on_mesh(graph, entry, spec, sources, runner)?;
         schedules.push(scheduled(graph, entry, runner)?);
         entries.push(EntryMeta { name: entry.name().into(), batch, seq: train.seq, inputs: inputs.clone() });
     }
@@ -126,7 +129,7 @@ pub fn graphs(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<O
     let Some(train) = &spec.train else { return Ok(None) };
     let graph = training(graph, &with_microbatches(train_config(model, train), train), runner)?;
     let (graph, report) = rematerialised(graph, train, runner)?;
-    on_mesh(graph, Entry::Train, spec, runner)?;
+    on_mesh(graph, Entry::Train, spec, sources, runner)?;
     Ok(Some(report))
 }
 
@@ -242,12 +245,19 @@ fn rematerialised(graph: Graph, train: &Train, runner: &mut Runner) -> Result<(G
 /// As [`graphs`].
 pub fn sharded_training(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<Option<Sharded>> {
     let graph = training_graph(spec, sources, runner)?;
-    sharded(&graph, Entry::Train, spec, runner)
+    sharded(&graph, Entry::Train, spec, sources, runner)
 }
 
 /// A graph of all ranks together becomes one rank's; with one rank it is that already.
-fn on_mesh(graph: Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Result<Graph> {
-    let Some(sharded) = sharded(&graph, entry, spec, runner)? else { return Ok(graph) };
+fn on_mesh(
+    graph: Graph,
+    entry: Entry,
+    spec: &Spec,
+    sources: &SourceMap,
+    runner: &mut Runner,
+) -> Result<Graph> {
+    let Some(sharded) = sharded(&graph, entry, spec, sources, runner)? else { return Ok(graph) };
+    no_replication(&sharded.graph, spec, sources)?;
     let target = runner.machine.clone();
     let passes: [(&'static str, Combine<'_>); 3] = [
         ("reduce_scatter", &reduce_scatter),
@@ -272,11 +282,19 @@ pub(crate) fn combined_for(graph: Graph, target: &Target) -> Graph {
 /// A pass of the collective algebra.
 type Combine<'a> = &'a dyn Fn(Graph) -> Graph;
 
-fn sharded(graph: &Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Result<Option<Sharded>> {
+fn sharded(
+    graph: &Graph,
+    entry: Entry,
+    spec: &Spec,
+    sources: &SourceMap,
+    runner: &mut Runner,
+) -> Result<Option<Sharded>> {
     let Some(layout) = spec.layout.as_ref().filter(|layout| layout.devices() > 1) else { return Ok(None) };
     let rounded = spec.train.as_ref().is_some_and(|train| train.precision.reduce == Float::Bf16);
     let wire = rounded.then_some(DType::Bf16);
-    let rules = Rules { machine: runner.machine.clone(), wire, ..Rules::of(layout, &spec.model) };
+    let mut rules = Rules { machine: runner.machine.clone(), wire, ..Rules::of(layout, &spec.model) };
+    // The other entries have the same text; one sequence at a time splits differently.
+    rules.strict &= entry == Entry::Train;
     let sharded = runner.run("sharded", || {
         // Primitives split where a composite would have to be whole; a training graph has no others left.
         let graph = expand_composites(graph.clone());
@@ -289,7 +307,64 @@ fn sharded(graph: &Graph, entry: Entry, spec: &Spec, runner: &mut Runner) -> Res
         })
     })?;
     runner.graph("sharded", entry.name(), &sharded.graph, Level::Sharded)?;
+    no_conflicts(&sharded.conflicts, sources)?;
     Ok(Some(sharded))
+}
+
+/// What strict mode has found is an error.
+fn no_conflicts(conflicts: &[Conflict], sources: &SourceMap) -> Result<()> {
+    let message = |conflict: &Conflict| {
+        let error = Diagnostic::error(codes::STRICT, conflict.title.clone());
+        let error = placed_at(error, &conflict.at, "no rule says what moves", sources);
+        let error = error.meaning(format!("choices, cheapest first: {}", conflict.choices.join("; or ")));
+        let error = conflict.help.iter().fold(error, |error, help| error.help(help));
+        error.help("or leave it to the cheapest choice: `mode = auto` in `shard`")
+    };
+    spec_errors(conflicts.iter().map(message).collect())
+}
+
+/// A reshard that would gather what it need not is an error, unless the spec allows it.
+fn no_replication(graph: &Graph, spec: &Spec, sources: &SourceMap) -> Result<()> {
+    let known = spec.layout.as_ref().map_or(&[][..], |layout| &layout.paths);
+    let message = |refused: Refused| {
+        let node = graph.op(refused.op);
+        let path = path_of(&node.origin, graph.value_name(node.results[0]));
+        let (from, to) = (&refused.from, &refused.to);
+        let title = format!("bringing `{path}` from ({from}) to ({to}) would gather it whole on the way");
+        let steps: Vec<String> = refused.steps.iter().map(ToString::to_string).collect();
+        let error = Diagnostic::error(codes::REPLICATES, title);
+        placed_at(error, &node.origin, "this value", sources)
+            .meaning(format!(
+                "each rank would send {} bytes, where moving its parts should take {}: {}",
+                refused.bytes,
+                refused.limit,
+                steps.join("; ")
+            ))
+            .help("split the same axes over the same mesh axes in the same order on both sides")
+            .help(format!("or allow it, in `shard`: `allow_replicate \"{}\"`", nameable(&path, known)))
+    };
+    spec_errors(refused(graph).into_iter().map(message).collect())
+}
+
+/// A glob for a value's path, or else for the block around it.
+fn nameable(path: &str, known: &[String]) -> String {
+    let ends = path.match_indices('.').map(|(at, _)| at).chain([path.len()]);
+    let prefixes: Vec<&str> = ends.map(|end| &path[..end]).collect();
+    let known = prefixes.into_iter().rev().find(|prefix| known.iter().any(|path| path == prefix));
+    known.map_or("**".into(), glob_of)
+}
+
+/// The error at the line an op comes from.
+fn placed_at(error: Diagnostic, origin: &Origin, text: &str, sources: &SourceMap) -> Diagnostic {
+    match sources.line(&origin.line.file, origin.line.line) {
+        Some(span) => error.at(span, text),
+        None => error,
+    }
+}
+
+fn spec_errors(mut errors: Vec<Diagnostic>) -> Result<()> {
+    sort(&mut errors);
+    if errors.is_empty() { Ok(()) } else { Err(CompileError::Spec(errors)) }
 }
 
 fn inference(graph: Graph, entry: Entry, precision: &Precision, runner: &mut Runner) -> Result<Graph> {

@@ -637,6 +637,7 @@ impl Generator {
             trip: axis.size,
             block: None,
             reverse,
+            microbatches: false,
             carries: 1,
             stacked: 1,
             stacked_outs: 1,

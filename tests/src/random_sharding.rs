@@ -54,8 +54,9 @@ impl Sharder<'_> {
         if self.lies(value) == *to {
             return value;
         }
+        // What is drawn by lot moves more than anyone would want.
         let there = self.b.one(
-            Op::Mesh(MeshOp::Reshard { cause: "lot".into(), wire: None }),
+            Op::Mesh(MeshOp::Reshard { cause: "lot".into(), wire: None, may_replicate: true }),
             &[value],
             None,
             "there",

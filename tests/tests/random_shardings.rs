@@ -5,8 +5,7 @@ use mlc::graph::verify::{Stage, verify};
 use mlc::graph::{Mesh, MeshOp, Op, print};
 use mlc::interpret::{Mode, Tensor, Values, run, run_ranks};
 use mlc::sharding::check::check;
-use mlc::spmd::partition::partition_with;
-use mlc::spmd::reshard::Options;
+use mlc::spmd::partition::partition;
 use mlc_tests::random_graph::{Random, sample};
 use mlc_tests::random_sharding::random_sharding;
 
@@ -35,9 +34,7 @@ fn random_graphs_under_random_shardings_give_the_numbers_of_one_rank() {
         if let Some(violation) = check(&sharded).first() {
             fail(violation.message.clone());
         }
-        // What is drawn by lot moves more than anyone would want.
-        let options = Options { allow_replicate: true, ..Options::default() };
-        let local = partition_with(&sharded, &options).unwrap_or_else(|e| fail(e));
+        let local = partition(&sharded).unwrap_or_else(|e| fail(e));
         verify(&local, Stage::Spmd).unwrap_or_else(|e| fail(e.to_string()));
         let ranks = run_ranks(&local, &sample.environment, Mode::F64).unwrap_or_else(|e| fail(e.to_string()));
         let got = ranks.assemble(&local).unwrap_or_else(|e| fail(e));

@@ -170,6 +170,7 @@ pub fn accumulate(
         trip: count,
         block: Some(micro.size),
         reverse: false,
+        microbatches: true,
         carries: 0,
         stacked: operands.stacked.len(),
         stacked_outs: 0,

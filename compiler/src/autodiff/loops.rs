@@ -74,6 +74,7 @@ pub(super) fn pull_loop(
         trip: l.trip,
         block: l.block,
         reverse: !l.reverse,
+        microbatches: false,
         carries: active.len(),
         stacked: collected.stacked.len(),
         stacked_outs: stacked.len(),

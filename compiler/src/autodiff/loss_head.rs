@@ -106,6 +106,7 @@ fn nest(b: &mut Builder, head: &LossHead, chunks: &[(Name, u64)], whole: Operand
         trip,
         block: Some(*chunk),
         reverse: false,
+        microbatches: false,
         carries: 0,
         stacked: 2,
         stacked_outs: usize::from(want.x),

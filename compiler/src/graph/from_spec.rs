@@ -657,6 +657,7 @@ impl Walk<'_> {
             trip: r.dim.axis.size,
             block: None,
             reverse: false,
+            microbatches: false,
             carries: 1,
             stacked: stacked.len(),
             stacked_outs: 0,

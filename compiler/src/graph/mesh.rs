@@ -250,6 +250,8 @@ pub enum MeshOp {
         cause: Name,
         /// Element type in which terms travel where they are summed, if not that of the tensor: see [`Collective::wire`].
         wire: Option<super::DType>,
+        /// It may send more than moving the tensor's parts should take.
+        may_replicate: bool,
     },
     /// Data between ranks.
     Collective(Collective),

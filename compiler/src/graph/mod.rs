@@ -512,6 +512,8 @@ pub struct Loop {
     pub block: Option<u64>,
     /// Last slice first; stacked outs are still stored at their own index.
     pub reverse: bool,
+    /// Its iterations are the microbatches of one update: forward and backward pass of each, all of whose results are sums.
+    pub microbatches: bool,
     /// Number of carries.
     pub carries: usize,
     /// Number of stacked ins; the remaining operands are invariants.

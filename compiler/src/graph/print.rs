@@ -411,7 +411,10 @@ fn mesh_op_text(op: &MeshOp) -> String {
             };
             format!(" to {}", split.iter().map(one).collect::<Vec<_>>().join(", "))
         }
-        MeshOp::Reshard { cause, wire } => wired(*wire) + &because(cause),
+        MeshOp::Reshard { cause, wire, may_replicate } => {
+            let may = if *may_replicate { " may replicate" } else { "" };
+            wired(*wire) + may + &because(cause)
+        }
         MeshOp::LocalPart { axis, over } => format!(" along {} over {}", word(axis), spaced(over)),
         MeshOp::Collective(c) => {
             let axes = |key: &str, of: fn(&CollectivePart) -> &Option<Name>| {
@@ -433,7 +436,8 @@ fn report_word(name: &str) -> String {
 fn loop_text(l: &Loop) -> String {
     let block = l.block.map(|b| format!(" block={b}")).unwrap_or_default();
     let reverse = if l.reverse { " reverse" } else { "" };
-    format!("loop {}={}{block}{reverse}", word(&l.axis), l.trip)
+    let micro = if l.microbatches { " microbatches" } else { "" };
+    format!("loop {}={}{block}{reverse}{micro}", word(&l.axis), l.trip)
 }
 
 fn composite_text(c: &Composite) -> String {

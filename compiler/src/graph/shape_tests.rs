@@ -255,7 +255,7 @@ fn repeat(counts: [usize; 3], args: &[&str], results: &[&str], operands: &[&str]
     let body = b.close(results);
     let operands: Vec<ValueId> = operands.iter().map(|text| b.input("x", ty(text), 0)).collect();
     let (axis, block, reverse) = (Name::from("layer"), None, false);
-    let l = Loop { axis, trip: 3, block, reverse, carries, stacked, stacked_outs, body };
+    let l = Loop { axis, trip: 3, block, reverse, microbatches: false, carries, stacked, stacked_outs, body };
     match infer(&b.graph, &Op::Loop(l), &operands, None) {
         Ok(types) => types.iter().map(show).collect::<Vec<_>>().join(" and "),
         Err(e) => e.message,
@@ -322,6 +322,7 @@ fn loops_run_at_least_once() {
         trip,
         block: None,
         reverse: false,
+        microbatches: false,
         carries: 0,
         stacked: 0,
         stacked_outs: 0,
@@ -342,6 +343,7 @@ fn blocked_loops_slice_and_stack_blocks() {
         trip: 3,
         block,
         reverse: false,
+        microbatches: false,
         carries: 0,
         stacked: 0,
         stacked_outs: 0,
@@ -372,7 +374,7 @@ fn on_mesh(op: MeshOp, operands: &[&str], given: Option<&str>) -> String {
 
 #[test]
 fn constraints_and_reshards_keep_the_type_and_local_parts_cut_it() {
-    let reshard = || MeshOp::Reshard { cause: "a test".into(), wire: None };
+    let reshard = || MeshOp::Reshard { cause: "a test".into(), wire: None, may_replicate: false };
     let constrain = || MeshOp::Constrain { split: Default::default() };
     assert_eq!(on_mesh(reshard(), &["f32[d=6]"], None), "f32[d=6]");
     assert_eq!(

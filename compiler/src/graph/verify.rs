@@ -582,6 +582,9 @@ impl Verifier<'_> {
         if l.block == Some(0) {
             self.report(place, "a block has at least one element");
         }
+        if l.microbatches && (l.block.is_none() || l.carries > 0 || l.stacked_outs > 0) {
+            self.report(place, "microbatches are blocks of the batch, and all they give is added up");
+        }
     }
 
     /// Axes and counts of each kind; types follow from the region.

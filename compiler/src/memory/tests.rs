@@ -171,6 +171,7 @@ fn lifetimes_hold_what_a_loop_reads_for_the_whole_loop() {
         trip: 4,
         block: None,
         reverse: false,
+        microbatches: false,
         carries: 0,
         stacked: 1,
         stacked_outs: 0,

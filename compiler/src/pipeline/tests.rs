@@ -13,6 +13,25 @@ pub(crate) fn spec(path: &str, sets: &[&str]) -> (Spec, SourceMap) {
     }
 }
 
+/// The messages of a spec's training graphs down to one rank's; empty if there is nothing to say.
+pub(crate) fn train_messages(text: &str) -> String {
+    let loader = crate::spec::MemoryLoader { files: vec![("m.spec".into(), text.into())] };
+    let mut sources = SourceMap::new();
+    let shown = |found: &[Diagnostic], sources: &SourceMap| {
+        let errors: Vec<Diagnostic> = found.iter().filter(|d| d.is_error()).cloned().collect();
+        crate::spec::diagnostic::render_all(&errors, sources, false)
+    };
+    let (spec, _) = match check(&mut sources, &loader, "m.spec", &[]) {
+        Ok(checked) => checked,
+        Err(found) => return shown(&found, &sources),
+    };
+    match graphs(&spec, &sources, &mut Runner::default()) {
+        Ok(_) => String::new(),
+        Err(CompileError::Spec(found)) => shown(&found, &sources),
+        Err(other) => format!("{other:?}"),
+    }
+}
+
 /// Texts of the stage of the entry `train`, with file names relative to the repository.
 fn text(stage: &str, path: &str, sets: &[&str]) -> String {
     let (spec, sources) = spec(path, sets);

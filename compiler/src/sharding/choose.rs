@@ -48,6 +48,42 @@ pub fn choose(
     results: &[Seen],
     flops: u64,
 ) -> Assignment {
+    let mut best: Option<(f64, Assignment)> = None;
+    for_each(rules, taken, factors, operands, results, flops, &mut |cost, assignment| {
+        if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+            best = Some((cost, assignment));
+        }
+    });
+    best.map_or_else(|| vec![Vec::new(); factors.len()], |(_, assignment)| assignment)
+}
+
+/// All that [`choose`] chooses from, cheapest first.
+pub fn choices(
+    rules: &Rules,
+    taken: &[Name],
+    factors: &[Factor],
+    operands: &[Seen],
+    results: &[Seen],
+    flops: u64,
+) -> Vec<Assignment> {
+    let mut all = Vec::new();
+    for_each(rules, taken, factors, operands, results, flops, &mut |cost, assignment| {
+        all.push((cost, assignment));
+    });
+    all.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    all.into_iter().map(|(_, assignment)| assignment).collect()
+}
+
+/// Every assignment tried, with its cost.
+fn for_each(
+    rules: &Rules,
+    taken: &[Name],
+    factors: &[Factor],
+    operands: &[Seen],
+    results: &[Seen],
+    flops: u64,
+    visit: &mut dyn FnMut(f64, Assignment),
+) {
     let mesh = &rules.mesh;
     let wishes = wishes(factors, operands, results);
     let options: Vec<(Name, Vec<Option<usize>>)> = mesh
@@ -61,7 +97,6 @@ pub fn choose(
         })
         .collect();
     let count = options.iter().map(|(_, may)| may.len()).product::<usize>();
-    let mut best: Option<(f64, Assignment)> = None;
     for number in 0..count.min(TRIED_MAX) {
         let mut rest = number;
         let mut taken: Vec<Vec<Name>> = vec![Vec::new(); factors.len()];
@@ -72,12 +107,8 @@ pub fn choose(
             rest /= may.len();
         }
         let Some(assignment) = ordered(mesh, factors, &wishes, taken) else { continue };
-        let cost = cost(rules, factors, &assignment, operands, results, flops);
-        if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-            best = Some((cost, assignment));
-        }
+        visit(cost(rules, factors, &assignment, operands, results, flops), assignment);
     }
-    best.map_or_else(|| vec![Vec::new(); factors.len()], |(_, assignment)| assignment)
 }
 
 /// The lists operands and results have for each factor.
@@ -188,14 +219,25 @@ fn cost(
 
 /// Seconds to bring a tensor from one sharding to another by the best sequence of collectives, without latencies.
 fn moving(machine: &Target, ty: &Type, mesh: &Mesh, from: &Sharding, to: &Sharding) -> f64 {
+    let per_byte = |axis: &Name| 1.0 / link(machine, mesh, std::slice::from_ref(axis)).bandwidth();
+    sent(ty, mesh, from, to, &per_byte)
+}
+
+/// Bytes each rank sends for that.
+pub fn moved_bytes(ty: &Type, mesh: &Mesh, from: &Sharding, to: &Sharding) -> f64 {
+    sent(ty, mesh, from, to, &|_| 1.0)
+}
+
+/// The sum over mesh axes of the bytes sent along them, each at its price.
+fn sent(ty: &Type, mesh: &Mesh, from: &Sharding, to: &Sharding, per_byte: &dyn Fn(&Name) -> f64) -> f64 {
     if from == to {
         return 0.0;
     }
     let ways = |s: &Sharding| s.split.values().map(|split| mesh.ways(&split.over)).product::<u64>() as f64;
-    // Seconds of sending the others' shares of so many bytes along a mesh axis.
+    // Price of sending the others' shares of so many bytes along a mesh axis.
     let share = |bytes: f64, axis: &Name| {
         let n = mesh.size_of(axis) as f64;
-        bytes * (n - 1.0) / n / link(machine, mesh, std::slice::from_ref(axis)).bandwidth()
+        bytes * (n - 1.0) / n * per_byte(axis)
     };
     let mut held = ty.bytes() as f64 / ways(from);
     let mut sum = 0.0;

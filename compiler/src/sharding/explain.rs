@@ -1,8 +1,8 @@
 //! Why a value lies as it does, and what moves it: the text of `mlc explain SPEC VALUE`.
 
-use super::{Sharded, describe};
+use super::{Sharded, describe, path_of};
 use crate::graph::print::type_text;
-use crate::graph::{Graph, MeshOp, Name, Op, OpId, RegionId, ValueId, stem};
+use crate::graph::{Graph, MeshOp, Name, Op, OpId, RegionId, ValueId};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
@@ -45,8 +45,7 @@ fn names(graph: &Graph, v: ValueId, op: OpId) -> Vec<String> {
         Op::Param { path, .. } => names.push(path.to_string()),
         Op::State { param, kind } => names.push(format!("{param}.{kind}")),
         Op::Mesh(MeshOp::Reshard { .. }) => {}
-        _ if node.origin.path.is_empty() => names.push(stem(name).to_string()),
-        _ => names.push(format!("{}.{}", node.origin.path, stem(name))),
+        _ => names.push(path_of(&node.origin, name)),
     }
     names
 }

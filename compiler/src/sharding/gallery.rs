@@ -464,6 +464,7 @@ fn regions(case: Add) {
             trip,
             block: None,
             reverse: false,
+            microbatches: false,
             carries: 1,
             stacked: 1,
             stacked_outs: 0,
@@ -482,6 +483,7 @@ fn regions(case: Add) {
     });
     case("reshard", &|m| {
         let x = m.x("x", "a b");
-        vec![m.b.one(Op::Mesh(MeshOp::Reshard { cause: "".into(), wire: None }), &[x], None, "y")]
+        let op = MeshOp::Reshard { cause: "".into(), wire: None, may_replicate: false };
+        vec![m.b.one(Op::Mesh(op), &[x], None, "y")]
     });
 }

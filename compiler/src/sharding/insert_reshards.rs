@@ -6,13 +6,16 @@
 
 use super::choose::{Assignment, Seen, choose, implied, partial_of};
 use super::factors::{Factor, factors, passes_partial};
+use super::path_of;
 use super::rules::{Rules, Splits};
+use super::strict::Conflict;
 use super::targets::{Targets, targets};
 use crate::cost::product_flops;
 use crate::graph::{
-    Builder, Composite, CompositeKind, Graph, Loop, MeshOp, Name, Op, OpId, OpNode, Output, Phase, ReduceOp,
-    RegionId, Sharding, Split, Type, Update, ValueId,
+    Builder, Composite, CompositeKind, Graph, Loop, MeshOp, Name, Op, OpId, OpNode, Origin, Output, Phase,
+    ReduceOp, RegionId, Sharding, Split, Type, Update, ValueId,
 };
+use crate::spec::glob::covers;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A value that can't lie as something needs it, in words.
@@ -38,6 +41,8 @@ pub struct Sharded {
     pub graph: Graph,
     /// For (value, tensor axis) that is split: the rule or the op it has that from.
     pub why: BTreeMap<(Name, Name), String>,
+    /// In strict mode, what the rules leave open; else none.
+    pub conflicts: Vec<Conflict>,
 }
 
 /// Where a use of a value is.
@@ -78,30 +83,33 @@ pub fn shard(graph: &Graph, rules: &Rules) -> Result<Sharded> {
         products: BTreeSet::new(),
         made: BTreeMap::new(),
         in_microbatches: false,
+        conflicts: Vec::new(),
     };
     walk.body()?;
     let why = walk.reasons();
-    Ok(Sharded { graph: walk.b.finish(), why })
+    Ok(Sharded { graph: walk.b.finish(), why, conflicts: walk.conflicts })
 }
 
-struct Walk<'a> {
-    from: &'a Graph,
-    rules: &'a Rules,
-    targets: Targets,
+pub(super) struct Walk<'a> {
+    pub(super) from: &'a Graph,
+    pub(super) rules: &'a Rules,
+    pub(super) targets: Targets,
     uses: Vec<Vec<Use>>,
-    b: Builder,
+    pub(super) b: Builder,
     /// Values of `from` in the new graph.
-    map: BTreeMap<ValueId, ValueId>,
+    pub(super) map: BTreeMap<ValueId, ValueId>,
     /// For each open region: values that have been brought somewhere.
     brought: Vec<BTreeMap<(ValueId, Sharding), ValueId>>,
     /// New values that are positions along an axis; they lie whole until something wants a part.
-    indices: BTreeMap<ValueId, Name>,
+    pub(super) indices: BTreeMap<ValueId, Name>,
     /// New values that are terms of sums of products: see [`Rules::wire`].
     products: BTreeSet<ValueId>,
     /// Where new values come from.
-    made: BTreeMap<ValueId, crate::graph::Origin>,
+    pub(super) made: BTreeMap<ValueId, Origin>,
     /// Inside the loop over microbatches.
     in_microbatches: bool,
+    /// What strict mode has found.
+    pub(super) conflicts: Vec<Conflict>,
 }
 
 impl Walk<'_> {
@@ -150,7 +158,7 @@ impl Walk<'_> {
         Sharding { split, partial: BTreeMap::new() }
     }
 
-    fn lies(&self, new: ValueId) -> &Sharding {
+    pub(super) fn lies(&self, new: ValueId) -> &Sharding {
         self.b.graph.sharding(new)
     }
 
@@ -177,9 +185,11 @@ impl Walk<'_> {
                 self.b.one(Op::Index { axis: axis.clone() }, &[], Some(ty), &name)
             }
             None => {
+                let path = path_of(&self.b.origin, &name);
+                let may_replicate = self.rules.replicable.iter().any(|glob| covers(glob, &path));
                 let sums = self.lies(new).partial.iter().any(|(axis, _)| !to.partial.contains_key(axis));
                 let wire = self.rules.wire.filter(|_| sums && self.products.contains(&new));
-                let op = Op::Mesh(MeshOp::Reshard { cause: cause.into(), wire });
+                let op = Op::Mesh(MeshOp::Reshard { cause: cause.into(), wire, may_replicate });
                 self.b.one(op, &[new], None, &name)
             }
         };
@@ -270,6 +280,7 @@ impl Walk<'_> {
         let linear = self.stays_partial(id, node);
         let taken: Vec<Name> = linear.iter().flat_map(|p| p.keys().cloned()).collect();
         let assignment = self.choice(id, node, &factors, &taken);
+        self.contended(id, node, &factors, &taken, &assignment);
         let what = super::describe(node);
         let mut operands = Vec::new();
         for (i, v) in node.operands.iter().enumerate() {
@@ -300,6 +311,12 @@ impl Walk<'_> {
 
     /// How the op is split; mesh axes in `taken` are not to be used.
     fn choice(&self, id: OpId, node: &OpNode, factors: &[Factor], taken: &[Name]) -> Assignment {
+        let (operands, results) = self.seen(node);
+        choose(self.rules, taken, factors, &operands, &results, product_flops(self.from, id))
+    }
+
+    /// Operands and results of an op as its choice sees them.
+    pub(super) fn seen(&self, node: &OpNode) -> (Vec<Seen<'_>>, Vec<Seen<'_>>) {
         let operands: Vec<Seen> = node
             .operands
             .iter()
@@ -337,7 +354,7 @@ impl Walk<'_> {
         } else {
             operands
         };
-        choose(self.rules, taken, factors, &operands, &results, product_flops(self.from, id))
+        (operands, results)
     }
 
     /// What stays partial if the op is applied to terms, which it is if it is linear in its partial operands. Of those, what not
@@ -453,6 +470,7 @@ impl Walk<'_> {
             let arg = body.args[i + 1];
             let new = self.map[v];
             let (to, start) = if i < l.carries {
+                self.placed(new, &self.target(arg), arg, "a loop takes it so");
                 (self.target(arg), self.target(arg))
             } else {
                 let mut lies = self.lies(new).reduced();
@@ -474,7 +492,7 @@ impl Walk<'_> {
         }
         self.open(l.body, &starts);
         let outside = self.in_microbatches;
-        self.in_microbatches |= is_microbatches(l);
+        self.in_microbatches |= l.microbatches;
         self.ops(&body.ops)?;
         let slices = &starts[1 + l.carries..][..l.stacked];
         let along = slices.first().map_or(Vec::new(), |slice| slice.over(&l.axis).to_vec());
@@ -486,6 +504,7 @@ impl Walk<'_> {
             if l.block.is_some() && (l.carries..l.carries + l.stacked_outs).contains(&i) {
                 end.set(&l.axis, along.clone());
             }
+            self.placed(new, &end, if i < l.carries { body.args[i + 1] } else { *v }, "a loop gives it so");
             results.push(self.bring(new, &end, "the loop gives it so"));
             ends.push(end);
         }
@@ -517,7 +536,7 @@ impl Walk<'_> {
         let direct =
             uses.iter().any(|u| matches!(u, Use::Op(op) if self.from.op(*op).op.as_loop().is_none()));
         let split = in_use.iter().map(|(axis, over)| (axis.clone(), Split { over: over.clone(), blocks: 1 }));
-        (direct && !is_microbatches(l)).then(|| Sharding { split: split.collect(), partial: BTreeMap::new() })
+        (direct && !l.microbatches).then(|| Sharding { split: split.collect(), partial: BTreeMap::new() })
     }
 
     /// How all that a loop takes block by block lies along its axis. Where they differ, what is whole is cut, which moves
@@ -576,11 +595,11 @@ impl Walk<'_> {
         // Gradients that are kept whole stay terms until the last microbatch, if nothing but the sum over microbatches reads them.
         let only_yielded = matches!(self.uses[node.results[i].index()][..], [Use::Yield]);
         let until_the_end =
-            self.rules.whole_grads && (is_microbatches(l) || (self.in_microbatches && only_yielded));
+            self.rules.whole_grads && (l.microbatches || (self.in_microbatches && only_yielded));
         if !lies.partial.is_empty() {
             // Terms of one number per iteration, or of blocks that are put together again, take no more room than sums.
-            let in_place = scalar || (l.block.is_some() && !is_microbatches(l));
-            let waits = if is_sum { scalar || !is_microbatches(l) } else { in_place };
+            let in_place = scalar || (l.block.is_some() && !l.microbatches);
+            let waits = if is_sum { scalar || !l.microbatches } else { in_place };
             return if waits || until_the_end { lies.clone() } else { self.target(v) };
         }
         // Rules for the value, or for what becomes of it outside.
@@ -638,11 +657,6 @@ fn sums_products(node: &OpNode) -> bool {
         ),
         _ => false,
     }
-}
-
-/// Whether the loop adds up what microbatches give.
-fn is_microbatches(l: &Loop) -> bool {
-    l.block.is_some() && l.axis.as_str() == "batch"
 }
 
 /// The lists of a sharding.

@@ -12,6 +12,7 @@ pub mod insert_reshards;
 mod keep_gathered;
 pub mod pad_axes;
 pub mod rules;
+pub mod strict;
 pub mod targets;
 
 #[cfg(test)]
@@ -20,7 +21,7 @@ pub(crate) mod gallery;
 pub(crate) mod tests;
 
 use crate::graph::shape::op_name;
-use crate::graph::{Graph, Loop, Name, Op, OpNode, ReduceOp, RegionId};
+use crate::graph::{Graph, Loop, Name, Op, OpNode, Origin, ReduceOp, RegionId, stem};
 use factors::{FactorKind, factors};
 pub use insert_reshards::{Sharded, ShardingError, shard};
 pub use keep_gathered::keep_gathered;
@@ -28,10 +29,27 @@ pub use rules::{ParamRule, Rules, Splits};
 
 /// An op for people: `dot of layer.{i}.attn, llama.spec:24`.
 pub(crate) fn describe(node: &OpNode) -> String {
-    let place = if node.origin.path.is_empty() { String::new() } else { format!(" of {}", node.origin.path) };
     let line = &node.origin.line;
     let at = if line.file.is_empty() { String::new() } else { format!(", {}:{}", line.file, line.line) };
-    format!("{}{place}{at}", op_name(&node.op))
+    format!("{}{at}", op_of(node))
+}
+
+/// The path by which rules name a value: `layer.{i}.attn.q`.
+pub(crate) fn path_of(origin: &Origin, name: &str) -> String {
+    let parts = [origin.path.as_str(), stem(name)];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".")
+}
+
+/// The glob that hits a path for every iteration: `layer.*.attn.q`.
+pub(crate) fn glob_of(path: &str) -> String {
+    let segment = |part: &str| if part.starts_with('{') { "*".into() } else { part.to_string() };
+    path.split('.').map(segment).collect::<Vec<_>>().join(".")
+}
+
+/// `dot of layer.{i}.attn`.
+fn op_of(node: &OpNode) -> String {
+    let place = if node.origin.path.is_empty() { String::new() } else { format!(" of {}", node.origin.path) };
+    format!("{}{place}", op_name(&node.op))
 }
 
 /// Whether any partition of the loop's blocks gives the same sums and the same stacked outs: no iteration knows its number or

@@ -2,7 +2,7 @@
 
 use crate::cost::Target;
 use crate::graph::{DType, Mesh, MeshAxis, Name};
-use crate::spec::checked::{Atom, Kept, Layout, Model, ParamId, Regather, Split, SubAxis};
+use crate::spec::checked::{Atom, Kept, Layout, Model, ParamId, Regather, ShardMode, Split, SubAxis};
 use std::collections::BTreeMap;
 
 /// Tensor axes with the mesh axes they are split over, coarsest first; axes that stay whole are absent.
@@ -25,6 +25,12 @@ pub struct Rules {
     pub whole_grads: bool,
     /// What moving and computing cost.
     pub machine: Target,
+    /// Globs of values and blocks that may be gathered whole on their way from one split to another.
+    pub replicable: Vec<String>,
+    /// Choices that the rules leave are conflicts.
+    pub strict: bool,
+    /// Paths of values that rules can name, for messages.
+    pub paths: Vec<String>,
 }
 
 /// How a parameter lies.
@@ -76,6 +82,9 @@ impl Rules {
             keep_gathered: layout.store.regather == Regather::Forward,
             wire: None,
             whole_grads: layout.store.grads == Kept::Whole,
+            replicable: layout.replicable.clone(),
+            strict: layout.mode == ShardMode::Strict,
+            paths: layout.paths.clone(),
             machine: Target::default(),
         }
     }

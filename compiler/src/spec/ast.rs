@@ -156,6 +156,8 @@ pub struct Kernel {
 pub struct Shard {
     /// The rules in order; a later one wins.
     pub rules: Vec<ShardRule>,
+    /// Its keys, and entries with a glob.
+    pub keys: Section,
     /// The whole item.
     pub span: Span,
 }

@@ -13,8 +13,8 @@ mod run;
 
 use super::source::Span;
 pub use layout::{
-    Atom, Constraint, Kept, Layout, MeshAxis, MeshKind, Regather, Scope, ShardRule, Split, Store, SubAxis,
-    Won, split_jointly,
+    Atom, Constraint, Kept, Layout, MeshAxis, MeshKind, Regather, Scope, ShardMode, ShardRule, Split, Store,
+    SubAxis, Won, split_jointly,
 };
 pub use optimizer::{Adafactor, Decay, DecayBy, Group, Muon, MuonScale, Optimizer, ParamRate, Rule};
 pub use run::*;

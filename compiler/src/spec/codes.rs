@@ -67,7 +67,7 @@ codes! {
     PART_OF_REPEAT = "E0407", "The rule names single iterations of a repeat, but all iterations share one compiled body. Repeat a block of two, or cycle a constant.";
     UNTOUCHED = "E0408", "With a mesh, every parameter should be named by some rule, even if only by `-> none`.";
     INDIVISIBLE = "E0409", "The size of the axis is not a multiple of the number of devices it is split over. Axes of parameters are padded where that adds at most an eighth; others must split evenly.";
-    MESH_PRODUCT = "E0410", "The product of the mesh axes differs from the number of devices given by `--devices`. One axis may be `auto`: it takes what the others leave.";
+    MESH_PRODUCT = "E0410", "The product of the mesh axes differs from the number of devices given by `--devices`. Axes may be `auto`: they take what the others leave, the last of them as much as its range allows.";
     MESH_AXIS_TWICE = "E0411", "A mesh axis can split only one axis of a tensor: each device would otherwise hold a diagonal of it. Rules that name axes hold for every tensor that has them; exempt a value or a parameter with a later rule `-> none`.";
     NAMES_INCOMPLETE = "E0412", "A name table must name every parameter of the model exactly once, so that import and export lose nothing.";
     NAMES_RULE = "E0413", "The rule of a name table does not fit the parameters it names.";
@@ -75,4 +75,6 @@ codes! {
     VOCABULARY = "E0415", "The data can hold ids that the model's vocabulary does not have.";
     OVERRIDE = "E0416", "An override must read `section.key=value` or `Model.size=value`, with names that exist.";
     CUSTOM_KERNEL = "E0417", "The file of a kernel of your own does not fit the block it stands for: a function or argument is missing, is of another type, or computes something else. Arguments are bound by name; the message gives the types both sides have.";
+    REPLICATES = "E0418", "A value would be gathered whole on its way from one split over devices to another, because no sequence of exchanges of parts leads there. That is nearly always a mistake in the rules: the same axis split over mesh axes in another order, or parts of sizes that do not fit into each other. Split it alike on both sides, or allow it by the value's path: `allow_replicate` in `shard`.";
+    STRICT = "E0419", "With `mode = strict` in `shard`, every value of the forward pass that is sent between devices has to be sent because a rule says so. Here an op needs a value that lies differently, and which value moves would be a question of price. The message lists the choices; a `values` or `role` rule makes one of them.";
 }

@@ -107,12 +107,12 @@ impl Expand<'_> {
         }
         if let Some(layout) = &checked.spec.layout {
             self.mesh(layout);
-            self.rules(root);
+            self.rules(root, checked.layout.as_ref().map(|keys| &keys.shard));
         }
-        if let Some(store) = &checked.store {
+        if let Some(keys) = &checked.layout {
             self.line("store {");
             self.level += 1;
-            self.section(store);
+            self.section(&keys.store);
             self.level -= 1;
             self.line("}");
         }
@@ -197,13 +197,14 @@ impl Expand<'_> {
         self.line("}");
     }
 
-    fn rules(&mut self, root: &super::ast::File) {
+    fn rules(&mut self, root: &super::ast::File, keys: Option<&Decoded>) {
         let rules = root.items.iter().filter_map(|i| if let Item::Shard(s) = i { Some(s) } else { None });
         self.line("shard {");
         self.level += 1;
         for rule in rules.flat_map(|shard| &shard.rules) {
             self.sourced(&print::shard_rule(rule), rule.span);
         }
+        keys.into_iter().for_each(|keys| self.section(keys));
         self.level -= 1;
         self.line("}");
     }

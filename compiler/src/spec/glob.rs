@@ -32,6 +32,12 @@ pub fn hit(glob: &str, path: &str, repeats: &[RepeatDim]) -> Hit {
     best
 }
 
+/// Whether a glob hits a path, or one that this path is inside of. Segments such as `{i}` are hit by `*` and by themselves.
+pub fn covers(glob: &str, path: &str) -> bool {
+    let ends = path.match_indices('.').map(|(at, _)| at).chain([path.len()]);
+    ends.into_iter().any(|end| hit(glob, &path[..end], &[]) == Hit::Whole)
+}
+
 /// The paths nearest to a glob that hit nothing, nearest first, at most three.
 pub fn nearest_paths<'a>(glob: &str, paths: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let wanted: Vec<&str> = glob.split('.').filter(|s| *s != "**").collect();

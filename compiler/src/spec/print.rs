@@ -299,10 +299,24 @@ impl Printer<'_> {
             Item::Shard(s) => {
                 let open = Span { start: s.span.start + 6, ..s.span };
                 self.open("shard ", open);
-                for rule in &s.rules {
-                    self.gap(rule.span);
-                    self.line(&shard_rule(rule));
-                    self.trailing(rule.span.end);
+                let (mut rules, mut entries) = (s.rules.iter().peekable(), s.keys.entries.iter().peekable());
+                loop {
+                    let entry = entries.peek().map(|e| entry_span(e));
+                    let before = |rule: &&ShardRule| entry.is_none_or(|e| rule.span.start < e.start);
+                    let span = match rules.next_if(|rule| before(rule)) {
+                        Some(rule) => {
+                            self.gap(rule.span);
+                            self.line(&shard_rule(rule));
+                            rule.span
+                        }
+                        None => {
+                            let Some(entry) = entries.next() else { break };
+                            self.gap(entry_span(entry));
+                            self.entry(entry);
+                            entry_span(entry)
+                        }
+                    };
+                    self.trailing(span.end);
                 }
                 self.close(s.span);
             }

@@ -395,6 +395,18 @@ pub static STORE: Section = Section {
     globs: &[],
 };
 
+/// The keys of `shard { … }`, beside its rules.
+pub static SHARD: Section = Section {
+    keys: &[key(
+        "mode",
+        Kind::Word(&["auto", "strict"]),
+        Is("auto"),
+        BAKED,
+        "Where the rules leave a choice: `auto` takes the cheapest, `strict` is an error.",
+    )],
+    globs: &[Glob { verb: "allow_replicate", value: None }],
+};
+
 /// How a kind of tensor lies at rest.
 const KEPT: &[&str] = &["sharded", "whole"];
 
@@ -494,6 +506,8 @@ pub fn reference() -> String {
     }
     out += "\n### Target\n| key | takes | default | | meaning |\n|---|---|---|---|---|\n";
     rows("", &TARGET, &mut out);
+    out += "\n### Shard\n| key | takes | default | | meaning |\n|---|---|---|---|---|\n";
+    rows("", &SHARD, &mut out);
     out += "\n### Store\n| key | takes | default | | meaning |\n|---|---|---|---|---|\n";
     rows("", &STORE, &mut out);
     out

@@ -45,6 +45,10 @@ pub fn apply(file: &mut File, path: &Ident, value: Value) -> Result<(), Vec<Diag
     {
         return Err(vec![schedule_key(path, inner)]);
     }
+    if head.name == "shard" {
+        assign_shard(file, path.span, rest, value);
+        return Ok(());
+    }
     if SECTIONS.contains(&head.name.as_str()) {
         let existing = file.items.iter_mut().rev().find_map(|item| match item {
             Item::Section(s) if s.kind.name == head.name => Some(&mut s.section),
@@ -93,6 +97,28 @@ fn assign_target(file: &mut File, head: &Ident, keys: &[Ident], value: &Value) {
             assign(&mut target.section, keys, value.clone());
         }
     }
+}
+
+/// Puts a key into the file's last `shard`.
+fn assign_shard(file: &mut File, span: Span, keys: &[Ident], value: Value) {
+    let empty = || Section { entries: vec![], span };
+    let is_shard = |item: &Item| matches!(item, Item::Shard(_));
+    if !file.items.iter().any(is_shard) {
+        file.items.push(Item::Shard(Shard { rules: vec![], keys: empty(), span }));
+    }
+    // A key stands once in all of them: the one that is there is replaced.
+    for item in &mut file.items {
+        if let Item::Shard(shard) = item {
+            shard.keys.entries.retain(
+                |e| !matches!(e, Entry::Assign { key, .. } if keys.first().is_some_and(|k| k.name == key.name)),
+            );
+        }
+    }
+    let last = file.items.iter_mut().rev().find_map(|item| match item {
+        Item::Shard(shard) => Some(&mut shard.keys),
+        _ => None,
+    });
+    assign(last.expect("there is a shard"), keys, value);
 }
 
 /// A dotted key as its words, each with its place.

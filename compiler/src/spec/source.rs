@@ -93,6 +93,17 @@ impl SourceMap {
         self.get(span.source).and_then(|s| s.text.get(span.start as usize..span.end as usize)).unwrap_or("")
     }
 
+    /// The text of a line, counted from 1, without the blanks around it.
+    pub fn line(&self, file: &str, line: u32) -> Option<Span> {
+        let source = self.sources.iter().position(|s| s.name == file)?;
+        let text = &self.sources[source].text;
+        let whole = text.split('\n').nth(usize::try_from(line.checked_sub(1)?).ok()?)?;
+        let start =
+            whole.as_ptr() as usize - text.as_ptr() as usize + (whole.len() - whole.trim_start().len());
+        let end = start + whole.trim().len();
+        Some(Span { source: SourceId(source as u32), start: start as u32, end: end as u32 })
+    }
+
     /// Line and column of the start of a span, or `None` for [`Span::NONE`].
     pub fn locate(&self, span: Span) -> Option<Location> {
         let source = self.get(span.source)?;

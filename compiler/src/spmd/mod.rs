@@ -3,6 +3,7 @@
 
 pub mod combine;
 pub mod partition;
+pub mod replication;
 pub mod reshard;
 
 #[cfg(test)]

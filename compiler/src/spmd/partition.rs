@@ -222,9 +222,10 @@ impl Partition<'_> {
     fn op(&mut self, op: OpId, region: RegionId, here: &mut Here) -> Result<(), String> {
         let node = self.from.op(op);
         match &node.op {
-            Op::Mesh(MeshOp::Reshard { cause, wire }) => {
-                let options = Options { wire: wire.or(self.options.wire), ..*self.options };
+            Op::Mesh(MeshOp::Reshard { cause, wire, may_replicate }) => {
                 let operand = self.b.graph.op(op).operands[0];
+                let allow_replicate = *may_replicate || self.options.allow_replicate;
+                let options = Options { wire: wire.or(self.options.wire), allow_replicate };
                 let [from, to] = [node.operands[0], node.results[0]].map(|v| self.from.sharding(v).clone());
                 let global = self.from.ty(node.results[0]);
                 let there = lower_with(self.b, operand, &from, &to, global, cause, &options)?;

@@ -289,7 +289,8 @@ fn reduce_results(b: &mut Builder) {
             if sharding.partial.is_empty() {
                 return value;
             }
-            let op = Op::Mesh(MeshOp::Reshard { cause: "the end".into(), wire: None });
+            let op = MeshOp::Reshard { cause: "the end".into(), wire: None, may_replicate: false };
+            let op = Op::Mesh(op);
             let reduced = b.one(op, &[value], None, "reduced");
             b.graph.values[reduced.index()].sharding = sharding.reduced();
             reduced

@@ -186,6 +186,7 @@ fn kept_of_loops_is_what_their_bodies_keep() {
             trip: 3,
             block: None,
             reverse: false,
+            microbatches: false,
             carries: 1,
             stacked: 1,
             stacked_outs: 0,

@@ -416,6 +416,7 @@ fn loss_head_inside_a_loop_is_scaled_per_iteration() {
         trip: 2,
         block: None,
         reverse: false,
+        microbatches: false,
         carries: 0,
         stacked: 1,
         stacked_outs: 0,

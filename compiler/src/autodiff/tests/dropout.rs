@@ -141,6 +141,7 @@ fn layers(looped: bool) -> Graph {
             trip: 3,
             block: None,
             reverse: false,
+            microbatches: false,
             carries: 1,
             stacked: 0,
             stacked_outs: 0,

@@ -61,6 +61,7 @@ pub fn llama(tied: bool) -> Graph {
         trip: 2,
         block: None,
         reverse: false,
+        microbatches: false,
         carries: 1,
         stacked: weights.len(),
         stacked_outs: 0,

@@ -30,6 +30,7 @@ fn plain(axis: &str, trip: u64, body: crate::graph::RegionId) -> Loop {
         trip,
         block: None,
         reverse: false,
+        microbatches: false,
         carries: 0,
         stacked: 0,
         stacked_outs: 0,

@@ -9,6 +9,7 @@ const SHARDED: &str = r#"graph @m on data=2 over nodes, tensor=4 {
   %w = param "w" = normal(0.5) : f32[v=8 @tensor, d=4]
   %h = gather %w, %x along v : f32[batch=8 @data, seq=16, d=4] partial(sum tensor)
   %y = reshard %h because "rule" : f32[batch=8 @data, seq=16 @tensor, d=4]
+  %u = reshard %y may replicate because "lot" : f32[batch=8, seq=16 @data, d=4 @tensor]
   %z = reduce_sum %y over batch, seq, d : f32[] partial(sum data, sum tensor)
   return z = %z
 }

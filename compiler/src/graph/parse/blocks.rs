@@ -38,7 +38,7 @@ impl Parser {
         mnemonic: &str,
     ) -> Result<(Op, Vec<ValueId>, Vec<(Type, Sharding)>, Origin)> {
         enum Header {
-            Loop { axis: Name, trip: u64, block: Option<u64>, reverse: bool },
+            Loop { axis: Name, trip: u64, block: Option<u64>, reverse: bool, microbatches: bool },
             Composite(CompositeKind),
             Update { param: Name, states: Vec<Name> },
         }
@@ -53,7 +53,9 @@ impl Parser {
                 } else {
                     None
                 };
-                Header::Loop { axis, trip, block, reverse: self.accept_word("reverse") }
+                let reverse = self.accept_word("reverse");
+                let microbatches = self.accept_word("microbatches");
+                Header::Loop { axis, trip, block, reverse, microbatches }
             }
             "update" => {
                 let param = self.quoted("the parameter's path")?;
@@ -73,13 +75,14 @@ impl Parser {
         let is_loop = matches!(header, Header::Loop { .. });
         let block = self.block(is_loop, with_score)?;
         let op = match header {
-            Header::Loop { axis, trip, block: width, reverse } => {
+            Header::Loop { axis, trip, block: width, reverse, microbatches } => {
                 let count = |roles: &[Role], role| roles.iter().filter(|r| **r == role).count();
                 Op::Loop(Loop {
                     axis,
                     trip,
                     block: width,
                     reverse,
+                    microbatches,
                     carries: count(&block.args, Role::Carry),
                     stacked: count(&block.args, Role::Stacked),
                     stacked_outs: count(&block.yields, Role::Stacked),

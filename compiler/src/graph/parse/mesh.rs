@@ -38,6 +38,16 @@ impl Parser {
         }
     }
 
+    /// `wire bf16 may replicate because "…"`, or parts of it.
+    pub(super) fn reshard(&mut self) -> Result<MeshOp> {
+        let wire = self.wire()?;
+        let may_replicate = self.accept_word("may");
+        if may_replicate {
+            self.expect_word("replicate")?;
+        }
+        Ok(MeshOp::Reshard { cause: self.cause()?, wire, may_replicate })
+    }
+
     /// `along d over fsdp`
     pub(super) fn local_part(&mut self) -> Result<MeshOp> {
         let axis = self.along()?;

@@ -12,8 +12,8 @@ mod words;
 use super::print::pairs_name;
 use super::shape::dtype_name;
 use super::{
-    Axis, DType, Graph, Init, Mesh, MeshAxis, MeshOp, Name, Op, OpId, OpNode, Output, Pairs, ReduceOp,
-    RegionId, Sharding, Space, Split, Type, Value, ValueId,
+    Axis, DType, Graph, Init, Mesh, MeshAxis, Name, Op, OpId, OpNode, Output, Pairs, ReduceOp, RegionId,
+    Sharding, Space, Split, Type, Value, ValueId,
 };
 use mesh::collective_kind;
 use std::collections::BTreeMap;
@@ -451,10 +451,7 @@ impl Parser {
             "to_host" => Op::Transfer { to: Space::Host },
             "rename" => self.rename()?,
             "constrain" => Op::Mesh(self.constrain()?),
-            "reshard" => {
-                let wire = self.wire()?;
-                Op::Mesh(MeshOp::Reshard { cause: self.cause()?, wire })
-            }
+            "reshard" => Op::Mesh(self.reshard()?),
             "local_part" => Op::Mesh(self.local_part()?),
             "dot" if self.accept_word("over") => Op::Dot { over: self.names("an axis")? },
             "dot" => Op::Dot { over: Vec::new() },

@@ -3,7 +3,7 @@
 
 use super::run;
 use super::shard::{constraints, cuts_nest, mesh_axis_twice, shard_rules, untouched};
-use super::values::value_paths;
+use super::values::{ValuePath, glob_values, value_paths};
 use crate::spec::ast::{self, Entry, File, Item, ValueKind};
 use crate::spec::checked::*;
 use crate::spec::codes;
@@ -12,21 +12,31 @@ use crate::spec::diagnostic::Diagnostic;
 use crate::spec::schema;
 use crate::spec::source::Span;
 
-/// Checks everything about layout; the layout and the typed `store` section if there is a mesh.
+/// Typed keys of the sections about layout.
+pub struct LayoutKeys {
+    /// Of `store`.
+    pub store: Decoded,
+    /// Of `shard`.
+    pub shard: Decoded,
+}
+
+/// Checks everything about layout; the layout and its typed keys if there is a mesh.
 pub fn check_layout(
     file: &File,
     model: &mut Model,
     mesh: Vec<MeshAxis>,
     has_run: bool,
     found: &mut Vec<Diagnostic>,
-) -> Option<(Layout, Decoded)> {
+) -> Option<(Layout, LayoutKeys)> {
     let values = value_paths(model);
     let (mut rules, mut keyword) = (vec![], None);
+    let mut entries = vec![];
     for item in &file.items {
         match item {
             Item::Shard(shard) => {
                 keyword.get_or_insert(Span { end: shard.span.start + 5, ..shard.span });
                 rules.extend(shard_rules(shard, model, &mesh, &values, found));
+                entries.extend(shard.keys.entries.iter().cloned());
             }
             Item::Adapter(a) => adapter(a, model, has_run, found),
             Item::Section(s) if s.kind.name == "pipeline" => pipeline(s, model, found),
@@ -39,9 +49,14 @@ pub fn check_layout(
             | Item::Kernel(_) => {}
         }
     }
-    let (store, keys) = store(file, !mesh.is_empty(), found);
+    let (store, store_keys) = store(file, !mesh.is_empty(), found);
+    let section = ast::Section { entries, span: keyword.unwrap_or(Span::NONE) };
+    let shard = decode(&section, &schema::SHARD, "shard", found);
+    let mode = if shard.text("mode") == Some("strict") { ShardMode::Strict } else { ShardMode::Auto };
+    let replicable = replicable(&shard, &values, found);
     let first = mesh.first()?.span;
-    let layout = Layout { mesh, rules, store };
+    let paths = values.iter().map(|v| v.path.clone()).collect();
+    let layout = Layout { mesh, rules, store, mode, replicable, paths };
     match keyword {
         Some(keyword) => {
             mesh_axis_twice(&layout, model, &values, found);
@@ -55,7 +70,22 @@ pub fn check_layout(
                 .push(Diagnostic::warning(codes::UNTOUCHED, title).at(first, "").help("add a `shard { … }`"));
         }
     }
-    Some((layout, keys))
+    Some((layout, LayoutKeys { store: store_keys, shard }))
+}
+
+/// The globs of `allow_replicate "…"`, each of which has to hit something.
+fn replicable(shard: &Decoded, values: &[ValuePath], found: &mut Vec<Diagnostic>) -> Vec<String> {
+    let mut globs = vec![];
+    for field in &shard.globs {
+        glob_values(values, &field.glob, field.span, found);
+        if field.except.is_some() {
+            let title = "`allow_replicate` takes no `except`";
+            let error = Diagnostic::error(codes::VALUE_TYPE, title).at(field.span, "");
+            found.push(error.help("name what it is meant for: a value, or a block with all that is in it"));
+        }
+        globs.push(field.glob.clone());
+    }
+    globs
 }
 
 /// The typed `store` section, all defaults if there is none.

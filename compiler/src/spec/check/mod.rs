@@ -37,7 +37,6 @@ mod values;
 use super::ast;
 use super::checked::Spec;
 use super::codes;
-use super::decode::Decoded;
 use super::diagnostic::{Diagnostic, limit, sort};
 use super::load::{Loader, Units, load};
 use super::source::{SourceMap, Span};
@@ -92,8 +91,8 @@ pub(super) struct Checked<'a> {
     pub spec: Spec,
     /// The typed `train` section.
     pub run: Option<run::Run>,
-    /// The typed `store` section, if there is a mesh.
-    pub store: Option<Decoded>,
+    /// The typed keys of `store` and `shard`, if there is a mesh.
+    pub layout: Option<layout::LayoutKeys>,
     /// The model's tree.
     pub chosen: choose::Chosen<'a>,
 }
@@ -127,7 +126,7 @@ pub(super) fn checked<'a>(
 ) -> Option<Checked<'a>> {
     let root = &units.units[0].file;
     let has_run = root.items.iter().any(|i| matches!(i, ast::Item::Section(s) if s.kind.name == "train"));
-    let mesh = mesh::mesh(root, devices, has_run, found);
+    let mesh = mesh::mesh(root, devices, found);
     let data_shards = mesh::data_shards(root, &mesh);
     let run = run::Run::read(root, data_shards, found);
     let target = run::target(root, has_run, found);
@@ -146,13 +145,13 @@ pub(super) fn checked<'a>(
         found.append(&mut checker.found);
     }
     kernels::check_kernels(units, &chosen, &mut model, found);
-    let (layout, store) = layout::check_layout(root, &mut model, mesh, has_run, found).unzip();
+    let (layout, keys) = layout::check_layout(root, &mut model, mesh, has_run, found).unzip();
     let frozen = optimizer::frozen(root, &model, has_run, found);
     let train = match &run {
         Some(run) => Some(run.finish(&model, frozen, found)?),
         None => None,
     };
-    Some(Checked { spec: Spec { model, train, layout, target }, run, store, chosen })
+    Some(Checked { spec: Spec { model, train, layout, target }, run, layout: keys, chosen })
 }
 
 /// Applies the `with { … }` of the first target: overrides for one kind of hardware.

@@ -266,8 +266,9 @@ pub fn mesh_axis_twice(layout: &Layout, model: &Model, values: &[ValuePath], fou
     let mut report = |won: &[Won<'_>], path: &str, is_value: bool, way_out: &dyn Fn(&str) -> String| {
         let Some((first, second, mesh)) = overlap(won) else { return };
         let by_axis = |won: &Won<'_>| won.rule.scope == Scope::Every;
-        // Which of two by-axis rules a value follows is a question of price; a parameter can't follow both.
-        if is_value && by_axis(first) && by_axis(second) {
+        // Which of two by-axis rules a value follows is a question of price, unless prices decide nothing; a parameter can't
+        // follow both.
+        if layout.mode == ShardMode::Auto && is_value && by_axis(first) && by_axis(second) {
             return;
         }
         let axes = (first.axis.to_string(), second.axis.to_string());

@@ -13,6 +13,22 @@ pub struct Layout {
     pub rules: Vec<ShardRule>,
     /// What lies split at rest.
     pub store: Store,
+    /// What becomes of choices that the rules leave.
+    pub mode: ShardMode,
+    /// Globs of values, and of blocks with all that is in them, that may be gathered whole on their way from one split to
+    /// another.
+    pub replicable: Vec<String>,
+    /// Paths of all values that rules can name.
+    pub paths: Vec<String>,
+}
+
+/// What becomes of choices that the rules leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShardMode {
+    /// The cheapest is taken.
+    Auto,
+    /// They are errors: where a value of the forward pass is sent elsewhere without a rule, or rules contend for a mesh axis.
+    Strict,
 }
 
 /// A mesh axis.

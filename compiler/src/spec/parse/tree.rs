@@ -167,8 +167,14 @@ impl Build {
             }
             Rule::block => Item::Block(self.block(pair)),
             Rule::shard => {
-                let rules = Parts::of(pair).rest.map(|p| self.shard_rule(p)).collect();
-                Item::Shard(Shard { rules, span })
+                let (mut rules, mut entries) = (vec![], vec![]);
+                for part in Parts::of(pair).rest {
+                    match part.as_rule() {
+                        Rule::shard_rule => rules.push(self.shard_rule(part)),
+                        _ => entries.push(self.entry(part)),
+                    }
+                }
+                Item::Shard(Shard { rules, keys: Section { entries, span }, span })
             }
             Rule::freeze => {
                 let mut parts = Parts::of(pair);

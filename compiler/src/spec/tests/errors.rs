@@ -210,16 +210,22 @@ golden! {
     mesh_axis_twice: "E0411", run("mesh { tensor = 2 }\nshard {\n    ff, d -> tensor\n    vocab -> none\n}\n");
     mesh_axis_unknown: "E0201", run("mesh { tensor = 2 }\nshard {\n    ff -> tenser\n}\n");
     mesh_axis_twice_on_a_value: "E0411", run("mesh { tensor = 2 }\nshard {\n    ff, vocab -> tensor\n    role residual: seq -> tensor\n    values \"layer.*.h\": d -> tensor\n    d -> none\n    values \"layer.*\": d -> tensor\n}\n");
+    shard_key: "E0401", run("mesh { tensor = 2 }\nshard {\n    mod = strict\n    ff, vocab -> tensor\n    d -> none\n}\n");
+    shard_mode: "E0402", run("mesh { tensor = 2 }\nshard {\n    mode = careful\n    ff, vocab -> tensor\n    d -> none\n}\n");
+    replicate_nothing: "E0406", run("mesh { tensor = 2 }\nshard {\n    allow_replicate \"layer.*.attention\"\n    ff, vocab -> tensor\n    d -> none\n}\n");
     mesh_axis_twice_at_rest: "E0411", run("mesh { tensor = 2 }\nshard {\n    ff, vocab -> tensor\n    params \"**\": d -> tensor\n}\n");
     mesh_axis_splits_one_axis_twice: "E0411", run("mesh { tensor = 2 }\nshard {\n    ff -> tensor, tensor\n    d -> none\n}\n");
     mesh_product: "E0410", run("mesh { data = 4, tensor = 2 }\nshard {\n    batch -> data\n    d -> none\n    ff -> tensor\n}\n"), devices 16;
     mesh_auto_out_of_range: "E0410", run("mesh { data = auto(1..4) over nodes, tensor = 2 }\nshard {\n    batch -> data\n    d -> none\n    ff -> tensor\n}\n"), devices 16;
     mesh_auto_not_whole: "E0410", run("mesh { data = auto, tensor = 8 }\nshard {\n    batch -> data\n    d -> none\n    ff -> tensor\n}\n"), devices 12;
-    mesh_auto_twice: "E0410", run("mesh { data = auto, tensor = auto }\nshard {\n    batch -> data\n    d -> none\n    ff -> tensor\n}\n"), devices 16;
+    mesh_auto_twice: "E0410", run("mesh { data = auto(1..2), tensor = auto(1..4) }\nshard {\n    batch -> data\n    d -> none\n    ff -> tensor\n}\n"), devices 16;
     devices_without_mesh: "E0410", train(""), devices 8;
     mesh_axis_called_none: "E0108", run("mesh { none = 2 }\n");
     mesh_size: "E0402", run("mesh { data = 2.5, tensor = auto(4..2), stage = 2 stages }\n");
-    mesh_order_not_available: "E0207", train("") + "mesh { data = 2, order = rows }\nshard {\n    batch -> data\n    d -> none\n}\n";
+    mesh_order_lacks_an_axis: "E0402", run("mesh { data = 2, tensor = 2, order = [tensor] }\n");
+    mesh_order_unknown_axis: "E0402", run("mesh { data = 2, tensor = 2, order = [tensor, dat] }\n");
+    mesh_order_twice: "E0402", run("mesh { data = 2, tensor = 2, order = [tensor, data, tensor] }\n");
+    mesh_order_form: "E0402", run("mesh { data = 2, tensor = 2, order = rows }\n");
     pipeline_axis_in_a_rule: "E0206", run("mesh { stage = 2 pipeline }\nshard {\n    ff -> stage\n    d -> none\n}\n");
     shard_batch_jointly: "E0108", run("mesh { data = 2 }\nshard {\n    (batch seq) -> data\n    d -> none\n}\n");
     shard_joint_indivisible: "E0409", run("mesh { tensor = 48 }\nshard {\n    (kv group) -> tensor\n    d -> none\n}\n");
@@ -274,8 +280,8 @@ golden! {
 
 #[test]
 fn every_error_that_the_front_end_can_raise_has_a_golden_text() {
-    // Raised where a kernel meets its block.
-    let elsewhere = ["E0417"];
+    // Raised where a kernel meets its block, and where values meet ops.
+    let elsewhere = ["E0417", "E0418", "E0419"];
     // Limits that take megabytes of text to reach; tested in `limits.rs`.
     let limits = ["E0104"];
     let notes = ["N0001", "N0002", "N0003", "N0004", "N0005", "N0006"];

@@ -1,7 +1,9 @@
 //! Meshes, rules and what they make of parameters and of the batch.
 
 use super::check::{LLAMA, check_text, check_text_for};
-use crate::spec::checked::{Kept, Layout, MeshAxis, MeshKind, ParamId, Regather, Spec, Store, split_jointly};
+use crate::spec::checked::{
+    Kept, Layout, MeshAxis, MeshKind, ParamId, Regather, ShardMode, Spec, Store, split_jointly,
+};
 use crate::spec::{MemoryLoader, SourceMap, Span, check_for, expand, placement};
 
 /// A run of Llama with 4 layers and these lines.
@@ -59,6 +61,47 @@ fn layout_takes_auto_from_the_number_of_devices() {
     assert!(notes.is_empty());
 }
 
+/// Of several `auto` axes the last takes as much as its range and the others leave it.
+#[test]
+fn layout_shares_devices_among_auto_axes_the_last_one_first() {
+    let sizes = |mesh: &str, devices| {
+        let text = MESH.replace("data = auto(1..64) over nodes, fsdp = 4, tensor = 2", mesh);
+        let found = check_text_for(&run(&text), &[], devices)
+            .map(|(spec, _)| layout(&spec).mesh.iter().map(|a| (a.name.clone(), a.size)).collect::<Vec<_>>());
+        found.map(|mesh| {
+            mesh.into_iter().map(|(name, size)| format!("{name}={size}")).collect::<Vec<_>>().join(" ")
+        })
+    };
+    let of = |mesh, devices| sizes(mesh, devices).unwrap_or_else(|e| panic!("{e}"));
+    let autos = "data = auto, fsdp = auto(1..4), tensor = auto(1..2)";
+    assert_eq!(of(autos, Some(16)), "data=2 fsdp=4 tensor=2");
+    assert_eq!(of(autos, Some(2)), "data=1 fsdp=1 tensor=2");
+    assert_eq!(of(autos, None), "data=1 fsdp=1 tensor=1");
+    // The last takes less where the others could not make up the rest.
+    assert_eq!(of("data = 1, fsdp = auto(2..2), tensor = auto(1..8)", Some(8)), "data=1 fsdp=2 tensor=4");
+    // The order is that of the ranks.
+    let order = "fsdp = auto(1..4), tensor = auto(1..2), data = auto, order = [data, fsdp, tensor]";
+    assert_eq!(of(order, Some(16)), "data=2 fsdp=4 tensor=2");
+    assert!(sizes("data = auto(1..1), fsdp = auto(3..3), tensor = auto(1..2)", Some(4)).is_err());
+}
+
+/// `order` says which axis joins neighbours: the ranks of a mesh with an order are those of the mesh written in that order.
+#[test]
+fn layout_numbers_ranks_in_the_order_of_the_mesh() {
+    let mesh = |mesh: &str| {
+        let text = MESH.replace("data = auto(1..64) over nodes, fsdp = 4, tensor = 2", mesh);
+        spec(&text, &[], None).layout.expect("a mesh")
+    };
+    let ordered = mesh("data = 2, fsdp = 4, tensor = 2, order = [fsdp, tensor, data]");
+    let written = mesh("fsdp = 4, tensor = 2, data = 2");
+    let places = |l: &Layout| (0..16).map(|rank| l.coordinates(rank)).collect::<Vec<_>>();
+    assert_eq!(places(&ordered), places(&written));
+    assert_eq!(ordered.mesh[2].name, "data");
+    assert_eq!([ordered.coordinates(0), ordered.coordinates(1)], [[0, 0, 0], [0, 0, 1]]);
+    // Over the other axes the same tensors lie on the same coordinates.
+    assert_eq!(ordered.data_shards(), mesh("data = 2, fsdp = 4, tensor = 2").data_shards());
+}
+
 #[test]
 fn layout_counts_microbatches_over_all_data_shards() {
     let of = |devices| {
@@ -108,6 +151,19 @@ fn layout_splits_jointly_where_heads_run_out() {
     assert_eq!(splits(&spec, "layer.{i}.attn.wq")[1], "group/tensor:(8)4 kv/tensor:(1)8");
     assert_eq!(splits(&spec, "layer.{i}.attn.wk")[1], "kv/tensor:(1)8");
     assert_eq!(splits(&spec, "layer.{i}.mlp.up")[1], "ff/tensor:(1)32");
+}
+
+#[test]
+fn layout_takes_mode_and_replication_from_shard() {
+    let of = |lines: &str, sets: &[&str]| {
+        let spec = spec(&MESH.replace("    batch ->", &format!("{lines}    batch ->")), sets, None);
+        (layout(&spec).mode, layout(&spec).replicable.clone())
+    };
+    assert_eq!(of("", &[]), (ShardMode::Auto, vec![]));
+    let written = "    mode = strict\n    allow_replicate \"layer.*.attn\"\n";
+    assert_eq!(of(written, &[]), (ShardMode::Strict, vec!["layer.*.attn".to_string()]));
+    assert_eq!(of(written, &["shard.mode=auto"]).0, ShardMode::Auto);
+    assert_eq!(of("", &["shard.mode=strict"]).0, ShardMode::Strict);
 }
 
 #[test]
@@ -237,7 +293,7 @@ fn layout_expands_with_every_default_and_its_origin() {
             .iter()
             .map(|r| (r.scope.clone(), r.axes.clone(), r.joint, r.mesh.clone(), r.parts.clone()))
             .collect();
-        (mesh, rules, l.store)
+        (mesh, rules, l.store, l.mode, l.replicable.clone())
     };
     assert_eq!(bare(&again), bare(&direct));
 }
@@ -257,7 +313,8 @@ fn mesh_of(sizes: &[u64]) -> Layout {
         state: Kept::Sharded,
         regather: Regather::Backward,
     };
-    Layout { mesh: sizes.iter().enumerate().map(axis).collect(), rules: vec![], store }
+    let mesh = sizes.iter().enumerate().map(axis).collect();
+    Layout { mesh, rules: vec![], store, mode: ShardMode::Auto, replicable: vec![], paths: vec![] }
 }
 
 /// All lists of up to `most` numbers from 1 to `high`, the empty one included.

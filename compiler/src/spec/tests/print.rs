@@ -38,6 +38,13 @@ fn print_then_parse_then_print_is_identity_on_the_samples() {
     }
 }
 
+/// Keys and globs of `shard` stand anywhere between its rules, and stay there.
+#[test]
+fn print_leaves_keys_of_shard_where_they_stand() {
+    let text = "spec 1\nmesh { data = 2 }\nshard {\n    # how\n    mode = strict  # at once\n    batch -> data\n\n    allow_replicate \"layer.*\"\n    seq -> none\n}\n";
+    assert_eq!(printed(text), text);
+}
+
 #[test]
 fn print_is_canonical_for_the_model_sample() {
     insta::assert_snapshot!(printed(samples::LLAMA));
