@@ -105,9 +105,21 @@ fn llama_learns_the_same_on_every_mesh() {
         &[
             data,
             Layout { store: whole, ..zero1 },
-            layout("fully sharded", "fsdp = 4", 4, "batch -> fsdp; params \"**\": d -> fsdp", 2),
+            Layout {
+                store: "store { regather = forward }",
+                ..layout(
+                    "fully sharded, kept gathered",
+                    "fsdp = 4",
+                    4,
+                    "batch -> fsdp; params \"**\": d -> fsdp",
+                    1,
+                )
+            },
             layout("fully sharded over three", "fsdp = 3", 3, "batch -> none; params \"**\": d -> fsdp", 4),
-            layout("hybrid", "data = 2 over nodes, fsdp = 2", 4, both, 1),
+            Layout {
+                store: "store { grads = whole }",
+                ..layout("hybrid, gradients summed once", "data = 2 over nodes, fsdp = 2", 4, both, 1)
+            },
             layout("tensor", "tensor = 2", 2, tensor, 4),
             layout("tensor and sequence", "tensor = 2", 2, sequence, 4),
             layout(
@@ -120,6 +132,23 @@ fn llama_learns_the_same_on_every_mesh() {
             layout("fully sharded, tensor, sequence", "data = 2, fsdp = 2, tensor = 2", 8, all, 1),
         ],
     );
+}
+
+/// Every term is off by 2⁻⁹ of itself at most, so a gradient by 2⁻⁹ of the sum of the sizes of its terms, and an activation, whose
+/// sums over `tensor` travel so too, likewise. AdamW takes steps of the same size whatever a gradient's is; what is left in
+/// twenty steps is allowed to be 2⁻⁷ of the loss.
+#[test]
+fn llama_learns_nearly_the_same_with_sums_in_bf16_on_the_wire() {
+    let rules =
+        "batch -> fsdp; kv, ff, vocab -> tensor; role residual: seq -> tensor; params \"**\": d -> fsdp";
+    let layout = layout("fully sharded, tensor, sequence", "fsdp = 2, tensor = 2", 4, rules, 2);
+    let expected = losses("wire", LLAMA, None, &[]);
+    let got = losses("wire", LLAMA, Some(&layout), &["train.precision.reduce=bf16"]);
+    let off = |(a, b): (&f64, &f64)| (a - b).abs() / a.abs();
+    let worst = expected.iter().zip(&got).map(off).fold(0.0, f64::max);
+    println!("terms in bf16: losses off by {worst:.1e} at most");
+    assert!(got.len() == 20 && worst <= 1.0 / 128.0, "{worst:e}\n{expected:?}\n{got:?}");
+    assert!(worst > 10.0 * TOLERANCE, "nothing was rounded: {worst:e}");
 }
 
 const GPT: &str = r#"use "SPECS/gpt.spec" as Gpt with {
