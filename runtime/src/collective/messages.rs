@@ -12,11 +12,11 @@
 //! reduces them. Pairwise exchange sends as many bytes as a ring does and needs one step; a ring would spare links that
 //! several pairs share.
 //!
-//! The staging buffer holds packed messages: those going out, then those coming in. What lies in one piece is sent from, or
-//! received, where it is.
+//! The staging buffer holds packed boxes: those going out, then those coming in. Short parts of a collective go in one message.
+//! A long one has a message of its own, and if it lies in one piece is sent from, or received, where it is.
 
 use super::element::{Source, copy, reduce};
-use super::plan::{Part, Plan};
+use super::plan::{Message, Part, Plan};
 use super::walk::Walk;
 use crate::abi::{ALL_REDUCE_AT_ONCE, CollectiveKind, Reduction};
 use crate::device::pool::Pool;
@@ -62,12 +62,12 @@ impl Exchange<'_> {
         unsafe {
             match self.plan.kind {
                 CollectiveKind::AllReduce(_) if self.is_large() => {
-                    let out = self.outgoing(0);
-                    for (i, part) in self.plan.parts.iter().enumerate() {
+                    let own = self.own();
+                    for (i, part, m) in self.parts() {
                         let bytes = part.wire.bytes() as usize;
                         for (place, rank) in self.plan.peers() {
                             let (begin, end) = self.range(part, place);
-                            let from = out.add(part.offset + begin * bytes);
+                            let from = self.come(part, m, self.plan.place, &own).add(begin * bytes);
                             tickets
                                 .push((rank, self.engine.send(rank, self.tag, from, (end - begin) * bytes)));
                             let (begin, end) = self.range(part, self.plan.place);
@@ -80,17 +80,21 @@ impl Exchange<'_> {
                     }
                 }
                 CollectiveKind::AllGather | CollectiveKind::AllReduce(_) => {
-                    let out = self.outgoing(0);
-                    for (place, rank) in self.plan.peers() {
-                        tickets.push((rank, self.engine.send(rank, self.tag, out, self.plan.message)));
-                        tickets.push((rank, self.receive(place, rank)));
+                    for message in &self.plan.messages {
+                        let out = self.outgoing(message, 0);
+                        for (place, rank) in self.plan.peers() {
+                            tickets.push((rank, self.engine.send(rank, self.tag, out, message.bytes)));
+                            tickets.push((rank, self.receive(message, place, rank)));
+                        }
                     }
                 }
                 CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => {
                     for (place, rank) in self.plan.peers() {
-                        let out = self.outgoing(place);
-                        tickets.push((rank, self.engine.send(rank, self.tag, out, self.plan.message)));
-                        tickets.push((rank, self.receive(place, rank)));
+                        for message in &self.plan.messages {
+                            let out = self.outgoing(message, place);
+                            tickets.push((rank, self.engine.send(rank, self.tag, out, message.bytes)));
+                            tickets.push((rank, self.receive(message, place, rank)));
+                        }
                     }
                 }
             }
@@ -111,19 +115,19 @@ impl Exchange<'_> {
         wait: &mut dyn FnMut(&Tickets) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         // This rank's own box need not wait for anybody. SAFETY: by this function's contract.
-        let own = unsafe { self.own() };
+        let own = unsafe { self.own_again() };
         wait(tickets)?;
         // SAFETY: by this function's contract; all has arrived.
         unsafe {
             match self.plan.kind {
-                CollectiveKind::AllGather | CollectiveKind::AllToAll => self.unpack_all(own),
+                CollectiveKind::AllGather | CollectiveKind::AllToAll => self.unpack_all(&own),
                 CollectiveKind::AllReduce(reduction) if self.is_large() => {
-                    self.reduce_range(reduction, own);
+                    self.reduce_range(reduction, &own);
                     wait(&self.send_results())?;
                     self.unpack_results();
                 }
                 CollectiveKind::ReduceScatter(reduction) | CollectiveKind::AllReduce(reduction) => {
-                    self.reduce_all(reduction, own);
+                    self.reduce_all(reduction, &own);
                 }
             }
         }
@@ -142,90 +146,126 @@ impl Exchange<'_> {
         self.buffers[2 * self.plan.parts.len()]
     }
 
-    /// The only part, if it travels as it is.
-    fn plain(&self) -> Option<&Part> {
-        match self.plan.parts.as_slice() {
-            [part] if part.dtype == part.wire => Some(part),
+    /// The only part of a message and its number, if it travels as it is.
+    fn plain(&self, message: &Message) -> Option<(usize, &Part)> {
+        match &self.plan.parts[message.parts.clone()] {
+            [part] if part.dtype == part.wire => Some((message.parts.start, part)),
             _ => None,
         }
     }
 
-    /// The message to the member at `place`, packed if its box is not in one piece.
-    unsafe fn outgoing(&self, place: usize) -> *const u8 {
+    /// Where a message to the member at `place` is, if it is in one piece.
+    unsafe fn in_place(&self, message: &Message, place: usize) -> Option<*const u8> {
+        let (i, part) = self.plain(message).filter(|(_, part)| part.pack.is_contiguous())?;
+        // SAFETY: by the contract of `start`.
+        Some(unsafe { self.buffers[2 * i].add(place * part.send_block) })
+    }
+
+    /// A message to the member at `place`, packed if it is not in one piece.
+    unsafe fn outgoing(&self, message: &Message, place: usize) -> *const u8 {
         // SAFETY: by the contract of `start`.
         unsafe {
-            if let Some(part) = self.plain().filter(|part| part.pack.is_contiguous()) {
-                return self.buffers[0].add(place * part.send_block);
+            if let Some(there) = self.in_place(message, place) {
+                return there;
             }
-            let out = match self.plan.kind {
+            let out = self.packed(place);
+            for i in message.parts.clone() {
+                let part = &self.plan.parts[i];
+                let from = self.buffers[2 * i].add(place * part.send_block);
+                let source = Source { dtype: part.dtype, wire: part.wire };
+                copy(self.pool, &part.pack, source, from, part.wire, out.add(part.offset));
+            }
+            out.add(message.offset)
+        }
+    }
+
+    /// Where the messages to the member at `place` are packed.
+    unsafe fn packed(&self, place: usize) -> *mut u8 {
+        // SAFETY: by the contract of `start`.
+        unsafe {
+            match self.plan.kind {
                 CollectiveKind::AllGather => self.staging(),
                 CollectiveKind::AllReduce(_) if self.is_large() => self.staging(),
                 CollectiveKind::AllReduce(_) => self.staging().add(self.plan.place * self.plan.message),
                 CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => {
                     self.staging().add(place * self.plan.message)
                 }
-            };
-            for (i, part) in self.plan.parts.iter().enumerate() {
-                let from = self.buffers[2 * i].add(place * part.send_block);
-                let source = Source { dtype: part.dtype, wire: part.wire };
-                copy(self.pool, &part.pack, source, from, part.wire, out.add(part.offset));
             }
-            out
         }
     }
 
-    /// This rank's own message to itself; packed already where all get the same.
-    unsafe fn own(&self) -> *const u8 {
+    /// This rank's own messages to itself.
+    unsafe fn own(&self) -> Vec<*const u8> {
         // SAFETY: by the contract of `start`.
-        unsafe {
-            match (self.plan.kind, self.plain().filter(|part| part.pack.is_contiguous())) {
-                (CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll, _) | (_, Some(_)) => {
-                    self.outgoing(self.plan.place)
-                }
-                (CollectiveKind::AllReduce(_), None) if !self.is_large() => {
-                    self.staging().add(self.plan.place * self.plan.message)
-                }
-                (CollectiveKind::AllGather | CollectiveKind::AllReduce(_), None) => self.staging(),
-            }
-        }
+        unsafe { self.plan.messages.iter().map(|m| self.outgoing(m, self.plan.place)).collect() }
     }
 
-    /// Where the message of the member at `place` arrives.
-    unsafe fn slot(&self, place: usize) -> *mut u8 {
-        let message = self.plan.message;
+    /// As [`Exchange::own`] after the start; packed already where all get the same.
+    unsafe fn own_again(&self) -> Vec<*const u8> {
+        let same = matches!(self.plan.kind, CollectiveKind::AllGather | CollectiveKind::AllReduce(_));
+        let one = |message: &Message| {
+            // SAFETY: by the contract of `start`.
+            unsafe {
+                match self.in_place(message, self.plan.place) {
+                    Some(there) => there,
+                    None if same => self.packed(self.plan.place).add(message.offset).cast_const(),
+                    None => self.outgoing(message, self.plan.place),
+                }
+            }
+        };
+        self.plan.messages.iter().map(one).collect()
+    }
+
+    /// Where a message of the member at `place` arrives.
+    unsafe fn slot(&self, message: &Message, place: usize) -> *mut u8 {
+        let all = self.plan.message;
         // SAFETY: by the contract of `start`.
         unsafe {
             match self.plan.kind {
                 CollectiveKind::AllGather | CollectiveKind::AllToAll => {
-                    if let Some(part) = self.plain().filter(|part| part.unpack.is_contiguous()) {
-                        return self.buffers[1].add(place * part.recv_block);
+                    if let Some((i, part)) = self.plain(message).filter(|(_, p)| p.unpack.is_contiguous()) {
+                        return self.buffers[2 * i + 1].add(place * part.recv_block);
                     }
                     let out =
                         if self.plan.kind == CollectiveKind::AllGather { 1 } else { self.plan.group.len() };
-                    self.staging().add((out + place) * message)
+                    self.staging().add((out + place) * all + message.offset)
                 }
                 CollectiveKind::ReduceScatter(_) => {
-                    self.staging().add((self.plan.group.len() + place) * message)
+                    self.staging().add((self.plan.group.len() + place) * all + message.offset)
                 }
-                CollectiveKind::AllReduce(_) => self.staging().add(place * message),
+                CollectiveKind::AllReduce(_) => self.staging().add(place * all + message.offset),
             }
         }
     }
 
-    unsafe fn receive(&self, place: usize, rank: usize) -> Ticket {
+    unsafe fn receive(&self, message: &Message, place: usize, rank: usize) -> Ticket {
         // SAFETY: by the contract of `start`.
-        unsafe { self.engine.receive(rank, self.tag, self.slot(place), self.plan.message) }
+        unsafe { self.engine.receive(rank, self.tag, self.slot(message, place), message.bytes) }
     }
 
-    unsafe fn unpack_all(&self, own: *const u8) {
+    /// Every part with the message it travels in, by number.
+    fn parts(&self) -> impl Iterator<Item = (usize, &Part, usize)> {
+        let messages = self.plan.messages.iter().enumerate();
+        messages.flat_map(move |(m, message)| message.parts.clone().map(move |i| (i, &self.plan.parts[i], m)))
+    }
+
+    /// Where the box of a part has come from the member at `place`.
+    unsafe fn come(&self, part: &Part, m: usize, place: usize, own: &[*const u8]) -> *const u8 {
+        let message = &self.plan.messages[m];
         // SAFETY: by the contract of `finish`.
         unsafe {
-            for place in 0..self.plan.group.len() {
-                let is_own = place == self.plan.place;
-                let message = if is_own { own } else { self.slot(place) };
-                for (i, part) in self.plan.parts.iter().enumerate() {
+            let begin = if place == self.plan.place { own[m] } else { self.slot(message, place) };
+            begin.add(part.offset - message.offset)
+        }
+    }
+
+    unsafe fn unpack_all(&self, own: &[*const u8]) {
+        for place in 0..self.plan.group.len() {
+            for (i, part, m) in self.parts() {
+                // SAFETY: by the contract of `finish`.
+                unsafe {
                     let to = self.buffers[2 * i + 1].add(place * part.recv_block);
-                    let from = message.add(part.offset);
+                    let from = self.come(part, m, place, own);
                     if from != to.cast_const() {
                         let source = Source { dtype: part.wire, wire: part.wire };
                         copy(self.pool, &part.unpack, source, from, part.dtype, to);
@@ -235,24 +275,15 @@ impl Exchange<'_> {
         }
     }
 
-    unsafe fn reduce_all(&self, reduction: Reduction, own: *const u8) {
-        // SAFETY: by the contract of `finish`.
-        unsafe {
-            for (i, part) in self.plan.parts.iter().enumerate() {
-                let from: Vec<*const u8> = (0..self.plan.group.len())
-                    .map(|place| if place == self.plan.place { own } else { self.slot(place) })
-                    .map(|message| message.add(part.offset))
-                    .collect();
-                let source = Source { dtype: part.wire, wire: part.wire };
-                reduce(
-                    self.pool,
-                    &part.unpack,
-                    reduction,
-                    source,
-                    &from,
-                    part.dtype,
-                    self.buffers[2 * i + 1],
-                );
+    unsafe fn reduce_all(&self, reduction: Reduction, own: &[*const u8]) {
+        for (i, part, m) in self.parts() {
+            let to = self.buffers[2 * i + 1];
+            let source = Source { dtype: part.wire, wire: part.wire };
+            // SAFETY: by the contract of `finish`.
+            unsafe {
+                let members = 0..self.plan.group.len();
+                let from: Vec<*const u8> = members.map(|place| self.come(part, m, place, own)).collect();
+                reduce(self.pool, &part.unpack, reduction, source, &from, part.dtype, to);
             }
         }
     }
@@ -281,12 +312,13 @@ impl Exchange<'_> {
         unsafe { self.staging().add(offset) }
     }
 
-    unsafe fn reduce_range(&self, reduction: Reduction, own: *const u8) {
+    unsafe fn reduce_range(&self, reduction: Reduction, own: &[*const u8]) {
         // SAFETY: by the contract of `finish`.
         unsafe {
-            for (i, part) in self.plan.parts.iter().enumerate() {
+            for (i, part, m) in self.parts() {
                 let (begin, end) = self.range(part, self.plan.place);
-                let mine = own.add(part.offset + begin * part.wire.bytes() as usize);
+                let bytes = part.wire.bytes() as usize;
+                let mine = self.come(part, m, self.plan.place, own).add(begin * bytes);
                 let from: Vec<*const u8> = (0..self.plan.group.len())
                     .map(|place| if place == self.plan.place { mine } else { self.range_slot(i, place) })
                     .collect();

@@ -1,8 +1,11 @@
 //! A collective as one rank takes part in it, worked out once at the start.
 
 use super::walk::{Walk, packed};
-use crate::abi::{CollectiveInfo, CollectiveKind, CollectivePartInfo, DType, ProgramInfo, Reduction};
+use crate::abi::{
+    ALL_REDUCE_AT_ONCE, CollectiveInfo, CollectiveKind, CollectivePartInfo, DType, ProgramInfo, Reduction,
+};
 use crate::mesh::Mesh;
+use std::ops::Range;
 
 /// One collective of the program for one rank.
 #[derive(Clone, Debug)]
@@ -15,11 +18,28 @@ pub struct Plan {
     pub place: usize,
     /// What travels together.
     pub parts: Vec<Part>,
-    /// Bytes of a message: a box of every part, packed.
+    /// Bytes that go from a rank to another: a box of every part, packed.
     pub message: usize,
+    /// The messages that they go in, the same on all ranks.
+    pub messages: Vec<Message>,
     /// What it is, for people: `all_gather over data, tensor`.
     pub label: String,
 }
+
+/// Parts that travel in one message: neighbours that are short, or one that is long.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Its parts.
+    pub parts: Range<usize>,
+    /// Where it begins among all parts, packed.
+    pub offset: usize,
+    /// Its length.
+    pub bytes: usize,
+}
+
+/// From this length on a part travels by itself, from where it is to where it goes: packing it with others, and taking it apart
+/// again, would take longer than one more message.
+pub const ALONE: usize = 64 << 10;
 
 /// One tensor of a collective.
 #[derive(Clone, Debug)]
@@ -44,6 +64,24 @@ pub struct Part {
     pub direct: Walk,
 }
 
+/// Every part of `alone` bytes or more by itself, those between two such together.
+fn messages(parts: &[Part], alone: usize) -> Vec<Message> {
+    let mut all: Vec<Message> = Vec::new();
+    let mut joins = false;
+    for (i, part) in parts.iter().enumerate() {
+        let bytes = part.elements * part.wire.bytes() as usize;
+        match all.last_mut() {
+            Some(last) if joins && bytes < alone => {
+                last.parts.end = i + 1;
+                last.bytes += bytes;
+            }
+            _ => all.push(Message { parts: i..i + 1, offset: part.offset, bytes }),
+        }
+        joins = bytes < alone;
+    }
+    all
+}
+
 impl Plan {
     /// The part that `rank` plays in a collective of a checked program.
     pub fn new(info: &ProgramInfo, mesh: &Mesh, collective: &CollectiveInfo, rank: usize) -> Plan {
@@ -65,13 +103,17 @@ impl Plan {
                 direct: Walk::new(&part.dims, &part.send, &part.recv),
             }
         };
-        let parts = collective.parts.iter().map(part).collect();
+        let parts: Vec<Part> = collective.parts.iter().map(part).collect();
+        let at_once =
+            matches!(collective.kind, CollectiveKind::AllReduce(_)) && message as u64 <= ALL_REDUCE_AT_ONCE;
+        let alone = if at_once { usize::MAX } else { ALONE };
         let axes: Vec<&str> =
             collective.mesh.iter().map(|&axis| info.mesh[axis as usize].name.as_str()).collect();
         Plan {
             kind: collective.kind,
             group: mesh.group(rank, &collective.mesh),
             place: mesh.position(rank, &collective.mesh),
+            messages: messages(&parts, alone),
             parts,
             message,
             label: format!("{} over {}", name(collective.kind), axes.join(", ")),

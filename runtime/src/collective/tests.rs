@@ -106,7 +106,8 @@ fn case(random: &mut Random, mesh: &Mesh, axes: Vec<u32>, kind: CollectiveKind, 
         let dtype = random.pick(if sums { &DTYPES[..5] } else { &DTYPES });
         let wire = if dtype == DType::F32 { random.pick(&[DType::F32, DType::Bf16]) } else { dtype };
         let mut dims: Vec<u64> = (0..random.below(4)).map(|_| 1 + random.below(5)).collect();
-        if large {
+        // Some short ones between them.
+        if large && random.below(4) > 0 {
             dims.truncate(1);
             dims.push(17_000 + random.below(100));
         }
@@ -434,9 +435,58 @@ fn collectives_match_their_definition_on_random_boxes() {
 
 #[test]
 fn large_collectives_match_their_definition() {
-    for (seed, ranks) in [(1, 2), (2, 3), (3, 4)] {
+    for (seed, ranks) in [(1, 2), (2, 3), (3, 4), (4, 2), (5, 3)] {
         Trial::of_all_kinds(seed, &[ranks], &[0], true).check();
     }
+}
+
+/// What travels with others is not copied because of it: long tensors go from where they are to where they belong, and only
+/// the short ones are packed.
+#[test]
+fn long_parts_in_one_piece_are_not_staged() {
+    let (ranks, long, short) = (3, 20_000, 4);
+    let part = |n: u64| CollectivePartInfo {
+        dtype: DType::F32,
+        wire: DType::F32,
+        dims: vec![n],
+        send: vec![1],
+        recv: vec![1],
+        send_block: 0,
+        recv_block: n,
+    };
+    let parts: Vec<CollectivePartInfo> = [long, short, short, long].map(part).to_vec();
+    let mut gather =
+        CollectiveInfo { kind: CollectiveKind::AllGather, mesh: vec![0], parts, staging_bytes: 0 };
+    gather.staging_bytes = gather.staging(ranks);
+    let info = program(&[ranks], vec![gather.clone()]);
+    run_threads(ranks as usize, WorldOptions::default(), |world| {
+        let me = world.rank();
+        let pool = Pool::new(1, false)?;
+        let mut collectives = Collectives::new(&info, only_messages(world));
+        let mut sent: Vec<Vec<f32>> =
+            [long, short, short, long].iter().map(|n| vec![me as f32; *n as usize]).collect();
+        let mut received: Vec<Vec<f32>> =
+            [long, short, short, long].iter().map(|n| vec![-1.0; (n * ranks) as usize]).collect();
+        let mut staging = vec![0xaau8; gather.staging_bytes as usize];
+        let ends = sent.iter_mut().zip(&mut received);
+        let mut buffers: Vec<*mut u8> =
+            ends.flat_map(|(s, r)| [s.as_mut_ptr().cast(), r.as_mut_ptr().cast()]).collect();
+        buffers.push(staging.as_mut_ptr());
+        // SAFETY: the buffers have the sizes of the collective and outlive the calls.
+        unsafe {
+            collectives.start(&pool, 0, buffers.as_ptr())?;
+            collectives.done(&pool, 0, buffers.as_ptr(), Moment { step: 0, op: None })?;
+        }
+        for (received, n) in received.iter().zip([long, short, short, long]) {
+            for (rank, part) in received.chunks(n as usize).enumerate() {
+                assert!(part.iter().all(|x| *x == rank as f32));
+            }
+        }
+        let touched = staging.iter().filter(|byte| **byte != 0xaa).count();
+        assert!(touched > 0 && touched as u64 <= (1 + ranks) * 2 * short * 4, "{touched} bytes");
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// A program of one all-gather.
