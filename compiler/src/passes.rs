@@ -14,7 +14,7 @@ use crate::graph::recognise::{
 };
 use crate::pipeline::combined_for;
 use crate::remat::{keep_attention, keep_carries, keep_products, offload_residuals, recompute_residuals};
-use crate::sharding::keep_gathered;
+use crate::sharding::{keep_gathered, sum_after_microbatches};
 use crate::spmd::combine::{reduce_scatter, split_hierarchical};
 
 /// A pass: a verified graph in, a verified graph that computes the same out, or why it can't.
@@ -45,5 +45,6 @@ pub fn passes() -> &'static [(&'static str, Pass)] {
         ("share-common", |g| Ok(share_common(g.clone()))),
         ("sink-updates", |g| Ok(sink_updates(g.clone()))),
         ("split-hierarchical", |g| Ok(split_hierarchical(g.clone()))),
+        ("sum-after-microbatches", |g| Ok(sum_after_microbatches(g.clone()))),
     ]
 }

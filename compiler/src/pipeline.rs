@@ -23,7 +23,7 @@ use crate::remat;
 use crate::schedule::{self, Schedule};
 use crate::sharding::pad_axes::pad_axes;
 use crate::sharding::strict::Conflict;
-use crate::sharding::{Rules, Sharded, glob_of, keep_gathered, path_of, shard};
+use crate::sharding::{Rules, Sharded, glob_of, keep_gathered, path_of, shard, sum_after_microbatches};
 use crate::spec::checked::{Float, MeshKind, Model, Spec, Train};
 use crate::spec::diagnostic::sort;
 use crate::spec::{Diagnostic, SourceMap, codes};
@@ -299,12 +299,14 @@ fn sharded(
         // Primitives split where a composite would have to be whole; a training graph has no others left.
         let graph = expand_composites(graph.clone());
         let (graph, _) = pad_axes(&graph, &rules).map_err(unsupported)?;
-        let sharded = shard(&graph, &rules).map_err(|e| unsupported(e.to_string()))?;
-        Ok(if rules.keep_gathered {
-            Sharded { graph: keep_gathered(sharded.graph), ..sharded }
-        } else {
-            sharded
-        })
+        let mut sharded = shard(&graph, &rules).map_err(|e| unsupported(e.to_string()))?;
+        if rules.keep_gathered {
+            sharded.graph = keep_gathered(sharded.graph);
+        }
+        if rules.whole_grads {
+            sharded.graph = sum_after_microbatches(sharded.graph);
+        }
+        Ok(sharded)
     })?;
     runner.graph("sharded", entry.name(), &sharded.graph, Level::Sharded)?;
     no_conflicts(&sharded.conflicts, sources)?;

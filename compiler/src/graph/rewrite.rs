@@ -37,6 +37,18 @@ impl Graph {
         counts
     }
 
+    /// Uses another value in the ops and results of a region. What regions inside use is an operand of the op that holds them.
+    pub fn replace_uses(&mut self, region: RegionId, old: ValueId, new: ValueId) {
+        for op in self.region(region).ops.clone() {
+            for operand in self.ops[op.index()].operands.iter_mut().filter(|v| **v == old) {
+                *operand = new;
+            }
+        }
+        for result in self.regions[region.index()].results.iter_mut().filter(|v| **v == old) {
+            *result = new;
+        }
+    }
+
     /// Exchanges the names of two values, so that a replacement reads like what it replaces.
     pub fn swap_names(&mut self, a: ValueId, b: ValueId) {
         let name = self.values[a.index()].name.clone();

@@ -12,7 +12,7 @@
 
 use super::decide::{Choice, Decision, Decisions};
 use super::residuals::{Residual, loop_of, residuals};
-use crate::graph::{Graph, Op, OpId, OpNode, Origin, Phase, RegionId, Space, ValueId};
+use crate::graph::{Graph, Op, OpId, OpNode, Origin, Phase, Space, ValueId};
 
 /// Moves every residual to the host's memory.
 pub fn offload_residuals(graph: Graph) -> Graph {
@@ -74,7 +74,8 @@ fn bring_back(graph: &mut Graph, user: OpId, stack: ValueId) {
     let name = graph.value_name(arg).to_string();
     let back = transfer(graph, arg, Space::Device, &name, origin);
     let value = graph.op(back).results[0];
-    replace_uses(graph, l.body, arg, value);
+    // The op that makes it is not among the ops yet.
+    graph.replace_uses(l.body, arg, value);
     let ops = &mut graph.regions[l.body.index()].ops;
     ops.insert(first.unwrap_or(ops.len()), back);
 }
@@ -85,20 +86,4 @@ fn transfer(graph: &mut Graph, value: ValueId, to: Space, name: &str, origin: Or
     let id = OpId(graph.ops.len() as u32);
     graph.ops.push(OpNode { op: Op::Transfer { to }, operands: vec![value], results: vec![result], origin });
     id
-}
-
-/// Uses another value in the ops and results of a region. The op that makes it is not among the ops yet.
-fn replace_uses(graph: &mut Graph, region: RegionId, old: ValueId, new: ValueId) {
-    for op in graph.region(region).ops.clone() {
-        for operand in &mut graph.ops[op.index()].operands {
-            if *operand == old {
-                *operand = new;
-            }
-        }
-    }
-    for result in &mut graph.regions[region.index()].results {
-        if *result == old {
-            *result = new;
-        }
-    }
 }

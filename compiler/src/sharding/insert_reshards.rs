@@ -82,7 +82,6 @@ pub fn shard(graph: &Graph, rules: &Rules) -> Result<Sharded> {
         indices: BTreeMap::new(),
         products: BTreeSet::new(),
         made: BTreeMap::new(),
-        in_microbatches: false,
         conflicts: Vec::new(),
     };
     walk.body()?;
@@ -106,8 +105,6 @@ pub(super) struct Walk<'a> {
     products: BTreeSet<ValueId>,
     /// Where new values come from.
     pub(super) made: BTreeMap<ValueId, Origin>,
-    /// Inside the loop over microbatches.
-    in_microbatches: bool,
     /// What strict mode has found.
     pub(super) conflicts: Vec<Conflict>,
 }
@@ -491,8 +488,6 @@ impl Walk<'_> {
             starts.push(start);
         }
         self.open(l.body, &starts);
-        let outside = self.in_microbatches;
-        self.in_microbatches |= l.microbatches;
         self.ops(&body.ops)?;
         let slices = &starts[1 + l.carries..][..l.stacked];
         let along = slices.first().map_or(Vec::new(), |slice| slice.over(&l.axis).to_vec());
@@ -509,7 +504,6 @@ impl Walk<'_> {
             ends.push(end);
         }
         self.brought.pop();
-        self.in_microbatches = outside;
         let inside = self.b.close(results);
         self.b.origin = node.origin.clone();
         let new = self.emit(node, Op::Loop(Loop { body: inside, ..l.clone() }), &operands);
@@ -592,15 +586,11 @@ impl Walk<'_> {
         }
         let is_sum = i >= l.carries + l.stacked_outs;
         let scalar = self.from.ty(v).axes.is_empty();
-        // Gradients that are kept whole stay terms until the last microbatch, if nothing but the sum over microbatches reads them.
-        let only_yielded = matches!(self.uses[node.results[i].index()][..], [Use::Yield]);
-        let until_the_end =
-            self.rules.whole_grads && (l.microbatches || (self.in_microbatches && only_yielded));
         if !lies.partial.is_empty() {
             // Terms of one number per iteration, or of blocks that are put together again, take no more room than sums.
             let in_place = scalar || (l.block.is_some() && !l.microbatches);
             let waits = if is_sum { scalar || !l.microbatches } else { in_place };
-            return if waits || until_the_end { lies.clone() } else { self.target(v) };
+            return if waits { lies.clone() } else { self.target(v) };
         }
         // Rules for the value, or for what becomes of it outside.
         let outer = node.results[i];

@@ -1,7 +1,7 @@
 //! Parameters that the forward pass gathered are kept for the backward pass: `store { regather = forward }`.
 
 use crate::graph::passes::drop_dead;
-use crate::graph::{Axis, Graph, Loop, MeshOp, Op, OpId, RegionId, Sharding, Type, ValueId};
+use crate::graph::{Axis, Graph, Loop, MeshOp, Op, OpId, Sharding, Type, ValueId};
 
 /// A slice that a loop's body brings to where it is used.
 struct Gathered {
@@ -103,22 +103,10 @@ fn take(graph: &mut Graph, op: OpId, stack: ValueId, instead_of: OpId) {
     let at = l.carries + l.stacked;
     graph.regions[l.body.index()].args.insert(1 + at, slice);
     graph.regions[l.body.index()].ops.retain(|op| *op != instead_of);
-    replace(graph, l.body, old, slice);
+    graph.replace_uses(l.body, old, slice);
     let node = &mut graph.ops[op.index()];
     node.operands.insert(at, stack);
     node.op = Op::Loop(Loop { stacked: l.stacked + 1, ..l });
-}
-
-/// Uses another value in a region; regions inside see only its ops' operands.
-fn replace(graph: &mut Graph, region: RegionId, old: ValueId, new: ValueId) {
-    for op in graph.region(region).ops.clone() {
-        for operand in graph.ops[op.index()].operands.iter_mut().filter(|v| **v == old) {
-            *operand = new;
-        }
-    }
-    for result in graph.regions[region.index()].results.iter_mut().filter(|v| **v == old) {
-        *result = new;
-    }
 }
 
 #[cfg(test)]

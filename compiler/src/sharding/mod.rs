@@ -13,6 +13,7 @@ mod keep_gathered;
 pub mod pad_axes;
 pub mod rules;
 pub mod strict;
+mod sum_after_microbatches;
 pub mod targets;
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ use factors::{FactorKind, factors};
 pub use insert_reshards::{Sharded, ShardingError, shard};
 pub use keep_gathered::keep_gathered;
 pub use rules::{ParamRule, Rules, Splits};
+pub use sum_after_microbatches::sum_after_microbatches;
 
 /// An op for people: `dot of layer.{i}.attn, llama.spec:24`.
 pub(crate) fn describe(node: &OpNode) -> String {

@@ -21,7 +21,7 @@ pub struct Rules {
     pub keep_gathered: bool,
     /// Element type in which terms of sums of products travel between ranks, if not their own.
     pub wire: Option<DType>,
-    /// Gradients of several microbatches are added up as terms that are still to be summed over ranks.
+    /// Gradients of several microbatches are added up as terms, which are summed over ranks after the last one.
     pub whole_grads: bool,
     /// What moving and computing cost.
     pub machine: Target,

@@ -7,6 +7,8 @@ pub mod replication;
 pub mod reshard;
 
 #[cfg(test)]
+mod microbatches;
+#[cfg(test)]
 mod models;
 #[cfg(test)]
 mod soundness;

@@ -7,7 +7,7 @@ use crate::graph::{Graph, MeshOp, Op};
 use crate::interpret::{Mode, Tensor, Values, run, run_ranks, sample_environment};
 use crate::sharding::check::check;
 use crate::sharding::tests::{training, usual};
-use crate::sharding::{keep_gathered, shard};
+use crate::sharding::{keep_gathered, shard, sum_after_microbatches};
 
 /// Losses, gradients' norms, new parameters and states of data, fully sharded, tensor, vocabulary and expert parallelism on 8
 /// ranks are those of one. The ranks add in another order: of some thousand terms, each contributing 10⁻¹⁶.
@@ -37,9 +37,9 @@ fn models_on_ranks_give_the_numbers_of_one_whatever_travels_together() {
         let graph = training(&format!("tests/models/{model}.spec"), &[&format!("train.batch={batch}")]);
         let mut rules = usual(&graph);
         rules.mesh.axes[0].over_nodes = true;
-        rules.whole_grads = true;
         let sharded = shard(&graph, &rules).unwrap().graph;
         let apart = local(model, &sharded);
+        let sharded = sum_after_microbatches(sharded);
         let kept = local(model, &keep_gathered(sharded));
         assert!(collectives(&kept) <= collectives(&apart), "{model}");
         let split = split_hierarchical(reduce_scatter(kept));
