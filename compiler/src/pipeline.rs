@@ -24,7 +24,7 @@ use crate::schedule::{self, Schedule};
 use crate::sharding::pad_axes::pad_axes;
 use crate::sharding::strict::Conflict;
 use crate::sharding::{Rules, Sharded, glob_of, keep_gathered, path_of, shard, sum_after_microbatches};
-use crate::spec::checked::{Float, MeshKind, Model, Spec, Train};
+use crate::spec::checked::{CustomKernel, Float, Layout, MeshKind, Model, Spec, Train};
 use crate::spec::diagnostic::sort;
 use crate::spec::{Diagnostic, SourceMap, codes};
 use crate::spmd::combine::{combine_collectives, reduce_scatter, split_hierarchical};
@@ -216,11 +216,22 @@ fn forward(spec: &Spec, entry: Entry, batch: u64, sources: &SourceMap, runner: &
     })?;
     runner.graph("graph", entry.name(), &graph, Level::Graph)?;
     if entry == Entry::Train {
+        runner.notes.extend(kernels_whole(spec));
         // The other entries have the same text.
         let misses = near_misses(&graph, &model.lower_reference).into_iter();
         runner.notes.extend(misses.map(|miss| Diagnostic::note(codes::NOT_RECOGNISED, miss.to_string())));
     }
     Ok(graph)
+}
+
+/// Kernels of the user's own are for whole tensors: a note for each, over a mesh.
+fn kernels_whole(spec: &Spec) -> Vec<Diagnostic> {
+    let devices = spec.layout.as_ref().map_or(1, Layout::devices);
+    let note = |kernel: &CustomKernel| {
+        let title = format!("every one of {devices} devices computes all of this kernel");
+        Diagnostic::note(codes::KERNEL_WHOLE, title).at(kernel.span, "what it takes is gathered")
+    };
+    if devices > 1 { spec.model.kernels.iter().map(note).collect() } else { Vec::new() }
 }
 
 fn training(graph: Graph, config: &TrainConfig, runner: &mut Runner) -> Result<Graph> {
@@ -246,6 +257,15 @@ fn rematerialised(graph: Graph, train: &Train, runner: &mut Runner) -> Result<(G
 pub fn sharded_training(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<Option<Sharded>> {
     let graph = training_graph(spec, sources, runner)?;
     sharded(&graph, Entry::Train, spec, sources, runner)
+}
+
+/// What every rank computes in a training step, on its mesh; the training graph itself with one rank.
+///
+/// # Errors
+/// As [`graphs`].
+pub fn training_on_mesh(spec: &Spec, sources: &SourceMap, runner: &mut Runner) -> Result<Graph> {
+    let graph = training_graph(spec, sources, runner)?;
+    on_mesh(graph, Entry::Train, spec, sources, runner)
 }
 
 /// A graph of all ranks together becomes one rank's; with one rank it is that already.

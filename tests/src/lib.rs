@@ -8,6 +8,7 @@ pub mod parity;
 pub mod programs;
 pub mod random_graph;
 pub mod random_ops;
+pub mod random_layout;
 pub mod random_sharding;
 pub mod random_spec;
 pub mod training;

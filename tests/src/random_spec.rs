@@ -7,6 +7,8 @@ use crate::random_graph::Random;
 /// A spec with the choices that tests must know.
 #[derive(Clone, Debug)]
 pub struct RandomSpec {
+    /// What it is drawn from.
+    pub seed: u64,
     /// The whole file.
     pub text: String,
     /// Sequences per update.
@@ -52,7 +54,7 @@ pub fn random_spec(seed: u64) -> RandomSpec {
     text += "}\n";
     let (batch, microbatch) = *r.pick(&[(4, 1), (4, 2), (6, 2), (6, 3), (2, 1)]);
     run(&mut r, &mut text, batch);
-    RandomSpec { text, batch, microbatch, layers: sizes.layers }
+    RandomSpec { seed, text, batch, microbatch, layers: sizes.layers }
 }
 
 fn choice(r: &mut Random, texts: &[&'static str]) -> &'static str {

@@ -82,6 +82,30 @@ fn a_kernel_trains_as_the_block_it_stands_for() {
     near(&losses(&half, &folder, "half"), &wanted);
 }
 
+/// Over a mesh a kernel runs whole on every device, and is checked as for one device: with sizes that don't divide by the mesh.
+#[test]
+fn a_kernel_trains_over_a_mesh_as_on_one_device() {
+    let folder = Scratch::new("kernel-mesh");
+    let odd = format!("// check: train.batch = 1, train.seq = 5\n{}", without_directive(MLIR, "check"));
+    let one = model(&folder, &odd);
+    let wanted = losses(&one, &folder, "one");
+    let rules = "mesh { data = 2, tensor = 2 }\nshard {\n    batch -> data\n    ff, vocab -> tensor\n    params \"**.w\": d -> none\n}\n";
+    let several = folder.join("several.spec");
+    std::fs::write(&several, format!("{SPEC}{rules}")).expect("the temporary folder is writable");
+    let binary = folder.join("several");
+    build_file(&several, &binary, &[]);
+    let run = folder.join("several-run");
+    succeed(&mut train(&binary, &run, &["--ranks", "4"]));
+    let found: Vec<f64> = steps(&run.join("metrics.jsonl")).iter().map(|step| step.loss).collect();
+    near(&found, &wanted);
+}
+
+/// The text without its line `// name: …`.
+fn without_directive(text: &str, name: &str) -> String {
+    let lines = text.lines().filter(|l| !l.trim().starts_with(&format!("// {name}:")));
+    lines.map(|l| format!("{l}\n")).collect()
+}
+
 #[test]
 fn a_kernel_that_computes_something_else_is_refused_with_the_numbers() {
     let wrong = MLIR.replacen("arith.maximumf", "arith.minimumf", 1);

@@ -1,18 +1,23 @@
 //! Random small decoders, from text to trained parameters: what must not change the numbers does not.
 //! `MLC_FUZZ_SPECS` and `MLC_FUZZ_SEED` choose the seeds.
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
 use mlc::autodiff::config::{Microbatch, TrainConfig};
 use mlc::autodiff::from_spec::train_config;
 use mlc::autodiff::training_step;
 use mlc::graph::from_spec::{Entry, from_spec};
 use mlc::graph::recognise::recognise;
-use mlc::graph::{Graph, Name, Output};
-use mlc::interpret::{Environment, Mode, Outputs, Tensor, run};
+use mlc::graph::{Axis, Graph, MeshOp, Name, Op, Output, Type};
+use mlc::interpret::{Environment, Mode, Outputs, Tensor, Values, run, run_ranks};
+use mlc::pipeline::{CompileError, Runner, training_graph, training_on_mesh};
 use mlc::remat::{offload_residuals, rematerialise};
 use mlc::spec::checked::{Remat, RematPreset, Spec};
 use mlc::spec::{MemoryLoader, SourceMap, check, diagnostic};
 use mlc_tests::harness::{Scratch, build_file, loss_bits, succeed, train};
 use mlc_tests::programs::{checked, far_off, start};
+use mlc_tests::random_layout::random_layout;
 use mlc_tests::random_spec::{RandomSpec, random_spec};
 
 fn number(name: &str, default: u64) -> u64 {
@@ -156,6 +161,77 @@ fn remat_changes_no_bit() {
         }
         Ok(())
     });
+}
+
+/// The tensor with zeros at the end of axes that a mesh makes longer.
+fn longer(tensor: &Tensor, padding: &BTreeMap<Name, (u64, u64)>) -> Tensor {
+    let long = |a: &Axis| {
+        let size =
+            padding.get(&a.name).filter(|(real, _)| *real == a.size).map_or(a.size, |(_, padded)| *padded);
+        Axis::new(&a.name, size)
+    };
+    let axes: Vec<Axis> = tensor.ty.axes.iter().map(long).collect();
+    if axes == tensor.ty.axes {
+        return tensor.clone();
+    }
+    let ty = Type::new(tensor.ty.dtype, axes);
+    let mut values = vec![0.0; ty.numel() as usize];
+    for (i, x) in tensor.as_floats().iter().enumerate() {
+        let (mut rest, mut at, mut stride) = (i as u64, 0, 1);
+        for (old, new) in tensor.ty.axes.iter().zip(&ty.axes).rev() {
+            at += rest % old.size * stride;
+            rest /= old.size;
+            stride *= new.size;
+        }
+        values[at as usize] = *x;
+    }
+    Tensor::floats(ty, values)
+}
+
+/// On any mesh, under any rules, a step of all ranks together gives the losses, the parameters and the states of one rank's. Every number
+/// is compared, in f64, where nothing but the order of sums differs. 10,000 of them:
+/// `MLC_FUZZ_SPECS=10000 cargo test -p mlc-tests --test random_specs sharded_is_one_rank`.
+#[test]
+fn sharded_is_one_rank() {
+    let (specs, sends, refused) = (Cell::new(0), Cell::new(0), Cell::new(0));
+    for_all("sharded_is_one_rank", 40, |spec| {
+        let text = random_layout(spec, spec.seed);
+        let (checked, sources) = parsed(&text)?;
+        let shown = |why: String| {
+            format!("{why}\n--- the layout:\n{}", text.split("\nmesh ").last().unwrap_or_default())
+        };
+        let failed = |e: CompileError| match e {
+            CompileError::Spec(found) => diagnostic::render_all(&found, &sources, false),
+            CompileError::Memory(why) => why,
+            CompileError::Internal { stage, message } => format!("{stage}: {message}"),
+        };
+        let plain =
+            training_graph(&checked, &sources, &mut Runner::default()).map_err(failed).map_err(shown)?;
+        let local = match training_on_mesh(&checked, &sources, &mut Runner::default()) {
+            // What can't be built says so.
+            Err(CompileError::Spec(_)) => {
+                refused.set(refused.get() + 1);
+                return Ok(());
+            }
+            other => other.map_err(failed).map_err(shown)?,
+        };
+        let mut environment = start(&plain);
+        let expected = run(&plain, &environment, Mode::F64).map_err(|e| shown(e.to_string()))?;
+        for tensor in environment.tensors.values_mut().filter(|t| matches!(t.values, Values::Float(_))) {
+            *tensor = longer(tensor, &local.padding);
+        }
+        let ranks = run_ranks(&local, &environment, Mode::F64).map_err(|e| shown(e.to_string()))?;
+        let found = ranks.assemble(&local).map_err(shown)?;
+        let expected =
+            Outputs(expected.0.into_iter().map(|(o, t)| (o, longer(&t, &local.padding))).collect());
+        specs.set(specs.get() + 1);
+        let sending = local.ops.iter().filter(|n| matches!(n.op, Op::Mesh(MeshOp::Collective(_)))).count();
+        sends.set(sends.get() + sending);
+        far_off(&expected, &found, 1e-9).map_or(Ok(()), |off| Err(shown(off)))
+    });
+    let (specs, sends, refused) = (specs.get(), sends.get(), refused.get());
+    println!("{specs} specs on meshes, {sends} collectives in their texts, {refused} that can't be built");
+    assert!(sends > 5 * specs && refused * 10 <= specs + refused, "{sends} collectives, {refused} refused");
 }
 
 #[test]

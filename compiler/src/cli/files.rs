@@ -3,7 +3,7 @@
 use super::{Failure, SpecArgs};
 use mlc::pipeline::CompileError;
 use mlc::spec::checked::Spec;
-use mlc::spec::{Diagnostic, FileLoader, SourceMap, check_for, diagnostic, expand_for};
+use mlc::spec::{Diagnostic, FileLoader, SourceMap, check_alone, check_for, diagnostic, expand_for};
 use std::io::IsTerminal;
 use std::path::Path;
 
@@ -35,10 +35,10 @@ pub fn read_spec(args: &SpecArgs) -> Result<Checked, Failure> {
     }
 }
 
-/// As [`read_spec`], notes left out: the spec was read before with other sizes.
-pub fn read_quietly(args: &SpecArgs) -> Result<Checked, Failure> {
+/// As [`read_spec`], for one device, notes left out: the spec was read before with its mesh and other sizes.
+pub fn read_alone(args: &SpecArgs) -> Result<Checked, Failure> {
     let mut sources = SourceMap::new();
-    match check_for(&mut sources, &FileLoader, &args.spec.to_string_lossy(), &args.sets, args.devices) {
+    match check_alone(&mut sources, &FileLoader, &args.spec.to_string_lossy(), &args.sets) {
         Ok((spec, _)) => Ok(Checked { spec, sources }),
         Err(errors) => {
             show(&errors, &sources, args.format);

@@ -23,7 +23,7 @@ pub mod schema;
 pub mod set;
 pub mod source;
 
-pub use check::{check, check_for};
+pub use check::{check, check_alone, check_for};
 pub use diagnostic::{Diagnostic, Severity};
 pub use expand::{expand, expand_for};
 pub use load::{FileLoader, Loader, MemoryLoader};

@@ -76,8 +76,35 @@ pub fn check_for(
     sets: &[String],
     devices: Option<u64>,
 ) -> Result<(Spec, Vec<Diagnostic>), Vec<Diagnostic>> {
-    let (units, mut found) = load_with_overrides(sources, loader, path, sets)?;
-    let checked = checked(&units, devices, &mut found);
+    let (units, found) = load_with_overrides(sources, loader, path, sets)?;
+    spec_of(&units, devices, found)
+}
+
+/// As [`check`], for one device: as if the file had no mesh.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_alone(
+    sources: &mut SourceMap,
+    loader: &dyn Loader,
+    path: &str,
+    sets: &[String],
+) -> Result<(Spec, Vec<Diagnostic>), Vec<Diagnostic>> {
+    let (mut units, found) = load_with_overrides(sources, loader, path, sets)?;
+    units.units[0].file.items.retain(|item| match item {
+        ast::Item::Section(s) => !["mesh", "store", "pipeline"].contains(&s.kind.name.as_str()),
+        ast::Item::Shard(_) => false,
+        _ => true,
+    });
+    spec_of(&units, None, found)
+}
+
+fn spec_of(
+    units: &Units,
+    devices: Option<u64>,
+    mut found: Vec<Diagnostic>,
+) -> Result<(Spec, Vec<Diagnostic>), Vec<Diagnostic>> {
+    let checked = checked(units, devices, &mut found);
     sort(&mut found);
     match checked {
         Some(checked) if !found.iter().any(Diagnostic::is_error) => Ok((checked.spec, found)),

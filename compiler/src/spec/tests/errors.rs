@@ -284,7 +284,7 @@ fn every_error_that_the_front_end_can_raise_has_a_golden_text() {
     let elsewhere = ["E0417", "E0418", "E0419"];
     // Limits that take megabytes of text to reach; tested in `limits.rs`.
     let limits = ["E0104"];
-    let notes = ["N0001", "N0002", "N0003", "N0004", "N0005", "N0006"];
+    let notes = ["N0001", "N0002", "N0003", "N0004", "N0005", "N0006", "N0007"];
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/spec/tests/errors");
     let files: Vec<String> = std::fs::read_dir(folder)
         .expect("goldens")
