@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Random texts and graphs through everything, for a given time or until one fails.
 #   MLC_FUZZ_MINUTES   how long in all; default 10
+#   MLC_FUZZ_MESHES    how many specs run on random meshes, besides; default 10000
 #   MLC_FUZZ_SEED      the first seed; default the time, so that every run is new
 # A failing text or graph is made small, lies in tests/fuzz/failures/, and is printed with the command that runs it again. Texts with new
 # outcomes join tests/fuzz/corpus/, from which the next run starts.
@@ -16,6 +17,9 @@ MLC_FUZZ_SECONDS=$((minutes * 30)) MLC_FUZZ_SEED=$seed cargo test --quiet -p mlc
 
 echo "fuzz: every pair of shardings of small tensors on small meshes"
 MLC_FUZZ_RESHARDS=1 cargo test --quiet -p mlc --lib --no-default-features reshard_closes
+
+echo "fuzz: ${MLC_FUZZ_MESHES:=10000} specs on random meshes beside one rank"
+MLC_FUZZ_SEED=$seed MLC_FUZZ_SPECS=$MLC_FUZZ_MESHES cargo test --quiet -p mlc-tests --test random_specs -- sharded_is_one_rank --nocapture
 
 per_batch=500
 for ((first = seed; $(date +%s) < end; first += per_batch)); do

@@ -201,6 +201,27 @@ fn compile_refuses_stages_of_a_pipeline() {
     assert_eq!(stages, ["stages of a pipeline can't be built yet: `stage`"]);
 }
 
+/// What the runtime counts its ranks over is the mesh in its order.
+#[test]
+fn compile_gives_the_runtime_the_order_of_the_mesh() {
+    let mesh = |mesh: &str| {
+        let text = format!(
+            "spec 1\nmodel M {{\nsize vocab = 8, d = 4\nsize batch = run, seq = run\n\
+             input tokens: ids<vocab>[batch, seq]\nparam e[vocab, d] = ones\n\
+             loss mean[batch, seq](sum[d](gather[vocab](e, tokens)))\n}}\n\
+             mesh {{ {mesh} }}\nshard {{\nbatch -> data\nd -> fsdp\n}}\n{RUN}"
+        );
+        let loader = crate::spec::MemoryLoader { files: vec![("m.spec".into(), text)] };
+        let mut sources = SourceMap::new();
+        let (spec, _) = check(&mut sources, &loader, "m.spec", &[]).unwrap_or_else(|e| panic!("{e:?}"));
+        let compiled = compile(&spec, &sources, &Identity::default(), &mut Runner::default()).unwrap();
+        compiled.program.info.mesh.iter().map(|a| (a.name.clone(), a.size)).collect::<Vec<_>>()
+    };
+    let [data, fsdp] = [("data".to_string(), 2), ("fsdp".to_string(), 4)];
+    assert_eq!(mesh("data = 2, fsdp = 4"), [data.clone(), fsdp.clone()]);
+    assert_eq!(mesh("data = 2, fsdp = 4, order = [fsdp, data]"), [fsdp, data]);
+}
+
 #[test]
 fn compile_trains_a_bias_inside_the_attention_kernels() {
     let text = format!(
