@@ -9,7 +9,7 @@ use crate::autodiff::precision::Precision;
 use crate::autodiff::{inference_step, training_step};
 use crate::check_kernels::{KernelCheck, checks_of};
 use crate::cost::{Target, latency_bytes};
-use crate::fuse;
+use crate::fuse::{self, Fused};
 use crate::graph::from_spec::{Entry, from_spec, has_logits};
 use crate::graph::passes::{expand_composites, sink_updates};
 use crate::graph::recognise::{fit_chunks, near_misses, recognise};
@@ -30,6 +30,7 @@ use crate::spec::{Diagnostic, SourceMap, codes};
 use crate::spmd::combine::{combine_collectives, reduce_scatter, split_hierarchical};
 use crate::spmd::partition::partition;
 use crate::spmd::replication::{Refused, refused};
+use crate::units;
 use mlc_codegen::abi::ProgramInfo;
 use mlc_codegen::program::Program;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -92,7 +93,7 @@ pub fn compile(
     no_pipeline(spec)?;
     let inputs = input_sources(&spec.model).map_err(CompileError::Spec)?;
     let config = with_microbatches(train_config(&spec.model, train), train);
-    let mut schedules = Vec::new();
+    let mut grouped = Vec::new();
     let mut saved = remat::Report::default();
     let mut entries = Vec::new();
     for (entry, batch) in entries_of(&spec.model, train) {
@@ -107,9 +108,11 @@ pub fn compile(
             Entry::Eval | Entry::Logits => inference(graph, entry, &config.precision, runner)?,
         };
         let graph = on_mesh(graph, entry, spec, sources, runner)?;
-        schedules.push(scheduled(graph, entry, runner)?);
+        let fused = || fuse::group(&graph).map_err(|e| unsupported(e.to_string()));
+        grouped.push((entry, runner.run("fused", fused)?));
         entries.push(EntryMeta { name: entry.name().into(), batch, seq: train.seq, inputs: inputs.clone() });
     }
+    let schedules = scheduled(grouped, spec.target.memory_bytes, runner)?;
     let plan = placed(schedules, spec.target.memory_bytes, runner)?;
     let (info, mut notes) = program_info(spec, train, identity);
     notes.append(&mut runner.notes);
@@ -396,13 +399,32 @@ fn inference(graph: Graph, entry: Entry, precision: &Precision, runner: &mut Run
     Ok(graph)
 }
 
-fn scheduled(graph: Graph, entry: Entry, runner: &mut Runner) -> Result<Schedule> {
-    let fused = runner.run("fused", || fuse::group(&graph).map_err(|e| unsupported(e.to_string())))?;
+/// Orders the entries. What collectives that start iterations early take in memory must fit with the rest: if it does not, they
+/// start later.
+fn scheduled(grouped: Vec<(Entry, Fused)>, limit: Option<u64>, runner: &mut Runner) -> Result<Vec<Schedule>> {
     let machine = runner.machine.clone();
-    let schedule = runner.run("schedule", || Ok(schedule::order(fused, &machine)))?;
-    runner.show("fused", entry.name(), || schedule.fused.text());
-    runner.show("schedule", entry.name(), || schedule.text());
-    Ok(schedule)
+    let order = || {
+        let one = |fused: &Fused, most| schedule::order_within(fused.clone(), &machine, most);
+        let within =
+            |most: u64| -> Vec<Schedule> { grouped.iter().map(|(_, fused)| one(fused, most)).collect() };
+        let mut schedules = within(schedule::MOST_AHEAD);
+        let Some(limit) = limit else { return Ok(schedules) };
+        while let Some(ahead) = schedules.iter().map(|s| s.ahead).max().filter(|ahead| *ahead > 0) {
+            let Err(over) = memory::place(schedules.clone(), Some(limit)) else { break };
+            let needed = units::bytes(over.needed_bytes);
+            schedules = within(ahead - 1);
+            for schedule in &mut schedules {
+                schedule.note = Some(format!("{ahead} ahead does not fit in `target.memory`: {needed}"));
+            }
+        }
+        Ok(schedules)
+    };
+    let schedules = runner.run("schedule", order)?;
+    for ((entry, _), schedule) in grouped.iter().zip(&schedules) {
+        runner.show("fused", entry.name(), || schedule.fused.text());
+        runner.show("schedule", entry.name(), || schedule.text());
+    }
+    Ok(schedules)
 }
 
 fn placed(schedules: Vec<Schedule>, limit_bytes: Option<u64>, runner: &mut Runner) -> Result<Plan> {
@@ -524,6 +546,8 @@ impl<'a> Runner<'a> {
 
 #[cfg(test)]
 mod layer_traffic;
+#[cfg(test)]
+mod prefetch;
 #[cfg(test)]
 pub(crate) mod tests;
 #[cfg(test)]

@@ -248,6 +248,7 @@ impl<'m, 'b> Frame<'m, 'b> {
                 Step::Launch(launch) => self.launch(launch),
                 Step::Collective(step) => self.collective(step),
                 Step::Loop { var, trip, reverse, body } => self.repeat(*var, *trip, *reverse, body),
+                Step::Within { var, from, below, body } => self.within(*var, *from, *below, body),
             }
         }
     }
@@ -271,6 +272,20 @@ impl<'m, 'b> Frame<'m, 'b> {
         let trip = self.constant(trip as i64);
         let more = self.b.ins().icmp(IntCC::UnsignedLessThan, next, trip);
         self.b.ins().brif(more, block, &arguments([next]), after, &[]);
+        self.b.switch_to_block(after);
+    }
+
+    fn within(&mut self, var: LoopVar, from: u64, below: u64, body: &[Step]) {
+        let [then, after] = [(); 2].map(|()| self.b.create_block());
+        let (var, from, count) =
+            (self.var(var), self.constant(from as i64), self.constant(below.saturating_sub(from) as i64));
+        // Below `from` the difference wraps around to more than there are.
+        let place = self.b.ins().isub(var, from);
+        let inside = self.b.ins().icmp(IntCC::UnsignedLessThan, place, count);
+        self.b.ins().brif(inside, then, &[], after, &[]);
+        self.b.switch_to_block(then);
+        self.steps(body);
+        self.b.ins().jump(after, &[]);
         self.b.switch_to_block(after);
     }
 
@@ -338,6 +353,10 @@ impl<'m, 'b> Frame<'m, 'b> {
         let mut bytes = self.constant(address.offset as i64);
         for stride in &address.strides {
             let mut index = self.var(stride.var);
+            if stride.ahead != 0 {
+                let ahead = self.constant(stride.ahead);
+                index = self.b.ins().iadd(index, ahead);
+            }
             if stride.slots > 0 {
                 let slots = self.constant(stride.slots as i64);
                 index = self.b.ins().urem(index, slots);

@@ -231,6 +231,7 @@ impl<'a, 'c> Emitter<'a, 'c> {
                 Step::Launch(launch) => self.launch(frame, launch)?,
                 Step::Collective(step) => self.collective(frame, step)?,
                 Step::Loop { var, trip, reverse, body } => self.repeat(frame, *var, *trip, *reverse, body)?,
+                Step::Within { var, from, below, body } => self.within(frame, *var, *from, *below, body)?,
             }
         }
         Ok(())
@@ -266,6 +267,29 @@ impl<'a, 'c> Emitter<'a, 'c> {
         let end = self.builder.get_insert_block().unwrap_or(block);
         counter.add_incoming(&[(&self.i64.const_zero(), before), (&next, end)]);
         self.builder.build_conditional_branch(more, block, after)?;
+        self.builder.position_at_end(after);
+        Ok(())
+    }
+
+    fn within(
+        &self,
+        frame: &mut Frame<'c>,
+        var: LoopVar,
+        from: u64,
+        below: u64,
+        body: &[Step],
+    ) -> Result<(), BuilderError> {
+        let then = self.context.append_basic_block(frame.function, "within");
+        let after = self.context.append_basic_block(frame.function, "after");
+        let word = |value: u64| self.i64.const_int(value, false);
+        // Below `from` the difference wraps around to more than there are.
+        let place = self.builder.build_int_sub(self.var(frame, var), word(from), "")?;
+        let count = word(below.saturating_sub(from));
+        let inside = self.builder.build_int_compare(IntPredicate::ULT, place, count, "")?;
+        self.builder.build_conditional_branch(inside, then, after)?;
+        self.builder.position_at_end(then);
+        self.steps(frame, body)?;
+        self.builder.build_unconditional_branch(after)?;
         self.builder.position_at_end(after);
         Ok(())
     }
@@ -328,6 +352,10 @@ impl<'a, 'c> Emitter<'a, 'c> {
         let mut bytes = self.i64.const_int(address.offset, false);
         for stride in &address.strides {
             let mut index = self.var(frame, stride.var);
+            if stride.ahead != 0 {
+                let ahead = self.i64.const_int(stride.ahead as u64, true);
+                index = self.builder.build_int_add(index, ahead, "")?;
+            }
             if stride.slots > 0 {
                 let slots = self.i64.const_int(stride.slots, false);
                 index = self.builder.build_int_unsigned_rem(index, slots, "")?;

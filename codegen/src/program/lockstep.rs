@@ -20,8 +20,7 @@ impl Here {
     /// Byte offset in the address's space. The verifier has seen that its loops are around and its axes there.
     pub fn offset(&self, address: &Address) -> u64 {
         let looped = address.strides.iter().fold(address.offset, |sum, stride| {
-            let index = self.vars.get(&stride.var).copied().unwrap_or(0);
-            sum + stride.bytes * if stride.slots > 0 { index % stride.slots } else { index }
+            sum + stride.at(self.vars.get(&stride.var).copied().unwrap_or(0))
         });
         address.ranks.iter().fold(looped, |sum, stride| {
             sum + stride.bytes * self.coordinates.get(stride.axis as usize).copied().unwrap_or(0)
@@ -117,6 +116,13 @@ impl Walk<'_, '_, '_> {
                     }
                 }
                 Step::Collective(collective) => self.collective(collective)?,
+                Step::Within { var, from, below, body } => {
+                    // The same on all ranks.
+                    let index = self.here.first().and_then(|here| here.vars.get(var)).copied().unwrap_or(0);
+                    if (*from..*below).contains(&index) {
+                        self.steps(body)?;
+                    }
+                }
                 Step::Loop { var, trip, reverse, body } => {
                     for i in 0..*trip {
                         let index = if *reverse { trip - 1 - i } else { i };

@@ -6,11 +6,13 @@
 //!
 //! What always holds:
 //! * every buffer a step touches lies inside its memory space for every value of the loop variables and on every rank;
-//! * a collective is started and done once each, in one body of steps, and nobody meddles with its buffers in between;
+//! * a collective is started and done once each, in one body of steps or from one iteration of a loop to a later one, and
+//!   nobody meddles with its buffers in between;
 //! * a launch passes exactly as many addresses as its kernel has buffers, and scalars likewise;
 //! * every operand's strides have as many entries as the iteration space has dimensions;
 //! * scalar regions are in single-assignment order and well typed.
 
+mod bind;
 pub(crate) mod exchange;
 pub mod execute;
 mod interpret;
@@ -69,7 +71,7 @@ impl Entry {
             let each = |step: &Step| match step {
                 Step::Launch(launch) => (launch.buffers.len(), launch.scalars.len()),
                 Step::Collective(collective) => (collective.buffers.len(), 0),
-                Step::Loop { body, .. } => most(body),
+                Step::Loop { body, .. } | Step::Within { body, .. } => most(body),
             };
             steps.iter().map(each).fold((0, 0), |(b, s), (buffers, scalars)| (b.max(buffers), s.max(scalars)))
         }
@@ -95,6 +97,17 @@ pub enum Step {
         /// Steps in order.
         body: Vec<Step>,
     },
+    /// Run `body` in those iterations of an enclosing loop whose variable is in `from..below`.
+    Within {
+        /// Of the loop.
+        var: LoopVar,
+        /// First value.
+        from: u64,
+        /// Behind the last one.
+        below: u64,
+        /// Steps in order; no loops.
+        body: Vec<Step>,
+    },
 }
 
 /// A loop variable of the step program.
@@ -116,8 +129,9 @@ pub struct Launch {
     pub scalars: Vec<ScalarArg>,
 }
 
-/// Half of a collective. Every start has its done later in the same body, with the same fields but for the stage. In between,
-/// no step writes a buffer that is sent, or touches one that is received or the staging buffer.
+/// Half of a collective. Every start has its done later, with the same op and collective and at the same addresses: in the same
+/// body or, around the iterations of a loop, in a later iteration or behind the loop. In between, no step writes a buffer that
+/// is sent, or touches one that is received or the staging buffer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollectiveStep {
     /// Index into `Program::info.ops`.
@@ -139,7 +153,7 @@ pub enum CollectiveStage {
     Done,
 }
 
-/// `base(space) + offset + Σ stride·(var mod modulo) + Σ bytes·coordinate`, in bytes.
+/// `base(space) + offset + Σ stride·((var + ahead) mod slots) + Σ bytes·coordinate`, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address {
     /// Index into `info.spaces`.
@@ -169,8 +183,23 @@ pub struct LoopStride {
     pub var: LoopVar,
     /// Bytes per iteration.
     pub bytes: u64,
-    /// Take the variable modulo this many slots (0 = no modulo).
+    /// Take the index modulo this many slots (0 = no modulo).
     pub slots: u64,
+    /// The index is the variable plus this: that of another iteration, which has to be there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ahead: i64,
+}
+
+fn is_zero(value: &i64) -> bool {
+    *value == 0
+}
+
+impl LoopStride {
+    /// Bytes from the start of the buffer when the loop's variable has this value.
+    pub fn at(&self, var: u64) -> u64 {
+        let index = var.wrapping_add_signed(self.ahead);
+        self.bytes.wrapping_mul(if self.slots > 0 { index % self.slots } else { index })
+    }
 }
 
 /// A scalar argument.

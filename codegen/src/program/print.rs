@@ -54,6 +54,11 @@ impl Program {
                     let place = self.place(step.op);
                     writeln!(f, "{:indent$}{}{place}", "", collective_step(step))?;
                 }
+                Step::Within { var, from, below, body } => {
+                    writeln!(f, "{:indent$}within i{} {from}..{below} {{", "", var.0)?;
+                    self.steps(f, body, depth + 1)?;
+                    writeln!(f, "{:indent$}}}", "")?;
+                }
                 Step::Loop { var, trip, reverse, body } => {
                     let down = if *reverse { " reverse" } else { "" };
                     writeln!(f, "{:indent$}loop i{} < {trip}{down} {{", "", var.0)?;
@@ -129,7 +134,11 @@ fn address(a: &Address) -> String {
     let mut text = format!("{}:{}", a.space, a.offset);
     for s in &a.strides {
         let slots = if s.slots > 0 { format!("%{}", s.slots) } else { String::new() };
-        let _ = write!(text, "+{}*i{}{slots}", s.bytes, s.var.0);
+        let index = match s.ahead {
+            0 => format!("i{}", s.var.0),
+            n => format!("(i{}{n:+})", s.var.0),
+        };
+        let _ = write!(text, "+{}*{index}{slots}", s.bytes);
     }
     for s in &a.ranks {
         let _ = write!(text, "+{}*r{}", s.bytes, s.axis);

@@ -12,7 +12,7 @@
 use super::{Address, LoopStride, LoopVar, ScalarArg, Step};
 
 /// Unrolls the loops of an entry for which `by` gives more than 1: a divisor of the loop's iterations. A loop that
-/// something follows around a ring of slots stays as it is.
+/// something follows around a ring of slots, or that has steps within some iterations only, stays as it is.
 pub fn unroll(steps: &[Step], by: &dyn Fn(LoopVar) -> u64) -> Vec<Step> {
     let mut unroller = Unroller { by, next: 1 + last_var(steps) };
     unroller.steps(steps)
@@ -62,11 +62,12 @@ fn last_var(steps: &[Step]) -> u32 {
     let of = |step: &Step| match step {
         Step::Launch(_) | Step::Collective(_) => 0,
         Step::Loop { var, body, .. } => var.0.max(last_var(body)),
+        Step::Within { body, .. } => last_var(body),
     };
     steps.iter().map(of).max().unwrap_or(0)
 }
 
-/// Whether an address takes the variable modulo a number of slots.
+/// Whether an address takes the variable modulo a number of slots, or a step is within some of its values.
 fn goes_round(step: &Step, var: LoopVar) -> bool {
     let round =
         |buffers: &[Address]| buffers.iter().flat_map(|a| &a.strides).any(|s| s.var == var && s.slots > 0);
@@ -74,6 +75,7 @@ fn goes_round(step: &Step, var: LoopVar) -> bool {
         Step::Launch(launch) => round(&launch.buffers),
         Step::Collective(collective) => round(&collective.buffers),
         Step::Loop { body, .. } => body.iter().any(|step| goes_round(step, var)),
+        Step::Within { var: of, body, .. } => *of == var || body.iter().any(|step| goes_round(step, var)),
     }
 }
 
@@ -84,6 +86,9 @@ fn each_argument(
     stride: &dyn Fn(&mut LoopStride) -> u64,
     scalar: &dyn Fn(&mut LoopVar, &mut i64, &mut i64),
 ) -> Step {
+    let inside = |body: Vec<Step>| -> Vec<Step> {
+        body.into_iter().map(|step| each_argument(step, var, stride, scalar)).collect()
+    };
     let addresses = |buffers: &mut [Address]| {
         for address in buffers {
             for s in address.strides.iter_mut().filter(|s| s.var == var) {
@@ -108,8 +113,10 @@ fn each_argument(
             Step::Collective(collective)
         }
         Step::Loop { var: own, trip, reverse, body } => {
-            let body = body.into_iter().map(|step| each_argument(step, var, stride, scalar)).collect();
-            Step::Loop { var: own, trip, reverse, body }
+            Step::Loop { var: own, trip, reverse, body: inside(body) }
+        }
+        Step::Within { var: of, from, below, body } => {
+            Step::Within { var: of, from, below, body: inside(body) }
         }
     }
 }
@@ -132,7 +139,10 @@ fn with_var(step: Step, old: LoopVar, new: LoopVar) -> Step {
         s.var = new;
         0
     };
-    each_argument(step, old, &stride, &|var, _, _| *var = new)
+    match each_argument(step, old, &stride, &|var, _, _| *var = new) {
+        Step::Within { var, from, below, body } if var == old => Step::Within { var: new, from, below, body },
+        step @ (Step::Launch(_) | Step::Collective(_) | Step::Loop { .. } | Step::Within { .. }) => step,
+    }
 }
 
 #[cfg(test)]
@@ -141,7 +151,8 @@ mod tests {
     use crate::program::{Address, CollectiveStage, CollectiveStep, Launch, LoopStride};
 
     fn address(vars: &[u32]) -> Address {
-        let strides = vars.iter().map(|v| LoopStride { var: LoopVar(*v), bytes: 4, slots: 0 }).collect();
+        let strides =
+            vars.iter().map(|v| LoopStride { var: LoopVar(*v), bytes: 4, slots: 0, ahead: 0 }).collect();
         Address { space: 0, offset: 64, strides, ranks: Vec::new() }
     }
 
@@ -170,7 +181,7 @@ mod tests {
             vars.iter().rev().find(|(v, _)| *v == var).expect("the loop is around").1
         };
         let offset = |vars: &[(LoopVar, u64)], a: &Address| {
-            a.strides.iter().fold(a.offset, |o, s| o + s.bytes * value(vars, s.var))
+            a.strides.iter().fold(a.offset, |o, s| o + s.at(value(vars, s.var)))
         };
         for step in steps {
             match step {
@@ -182,6 +193,11 @@ mod tests {
                         ScalarArg::Loop(v, factor, plus) => value(vars, *v) as i64 * factor + plus,
                     });
                     out.push((offset, scalars.collect()));
+                }
+                Step::Within { var, from, below, body } => {
+                    if (*from..*below).contains(&value(vars, *var)) {
+                        trace(body, vars, out);
+                    }
                 }
                 Step::Loop { var, trip, reverse, body } => {
                     for i in 0..*trip {

@@ -3,20 +3,21 @@
 //!   and sizes are positive; scalar regions are in single-assignment order, refer to inputs there are, and have as many
 //!   results as outputs;
 //! * entries are those of `info`, in its order; op, kernel, stream and space numbers exist; loops run at least once and
-//!   their variables are distinct; addresses and scalars move with enclosing loops only;
+//!   their variables are distinct; addresses and scalars move with enclosing loops only, and with iterations there are;
 //! * a launch passes an address per buffer and a scalar per scalar of its kernel;
 //! * every element a step touches lies inside its memory space, for every value of the loop variables and every rank;
 //! * a buffer a launch writes shares no element with another buffer of the launch;
-//! * collectives: see [`collectives`].
+//! * collectives: see [`collectives`] and [`pairs`].
 
 mod collectives;
+mod pairs;
 mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::operands::Use;
 use super::region::{Region, ScalarOp};
-use super::{Address, CollectiveStep, Entry, KernelSpec, Launch, LoopVar, Program, ScalarArg, Step};
+use super::{Address, Entry, KernelSpec, Launch, LoopVar, Program, ScalarArg, Step};
 use crate::abi::DType;
 use collectives::CollectiveFacts;
 use shared::{Around, Touched, shared};
@@ -209,23 +210,35 @@ impl<'a> Verifier<'a> {
         let place = format!("entry {}", entry.name);
         let mesh = self.program.info.mesh.iter().map(|a| a.size).collect();
         let mut around = Around { loops: Vec::new(), mesh };
-        self.steps(&place, &entry.body, &mut around, &mut BTreeSet::new(), &mut Vec::new());
+        let before = self.errors.len();
+        self.steps(&place, &entry.body, &mut around, &mut BTreeSet::new());
+        if self.errors.len() == before {
+            self.pairs(entry);
+        }
     }
 
-    /// `open` are the collectives begun and not done, here and further out.
-    fn steps(
-        &mut self,
-        place: &str,
-        steps: &'a [Step],
-        around: &mut Around,
-        seen: &mut BTreeSet<LoopVar>,
-        open: &mut Vec<&'a CollectiveStep>,
-    ) {
-        let outside = open.len();
+    /// Each step by itself.
+    fn steps(&mut self, place: &str, steps: &'a [Step], around: &mut Around, seen: &mut BTreeSet<LoopVar>) {
         for step in steps {
             match step {
-                Step::Launch(launch) => self.launch(place, launch, around, open),
-                Step::Collective(step) => self.collective(place, step, around, open, outside),
+                Step::Launch(launch) => self.launch(place, launch, around),
+                Step::Collective(step) => self.half(place, step, around),
+                Step::Within { var, from, below, body } => {
+                    let Some(at) = around.loops.iter().position(|(v, _)| v == var) else {
+                        self.fail(place, format!("steps within loop {}, which is not around them", var.0));
+                        continue;
+                    };
+                    if body.iter().any(|step| matches!(step, Step::Loop { .. })) {
+                        self.fail(place, format!("a loop within iterations of loop {}", var.0));
+                    }
+                    let all = around.loops[at].1.clone();
+                    let some = all.start.max(*from)..all.end.min(*below);
+                    if !some.is_empty() {
+                        around.loops[at].1 = some;
+                        self.steps(place, body, around, seen);
+                        around.loops[at].1 = all;
+                    }
+                }
                 Step::Loop { var, trip, body, reverse: _ } => {
                     if *trip == 0 {
                         self.fail(place, format!("loop {} runs 0 times", var.0));
@@ -233,21 +246,15 @@ impl<'a> Verifier<'a> {
                     if !seen.insert(*var) {
                         self.fail(place, format!("two loops have variable {}", var.0));
                     }
-                    around.loops.push((*var, *trip));
-                    self.steps(place, body, around, seen, open);
+                    around.loops.push((*var, 0..*trip));
+                    self.steps(place, body, around, seen);
                     around.loops.pop();
                 }
             }
         }
-        for step in open.split_off(outside) {
-            self.fail(
-                place,
-                format!("collective {} is started and not done in the same body", step.collective),
-            );
-        }
     }
 
-    fn launch(&mut self, place: &str, launch: &'a Launch, around: &Around, open: &[&'a CollectiveStep]) {
+    fn launch(&mut self, place: &str, launch: &'a Launch, around: &Around) {
         let program = self.program;
         let Some(kernel) = program.kernels.get(launch.kernel as usize) else {
             return self.fail(place, format!("there is no kernel {}", launch.kernel));
@@ -272,7 +279,6 @@ impl<'a> Verifier<'a> {
                     }
                 }
             }
-            messages.extend(self.meddling(&touched, around, open));
         }
         messages.into_iter().for_each(|m| self.fail(&place, m));
     }

@@ -18,7 +18,8 @@ const N: u64 = 37;
 
 /// Elements `0..N` of f32 from byte `offset` on, and per step `bytes` further (`slots` of them).
 fn address(offset: u64, var: u32, bytes: u64, slots: u64) -> Address {
-    let strides = if bytes == 0 { vec![] } else { vec![LoopStride { var: LoopVar(var), bytes, slots }] };
+    let strides =
+        if bytes == 0 { vec![] } else { vec![LoopStride { var: LoopVar(var), bytes, slots, ahead: 0 }] };
     Address { space: 0, offset, strides, ranks: Vec::new() }
 }
 

@@ -69,7 +69,8 @@ fn on_ranks() -> Program {
         ranks: vec![RankStride { axis: 0, bytes: 3 * ROW }, RankStride { axis: 1, bytes: ROW }],
         ..at(all)
     };
-    let of_i = Address { strides: vec![LoopStride { var: LoopVar(0), bytes: 24, slots: 0 }], ..at(cols) };
+    let of_i =
+        Address { strides: vec![LoopStride { var: LoopVar(0), bytes: 24, slots: 0, ahead: 0 }], ..at(cols) };
     let both = |collective, send: u64, recv: Address| {
         [CollectiveStage::Start, CollectiveStage::Done].map(|stage| {
             let buffers = vec![at(send), recv.clone(), at(staging)];

@@ -236,6 +236,7 @@ impl Assign {
             space: Space::Device,
             sharding: Sharding::whole(),
             origin: origin.clone(),
+            ring: None,
         });
         View::whole(id, ty)
     }

@@ -82,6 +82,7 @@ impl AttentionDims {
 pub fn has_unwalkable(fused: &Fused, items: &[Item]) -> bool {
     items.iter().any(|item| match item {
         Item::Loop { body, .. } => has_unwalkable(fused, body),
+        Item::Turned { item, .. } => has_unwalkable(fused, std::slice::from_ref(item)),
         Item::Start(_) | Item::Done(_) => false,
         Item::Group(id) => {
             let group = fused.group(*id);

@@ -42,7 +42,7 @@ fn region(fused: &mut Fused, items: Vec<Item>, home: Option<LoopId>) -> Result<V
                 forget_overwritten(fused, &[Item::Group(id)], &mut copied);
                 out.push(Item::Group(id));
             }
-            Item::Start(_) | Item::Done(_) => out.push(item),
+            Item::Start(_) | Item::Done(_) | Item::Turned { .. } => out.push(item),
         }
     }
     Ok(out)
@@ -53,6 +53,7 @@ fn forget_overwritten(fused: &Fused, items: &[Item], copied: &mut Vec<Copied>) {
     for item in items {
         match item {
             Item::Loop { body, .. } => forget_overwritten(fused, body, copied),
+            Item::Turned { item, .. } => forget_overwritten(fused, std::slice::from_ref(item), copied),
             Item::Group(id) | Item::Start(id) | Item::Done(id) => {
                 let writes = &fused.group(*id).writes;
                 copied.retain(|c| writes.iter().all(|w| w.view.buffer != c.from.buffer));
@@ -153,6 +154,7 @@ fn dense(
         space: Space::Device,
         sharding: Sharding::whole(),
         origin: group.origin.clone(),
+        ring: None,
     });
     View::whole(id, &ty)
 }

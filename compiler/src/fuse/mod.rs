@@ -193,17 +193,39 @@ pub struct Buffer {
     pub sharding: Sharding,
     /// Where its value comes from.
     pub origin: Origin,
+    /// Iterations of a loop take turns in slots of it; everything else here is of one slot.
+    pub ring: Option<Ring>,
+}
+
+/// Slots start at multiples of this: a cache line, and the widest vector.
+const SLOT_ALIGNMENT: u64 = 64;
+
+/// Slots of a buffer, one after the other in memory: iteration i of the loop uses slot `i mod slots`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ring {
+    /// The loop.
+    pub of: LoopId,
+    /// How many, ≥ 2.
+    pub slots: u64,
 }
 
 impl Buffer {
-    /// Number of elements.
+    /// Number of elements of a slot.
     pub fn numel(&self) -> u64 {
         self.axes.iter().map(|a| a.size).product()
     }
 
-    /// Size in bytes.
+    /// Size in bytes, all slots together.
     pub fn bytes(&self) -> u64 {
-        self.numel() * self.dtype.bytes()
+        match self.ring {
+            Some(ring) => ring.slots * self.slot_bytes(),
+            None => self.numel() * self.dtype.bytes(),
+        }
+    }
+
+    /// Bytes from one slot to the next.
+    pub fn slot_bytes(&self) -> u64 {
+        (self.numel() * self.dtype.bytes()).next_multiple_of(SLOT_ALIGNMENT)
     }
 
     /// Elements between neighbours along an axis; 0 for an axis it does not have.
@@ -338,6 +360,46 @@ pub enum Item {
         /// Items of one iteration.
         body: Vec<Item>,
     },
+    /// A group, or half of a collective, of the body of a loop, run for another iteration than the one around it.
+    Turned {
+        /// The loop.
+        of: LoopId,
+        /// Which iteration.
+        turn: Turn,
+        /// None of the others.
+        item: Box<Item>,
+    },
+}
+
+/// Which iteration of a loop. Iterations count in the order in which they run, a reverse loop's, too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// In the loop's body: the iteration so many later, or earlier if negative; nothing if the loop has none.
+    By(i64),
+    /// Before or behind the loop: this one.
+    At(u64),
+}
+
+impl Item {
+    /// The group, or half of a collective, or loop that it is, whichever iteration it is run for.
+    pub fn inner(&self) -> &Item {
+        match self {
+            Item::Turned { item, .. } => item,
+            Item::Group(_) | Item::Start(_) | Item::Done(_) | Item::Loop { .. } => self,
+        }
+    }
+
+    /// How many iterations later than the one around it, of the loop it stands in.
+    pub fn later(&self) -> i64 {
+        match self {
+            Item::Turned { turn: Turn::By(n), .. } => *n,
+            Item::Turned { turn: Turn::At(_), .. }
+            | Item::Group(_)
+            | Item::Start(_)
+            | Item::Done(_)
+            | Item::Loop { .. } => 0,
+        }
+    }
 }
 
 /// A graph cut into kernel groups, with its buffers.

@@ -5,7 +5,7 @@
 //! gemm g5: dot add  %x @b1[batch, seq, d] %w @b2[d, ff] -> %h @b3[batch, seq, ff]
 //! ```
 
-use super::{At, Fused, Group, GroupId, Item, Kind, View};
+use super::{At, Fused, Group, GroupId, Item, Kind, Turn, View};
 use crate::graph::{Name, Op, Space, ValueId, shape};
 use std::fmt::Write as _;
 
@@ -26,6 +26,9 @@ impl Fused {
                 axes.join(", "),
                 b.bytes()
             );
+            if let Some(ring) = b.ring {
+                let _ = writeln!(out, "    {} slots for the iterations of loop{}", ring.slots, ring.of.0);
+            }
         }
         self.items(&self.body, 1, &mut out);
         out.push_str("}\n");
@@ -44,6 +47,16 @@ impl Fused {
                 }
                 Item::Done(id) => {
                     let _ = writeln!(out, "{pad}done g{}", id.0);
+                }
+                Item::Turned { of, turn, item } => {
+                    let which = match turn {
+                        Turn::By(n) => format!("{n:+}"),
+                        Turn::At(n) => format!(" iteration {n}"),
+                    };
+                    let _ = write!(out, "{pad}(loop{}{which}) ", of.0);
+                    let mut text = String::new();
+                    self.items(std::slice::from_ref(item), 0, &mut text);
+                    out.push_str(&text);
                 }
                 Item::Loop { id, op, trip, reverse, body } => {
                     let axis = match &self.graph.op(*op).op {

@@ -9,8 +9,8 @@ use mlc_codegen::abi::{CollectiveInfo, CollectivePartInfo, OpInfo};
 use mlc_codegen::program::{Address, CollectiveStage, CollectiveStep};
 
 impl LowerEntry<'_> {
-    /// The start of a collective, entered into both tables.
-    pub(super) fn start(&mut self, id: GroupId) -> CollectiveStep {
+    /// A start or done of a collective.
+    pub(super) fn half(&mut self, id: GroupId, stage: CollectiveStage) -> CollectiveStep {
         let fused = &self.entry.schedule.fused;
         let group = fused.group(id);
         let Kind::Collective { op, staging } = group.kind else { panic!("only collectives are started") };
@@ -23,6 +23,17 @@ impl LowerEntry<'_> {
             axes: Vec::new(),
             slots: Vec::new(),
         }));
+        let (op, collective) = match self.started.get(&id) {
+            Some(lines) => *lines,
+            None => self.enter(id, op),
+        };
+        CollectiveStep { op, collective, stage, buffers }
+    }
+
+    /// Enters a collective into both tables.
+    fn enter(&mut self, id: GroupId, op: OpId) -> (u32, u32) {
+        let fused = &self.entry.schedule.fused;
+        let group = fused.group(id);
         let info = describe(fused, group, op);
         let known = self.collectives.iter().position(|c| *c == info);
         let collective = known.unwrap_or_else(|| {
@@ -39,7 +50,8 @@ impl LowerEntry<'_> {
             stream: 0,
         });
         let op = self.ops.len() as u32 - 1;
-        CollectiveStep { op, collective, stage: CollectiveStage::Start, buffers }
+        self.started.insert(id, (op, collective));
+        (op, collective)
     }
 }
 

@@ -23,13 +23,15 @@ mod mesh;
 mod names;
 #[cfg(test)]
 mod rank_tests;
+#[cfg(test)]
+mod rotate_tests;
 pub mod scalar;
 pub mod simulate;
 #[cfg(test)]
 mod tests;
 pub mod unroll_repeats;
 
-use crate::fuse::{Class, FuseError, Fused, Group, GroupId, Item, Kind, LoopId, Result, View};
+use crate::fuse::{Class, FuseError, Fused, Group, GroupId, Item, Kind, LoopId, Result, Turn, View};
 use crate::graph::{Space, shape};
 use crate::memory::{EntryPlan, Plan};
 use mlc_codegen::abi::{
@@ -37,8 +39,8 @@ use mlc_codegen::abi::{
     ScalarInfo, SpaceInfo, TensorInfo, TensorRole,
 };
 use mlc_codegen::program::{
-    Address, CollectiveStage, CollectiveStep, Entry, Kernel, KernelSpec, Launch, LoopStride, LoopVar,
-    Program, RankStride, ScalarArg, Step,
+    Address, CollectiveStage, Entry, Kernel, KernelSpec, Launch, LoopStride, LoopVar, Program, RankStride,
+    ScalarArg, Step,
 };
 use std::collections::BTreeMap;
 
@@ -148,9 +150,12 @@ pub fn to_program(plan: &Plan, entries: &[EntryMeta], mut info: ProgramInfo) -> 
             kernels: &mut kernels,
             ops: &mut made.info.ops,
             collectives: &mut made.info.collectives,
-            open: BTreeMap::new(),
+            started: BTreeMap::new(),
+            loops: BTreeMap::new(),
+            turned: None,
             flops: 0,
         };
+        find_loops(&entry.schedule.fused.body, &mut lowering.loops);
         let body = lowering.items(&entry.schedule.fused.body, 1)?;
         let flops = lowering.flops;
         made.entries.push(Entry { name: meta.name.clone(), body });
@@ -194,9 +199,22 @@ struct LowerEntry<'a> {
     kernels: &'a mut Kernels,
     ops: &'a mut Vec<OpInfo>,
     collectives: &'a mut Vec<CollectiveInfo>,
-    /// Starts of collectives, for their dones.
-    open: BTreeMap<GroupId, CollectiveStep>,
+    /// Collectives with their lines of the op table and of the table of collectives.
+    started: BTreeMap<GroupId, (u32, u32)>,
+    /// Iterations of every loop, and whether it counts down.
+    loops: BTreeMap<LoopId, (u64, bool)>,
+    /// The iteration that is lowered, if it is not the one around.
+    turned: Option<(LoopId, Turn)>,
     flops: u64,
+}
+
+fn find_loops(items: &[Item], loops: &mut BTreeMap<LoopId, (u64, bool)>) {
+    for item in items {
+        if let Item::Loop { id, trip, reverse, body, .. } = item {
+            loops.insert(*id, (*trip, *reverse));
+            find_loops(body, loops);
+        }
+    }
 }
 
 impl LowerEntry<'_> {
@@ -208,16 +226,10 @@ impl LowerEntry<'_> {
                     let group = self.entry.schedule.fused.group(*id);
                     steps.push(Step::Launch(self.launch(group, times)?));
                 }
-                Item::Start(id) => {
-                    let step = self.start(*id);
-                    self.open.insert(*id, step.clone());
-                    steps.push(Step::Collective(step));
-                }
-                Item::Done(id) => {
-                    let step =
-                        self.open.remove(id).expect("the schedule starts a collective before it is done");
-                    let stage = CollectiveStage::Done;
-                    steps.push(Step::Collective(CollectiveStep { stage, ..step }));
+                Item::Start(id) => steps.push(Step::Collective(self.half(*id, CollectiveStage::Start))),
+                Item::Done(id) => steps.push(Step::Collective(self.half(*id, CollectiveStage::Done))),
+                Item::Turned { of, turn, item } => {
+                    steps.extend(self.turned(*of, *turn, item, times)?);
                 }
                 Item::Loop { id, trip, reverse, body, .. } => {
                     let body = self.items(body, times * trip)?;
@@ -226,6 +238,45 @@ impl LowerEntry<'_> {
             }
         }
         Ok(steps)
+    }
+
+    /// An item for another iteration: nothing where there is none.
+    fn turned(&mut self, of: LoopId, turn: Turn, item: &Item, times: u64) -> Result<Vec<Step>> {
+        let (trip, reverse) = self.loops[&of];
+        // In a body, `times` counts iterations of the loop, too.
+        let runs = match turn {
+            Turn::By(n) => times / trip * trip.saturating_sub(n.unsigned_abs()),
+            Turn::At(_) => times,
+        };
+        self.turned = Some((of, turn));
+        let body = self.items(std::slice::from_ref(item), runs);
+        self.turned = None;
+        let body = body?;
+        Ok(match turn {
+            Turn::At(_) => body,
+            Turn::By(n) => {
+                // Where the loop counts down, a later iteration has a smaller index.
+                let up = (n > 0) != reverse;
+                let n = n.unsigned_abs();
+                let (from, below) = if up { (0, trip.saturating_sub(n)) } else { (n, trip) };
+                let var = LoopVar(of.0);
+                if from < below { vec![Step::Within { var, from, below, body }] } else { Vec::new() }
+            }
+        })
+    }
+
+    /// How far the index of a loop is from its variable, or what it is.
+    fn index_of(&self, var: LoopId) -> Index {
+        match self.turned {
+            Some((of, turn)) if of == var => {
+                let (trip, reverse) = self.loops[&of];
+                match turn {
+                    Turn::By(n) => Index::Ahead(if reverse { -n } else { n }),
+                    Turn::At(n) => Index::Is(if reverse { trip - 1 - n } else { n }),
+                }
+            }
+            Some(_) | None => Index::Ahead(0),
+        }
     }
 
     fn launch(&mut self, group: &Group, times: u64) -> Result<Launch> {
@@ -248,24 +299,36 @@ impl LowerEntry<'_> {
             flops: lowered.flops,
             stream: 0,
         });
-        let scalars = lowered.indices.iter().map(|l| ScalarArg::Loop(LoopVar(l.0), 1, 0)).collect();
+        let scalar = |l: &LoopId| match self.index_of(*l) {
+            Index::Ahead(n) => ScalarArg::Loop(LoopVar(l.0), 1, n),
+            Index::Is(n) => ScalarArg::Const(n as i64),
+        };
+        let scalars = lowered.indices.iter().map(scalar).collect();
         Ok(Launch { op, kernel, stream: 0, buffers, scalars })
     }
 
     fn address(&self, view: &View) -> Address {
         let buffer = self.entry.schedule.fused.buffer(view.buffer);
         let size = buffer.dtype.bytes();
+        let mut offset = self.entry.offsets[view.buffer.0 as usize] + view.offset(buffer) * size;
+        let mut strides = Vec::new();
+        let slices = view.loop_strides(buffer).into_iter().map(|(l, n)| (l, n * size, 0));
+        for (var, bytes, slots) in
+            slices.chain(buffer.ring.map(|ring| (ring.of, buffer.slot_bytes(), ring.slots)))
+        {
+            let stride = |ahead| LoopStride { var: LoopVar(var.0), bytes, slots, ahead };
+            match self.index_of(var) {
+                Index::Ahead(n) => strides.push(stride(n)),
+                Index::Is(n) => offset += stride(0).at(n),
+            }
+        }
         Address {
             space: match buffer.space {
                 Space::Device => 0,
                 Space::Host => 1,
             },
-            offset: self.entry.offsets[view.buffer.0 as usize] + view.offset(buffer) * size,
-            strides: view
-                .loop_strides(buffer)
-                .into_iter()
-                .map(|(l, n)| LoopStride { var: LoopVar(l.0), bytes: n * size, slots: 0 })
-                .collect(),
+            offset,
+            strides,
             ranks: view
                 .rank_strides(buffer)
                 .into_iter()
@@ -276,6 +339,15 @@ impl LowerEntry<'_> {
                 .collect(),
         }
     }
+}
+
+/// What is known of the index of a loop.
+#[derive(Clone, Copy)]
+enum Index {
+    /// The variable plus this.
+    Ahead(i64),
+    /// This.
+    Is(u64),
 }
 
 /// Buffers that start at one address become one buffer of the kernel: operand and result of a kernel that works in place.

@@ -46,7 +46,7 @@ fn launches_in(items: &[Item]) -> usize {
     items
         .iter()
         .map(|item| match item {
-            Item::Group(_) | Item::Start(_) | Item::Done(_) => 1,
+            Item::Group(_) | Item::Start(_) | Item::Done(_) | Item::Turned { .. } => 1,
             Item::Loop { body, .. } => launches_in(body),
         })
         .sum()
@@ -67,6 +67,7 @@ impl Walk<'_> {
                     }
                     self.time += 1;
                 }
+                Item::Turned { item, .. } => self.items(std::slice::from_ref(item)),
                 Item::Loop { id, body, .. } => {
                     let n = launches_in(body);
                     let life = Life { from: self.time, to: (self.time + n).max(self.time + 1) - 1 };

@@ -73,7 +73,7 @@ fn walk(fused: &Fused, items: &[Item], lives: &Lives, time: &mut usize, shared: 
                 share_in(fused, fused.group(*id), lives, *time, shared);
                 *time += 1;
             }
-            Item::Start(_) | Item::Done(_) => *time += 1,
+            Item::Start(_) | Item::Done(_) | Item::Turned { .. } => *time += 1,
             Item::Loop { body, .. } => walk(fused, body, lives, time, shared),
         }
     }
@@ -116,6 +116,7 @@ fn share_in(fused: &Fused, group: &Group, lives: &Lives, now: usize, shared: &mu
 fn whole_temporary(fused: &Fused, view: &View) -> bool {
     let buffer = fused.buffer(view.buffer);
     matches!(buffer.class, Class::Temporary | Class::Received)
+        && buffer.ring.is_none()
         && view.slots.is_empty()
         && view.numel() == buffer.numel()
 }

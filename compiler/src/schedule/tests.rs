@@ -53,7 +53,7 @@ fn names(schedule: &super::Schedule) -> Vec<String> {
                 let v = schedule.fused.group(*id).writes[0].value?;
                 Some(schedule.fused.graph.value_name(v).to_string())
             }
-            Item::Start(_) | Item::Done(_) | Item::Loop { .. } => None,
+            Item::Start(_) | Item::Done(_) | Item::Loop { .. } | Item::Turned { .. } => None,
         })
         .collect()
 }
@@ -72,7 +72,7 @@ fn order_puts_a_value_off_until_it_is_read() {
 #[test]
 fn order_keeps_dependences() {
     let fused = fuse::group(&early_lookup()).unwrap();
-    let dag = dependences(&fused, &fused.body);
+    let dag = dependences(&fused, &fused.body, None);
     let schedule = order(fused.clone(), &Target::default());
     let positions: Vec<usize> = schedule
         .fused

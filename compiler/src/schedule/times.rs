@@ -21,6 +21,7 @@ impl Times {
         match item {
             Item::Group(id) => self.group(fused, *id),
             Item::Start(_) | Item::Done(_) => 0.0,
+            Item::Turned { item, .. } => self.item(fused, item),
             Item::Loop { trip, body, .. } => {
                 *trip as f64 * body.iter().map(|item| self.item(fused, item)).sum::<f64>()
             }

@@ -3,8 +3,8 @@
 //!   travels as bf16; truth values are not added; staging is as large as [`CollectiveInfo::staging`] says;
 //! * a reduction puts all boxes in one place, a gather and an all-reduce send one box to all;
 //! * a step passes two buffers per part and the staging buffer; none it writes shares an element with another of them;
-//! * every start has one done, later in the same body, on the same buffers;
-//! * in between, no step writes what is sent, or touches what is received or the staging buffer.
+//! * every start has one done, later, on the same buffers, and in between no step writes what is sent, or touches what is
+//!   received or the staging buffer: see [`pairs`](super::pairs).
 
 use super::{Around, Touched, Verifier, shared};
 use crate::abi::{CollectiveInfo, CollectiveKind, DType, ProgramInfo, Reduction};
@@ -39,7 +39,7 @@ impl CollectiveFacts {
         CollectiveFacts { buffers }
     }
 
-    fn touched<'t>(&'t self, addresses: &'t [Address]) -> Vec<Touched<'t>> {
+    pub(super) fn touched<'t>(&'t self, addresses: &'t [Address]) -> Vec<Touched<'t>> {
         let one = |(address, (operand, dims, writes)): (&'t Address, &'t (Operand, Vec<u64>, bool))| {
             let used = Use::new(operand, dims, *writes);
             // An empty staging buffer is touched nowhere.
@@ -67,16 +67,8 @@ impl<'a> Verifier<'a> {
         }
     }
 
-    /// Checks a start or a done and enters it among the open ones, or strikes it off. Those from `outside` on are of this
-    /// body.
-    pub(super) fn collective(
-        &mut self,
-        place: &str,
-        step: &'a CollectiveStep,
-        around: &Around,
-        open: &mut Vec<&'a CollectiveStep>,
-        outside: usize,
-    ) {
+    /// Checks a start or a done by itself.
+    pub(super) fn half(&mut self, place: &str, step: &'a CollectiveStep, around: &Around) {
         let place = format!("{place}, collective {}", step.collective);
         let Some(facts) = self.collectives.get(step.collective as usize) else {
             return self.fail(&place, "there is no such collective");
@@ -88,27 +80,14 @@ impl<'a> Verifier<'a> {
             let (have, want) = (step.buffers.len(), facts.buffers.len());
             return self.fail(&place, format!("{have} buffers instead of {want}"));
         }
-        match step.stage {
-            CollectiveStage::Done => {
-                let same = |s: &CollectiveStep| {
-                    s.op == step.op && s.collective == step.collective && s.buffers == step.buffers
-                };
-                match open[outside..].iter().position(|s| same(s)) {
-                    Some(at) => drop(open.remove(outside + at)),
-                    None => self.fail(&place, "is done but not started before in the same body"),
-                }
+        if step.stage == CollectiveStage::Start {
+            let mut messages = around.strangers(&step.buffers, std::iter::empty());
+            if messages.is_empty() {
+                let touched = facts.touched(&step.buffers);
+                messages.extend(self.places(&touched, around));
+                messages.extend(overlaps(&touched, around));
             }
-            CollectiveStage::Start => {
-                let mut messages = around.strangers(&step.buffers, std::iter::empty());
-                if messages.is_empty() {
-                    let touched = facts.touched(&step.buffers);
-                    messages.extend(self.places(&touched, around));
-                    messages.extend(overlaps(&touched, around));
-                    messages.extend(self.meddling(&touched, around, open));
-                }
-                messages.into_iter().for_each(|m| self.fail(&place, m));
-                open.push(step);
-            }
+            messages.into_iter().for_each(|m| self.fail(&place, m));
         }
     }
 
@@ -117,7 +96,7 @@ impl<'a> Verifier<'a> {
         &self,
         touched: &[Touched<'_>],
         around: &Around,
-        open: &[&'a CollectiveStep],
+        open: &[CollectiveStep],
     ) -> Vec<String> {
         let mut messages = Vec::new();
         for step in open {

@@ -1,9 +1,10 @@
 //! Whether two buffers share memory, wherever loops and ranks move them.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use crate::program::operands::Use;
-use crate::program::{Address, LoopVar};
+use crate::program::{Address, LoopStride, LoopVar};
 
 /// Largest number of loop iterations, and of elements, over which sharing is decided by enumeration.
 const MAX_ENUMERATED: u64 = 1 << 14;
@@ -11,8 +12,8 @@ const MAX_ENUMERATED: u64 = 1 << 14;
 /// What moves addresses at a step.
 #[derive(Clone, Debug)]
 pub struct Around {
-    /// Loops around it, with their iterations.
-    pub loops: Vec<(LoopVar, u64)>,
+    /// Loops around it, with the values of their variables there.
+    pub loops: Vec<(LoopVar, Range<u64>)>,
     /// Sizes of the axes of the mesh.
     pub mesh: Vec<u64>,
 }
@@ -35,26 +36,31 @@ pub struct Touched<'t> {
     pub uses: Vec<Use<'t>>,
 }
 
-/// Variable, bytes per step and slots of everything that moves an address.
-fn moves(address: &Address) -> impl Iterator<Item = (Var, u64, u64)> {
-    let loops = address.strides.iter().map(|s| (Var::Loop(s.var), s.bytes, s.slots));
-    loops.chain(address.ranks.iter().map(|s| (Var::Rank(s.axis), s.bytes, 0)))
+/// What moves an address: a variable with how far.
+fn moves(address: &Address) -> impl Iterator<Item = (Var, LoopStride)> {
+    let loops = address.strides.iter().map(|s| (Var::Loop(s.var), *s));
+    loops.chain(address.ranks.iter().map(|s| {
+        let stride = LoopStride { var: LoopVar(0), bytes: s.bytes, slots: 0, ahead: 0 };
+        (Var::Rank(s.axis), stride)
+    }))
 }
 
 impl Around {
-    fn size(&self, var: Var) -> u64 {
+    fn values(&self, var: Var) -> Range<u64> {
         match var {
-            Var::Loop(var) => self.loops.iter().find(|(v, _)| *v == var).map_or(1, |&(_, trip)| trip),
-            Var::Rank(axis) => self.mesh.get(axis as usize).copied().unwrap_or(1),
+            Var::Loop(var) => {
+                self.loops.iter().find(|(v, _)| *v == var).map_or(0..1, |(_, values)| values.clone())
+            }
+            Var::Rank(axis) => 0..self.mesh.get(axis as usize).copied().unwrap_or(1),
         }
     }
 
     /// The largest start of a buffer over all iterations and ranks.
     pub fn last_start(&self, address: &Address) -> u64 {
-        moves(address).fold(address.offset, |sum, (var, bytes, slots)| {
-            let size = self.size(var);
-            let n = if slots > 0 { size.min(slots) } else { size };
-            sum.saturating_add(n.saturating_sub(1).saturating_mul(bytes))
+        moves(address).fold(address.offset, |sum, (var, stride)| {
+            let last = self.values(var).end.saturating_sub(1).saturating_add_signed(stride.ahead);
+            let n = if stride.slots > 0 { last.min(stride.slots - 1) } else { last };
+            sum.saturating_add(n.saturating_mul(stride.bytes))
         })
     }
 
@@ -64,8 +70,14 @@ impl Around {
         let loops = loops.filter(|var| self.loops.iter().all(|(v, _)| v != var));
         let axes = buffers.iter().flat_map(|a| a.ranks.iter().map(|s| s.axis));
         let axes = axes.filter(|axis| *axis as usize >= self.mesh.len());
+        let before = buffers.iter().flat_map(|a| &a.strides).filter(|s| {
+            self.loops.iter().any(|(v, at)| *v == s.var && at.start.checked_add_signed(s.ahead).is_none())
+        });
+        let before = before
+            .map(|s| format!("an argument moves with an iteration of loop {} before its first", s.var.0));
         let loops = loops.map(|var| format!("an argument moves with loop {}, which is not around it", var.0));
         loops
+            .chain(before)
             .chain(axes.map(|axis| format!("an argument moves with mesh axis {axis}, which there is not")))
             .collect()
     }
@@ -73,25 +85,25 @@ impl Around {
     /// Starts of two buffers in every iteration of the loops and on every rank that move them; nothing if there are too
     /// many.
     fn starts(&self, a: &Address, b: &Address) -> Vec<(u64, u64)> {
-        let vars: BTreeSet<Var> = moves(a).chain(moves(b)).map(|(var, ..)| var).collect();
-        let around: Vec<(Var, u64)> = vars.into_iter().map(|v| (v, self.size(v))).collect();
-        let all = around.iter().fold(1u64, |n, &(_, size)| n.saturating_mul(size));
+        let vars: BTreeSet<Var> = moves(a).chain(moves(b)).map(|(var, _)| var).collect();
+        let around: Vec<(Var, Range<u64>)> = vars.into_iter().map(|v| (v, self.values(v))).collect();
+        let all = around.iter().fold(1u64, |n, (_, at)| n.saturating_mul(at.end - at.start));
         if all > MAX_ENUMERATED {
             return Vec::new();
         }
         let pair = |mut n: u64| {
             let at: Vec<(Var, u64)> = around
                 .iter()
-                .map(|&(var, size)| {
-                    let index = n % size;
+                .map(|(var, values)| {
+                    let size = values.end - values.start;
+                    let value = values.start + n % size;
                     n /= size;
-                    (var, index)
+                    (*var, value)
                 })
                 .collect();
             let start = |address: &Address| {
-                moves(address).fold(address.offset, |sum, (var, bytes, slots)| {
-                    let index = at.iter().find(|(v, _)| *v == var).map_or(0, |&(_, i)| i);
-                    sum + bytes * if slots > 0 { index % slots } else { index }
+                moves(address).fold(address.offset, |sum, (var, stride)| {
+                    sum + stride.at(at.iter().find(|(v, _)| *v == var).map_or(0, |&(_, value)| value))
                 })
             };
             (start(a), start(b))
