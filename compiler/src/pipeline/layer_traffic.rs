@@ -31,6 +31,8 @@ struct Run<'a> {
     names: [&'a str; 2],
     sizes: [u64; 2],
     fused: bool,
+    /// Copies of all that, on machines of their own, along `data`.
+    nodes: u64,
     /// Sequences of a rank and step, one at a time.
     batch: u64,
     precision: &'a str,
@@ -42,6 +44,7 @@ const RUN: Run<'_> = Run {
     names: ["fsdp", "tensor"],
     sizes: [8, 8],
     fused: false,
+    nodes: 1,
     batch: 1,
     precision: "bf16",
     more: "",
@@ -53,9 +56,9 @@ impl Run<'_> {
         format!(
             "spec 1
             use \"llama.spec\" as Llama with {{ layers = {} }}
-            mesh {{ {fsdp} = {n}, {tensor} = {t} }}
+            mesh {{ data = {} over nodes, {fsdp} = {n}, {tensor} = {t} }}
             shard {{
-                batch -> {fsdp}
+                batch -> data, {fsdp}
                 kv, ff, vocab -> {tensor}
                 role residual: seq -> {tensor}
                 params \"**\": d -> {fsdp}
@@ -68,7 +71,8 @@ impl Run<'_> {
             }}
             {}",
             self.layers,
-            n * self.batch,
+            self.nodes,
+            self.nodes * n * self.batch,
             self.precision,
             self.more
         )
@@ -133,8 +137,8 @@ impl Run<'_> {
     fn counts(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for ((pass, over, kind), messages) in traffic(&self.program()) {
-            let usual = |name: &str| RUN.names[usize::from(name == self.names[1])];
-            let over: Vec<&str> = over.split(' ').map(usual).collect();
+            let place = |name: &str| self.names.iter().position(|own| *own == name);
+            let over: Vec<&str> = over.split(' ').map(|m| place(m).map_or(m, |i| RUN.names[i])).collect();
             lines.push(format!("{pass}: {} {kind} over {}", messages.len(), over.join(" ")));
         }
         lines.sort();
@@ -217,6 +221,24 @@ fn layer_traffic_depends_on_neither_sizes_nor_names() {
     for run in [Run { layers: 2, ..RUN }, renamed, four, Run { fused: true, ..RUN }] {
         assert_eq!(run.counts(), usual);
     }
+}
+
+/// Between machines goes what is left of gradients after they have been scattered within: an eighth of the layer's in f32, and of the
+/// norms' a sixty-fourth; all in one message. The norms are put together again within.
+#[test]
+fn layer_traffic_between_nodes_is_one_sum_of_parts() {
+    let run = Run { nodes: 4, ..RUN };
+    let mut expected = RUN.counts();
+    expected.retain(|line| line != "backward: 1 all_reduce_sum over fsdp tensor");
+    expected.push("backward: 1 all_gather over fsdp tensor".into());
+    expected.push("backward: 1 all_reduce_sum over data".into());
+    expected.push("backward: 1 reduce_scatter_sum over fsdp tensor".into());
+    expected.sort();
+    assert_eq!(run.counts(), expected);
+    let traffic = traffic(&run.program());
+    let between: Vec<_> = traffic.iter().filter(|((_, over, _), _)| over.contains("data")).collect();
+    assert_eq!(between.len(), 1);
+    assert_eq!(between[0].1[..], [(9, 427_819_008 / 8 + 65_536 / 64)]);
 }
 
 /// No tensor that travels is larger than all parameters of a layer as they are used.
