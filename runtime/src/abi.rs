@@ -11,6 +11,7 @@
 //! `mlc-codegen` uses this module and nothing else of this package.
 
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Bumped whenever a layout or convention in this module changes.
 pub const ABI_VERSION: u32 = 2;
@@ -246,21 +247,97 @@ pub struct CollectivePartInfo {
 /// then the results.
 pub const ALL_REDUCE_AT_ONCE: u64 = 64 << 10;
 
+/// From this size on a part travels by itself, from where it is to where it goes: packing it with others, and taking it apart
+/// again, would take longer than one more message.
+pub const ALONE: u64 = 64 << 10;
+
+impl CollectivePartInfo {
+    /// Elements of a box.
+    pub fn elements(&self) -> u64 {
+        self.dims.iter().product()
+    }
+
+    /// Bytes of a box on the wire.
+    pub fn message_bytes(&self) -> u64 {
+        self.elements() * self.wire.bytes()
+    }
+
+    /// Whether a box with these strides, `send` or `recv`, lies in one piece.
+    pub fn in_one_piece(&self, strides: &[u64]) -> bool {
+        let mut next = 1;
+        self.dims.iter().zip(strides).rev().filter(|(n, _)| **n != 1).all(|(n, stride)| {
+            let fits = *stride == next;
+            next *= n;
+            fits
+        })
+    }
+}
+
+/// Parts of a collective that travel in one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Its parts.
+    pub parts: Range<usize>,
+    /// Whether it is packed before it is sent.
+    pub packed: bool,
+    /// Whether it arrives packed.
+    pub unpacked: bool,
+}
+
 impl CollectiveInfo {
-    /// Bytes an engine may need besides the buffers for a group of `ranks`: packed messages out and in. A large all-reduce also
-    /// gathers its results there.
+    /// Whether it is an all-reduce that goes by ranges of elements: see [`ALL_REDUCE_AT_ONCE`].
+    pub fn by_ranges(&self) -> bool {
+        let message: u64 = self.parts.iter().map(CollectivePartInfo::message_bytes).sum();
+        matches!(self.kind, CollectiveKind::AllReduce(_)) && message > ALL_REDUCE_AT_ONCE
+    }
+
+    /// The messages from a rank to another, in order: parts of [`ALONE`] bytes or more by themselves, those between two such
+    /// together, and all of an all-reduce at once. What is alone and has the type of the wire is sent from where it lies, if
+    /// that is one piece, and received where it belongs, if it need not be reduced.
+    pub fn messages(&self) -> Vec<Message> {
+        let at_once = matches!(self.kind, CollectiveKind::AllReduce(_)) && !self.by_ranges();
+        let short = |i: usize| at_once || self.parts[i].message_bytes() < ALONE;
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for i in 0..self.parts.len() {
+            match runs.last_mut() {
+                Some(last) if short(i) && short(i - 1) => last.end = i + 1,
+                _ => runs.push(i..i + 1),
+            }
+        }
+        let gathers = matches!(self.kind, CollectiveKind::AllGather | CollectiveKind::AllToAll);
+        let message = |parts: Range<usize>| {
+            let plain = match &self.parts[parts.clone()] {
+                [part] if part.dtype == part.wire => Some(part),
+                _ => None,
+            };
+            Message {
+                packed: !plain.is_some_and(|p| p.in_one_piece(&p.send)),
+                unpacked: !(gathers && plain.is_some_and(|p| p.in_one_piece(&p.recv))),
+                parts,
+            }
+        };
+        runs.into_iter().map(message).collect()
+    }
+
+    /// Bytes an engine may need besides the buffers for a group of `ranks`: packed messages out and in. An all-reduce by ranges
+    /// also gathers its results there, where they do not lie in one piece.
     pub fn staging(&self, ranks: u64) -> u64 {
-        let elements = |p: &CollectivePartInfo| p.dims.iter().product::<u64>();
-        let message: u64 = self.parts.iter().map(|p| elements(p) * p.wire.bytes()).sum();
+        let messages = self.messages();
+        let bytes = |of: fn(&Message) -> bool| -> u64 {
+            let staged = messages.iter().filter(|m| of(m)).flat_map(|m| &self.parts[m.parts.clone()]);
+            staged.map(CollectivePartInfo::message_bytes).sum()
+        };
+        let (out, into) = (bytes(|m| m.packed), bytes(|m| m.unpacked));
         match self.kind {
-            CollectiveKind::AllGather => message * (1 + ranks),
-            CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => message * 2 * ranks,
-            CollectiveKind::AllReduce(_) if message <= ALL_REDUCE_AT_ONCE => message * ranks,
+            CollectiveKind::AllGather => out + ranks * into,
+            CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => ranks * (out + into),
+            CollectiveKind::AllReduce(_) if !self.by_ranges() => ranks * into,
             CollectiveKind::AllReduce(_) => {
-                let more = |p: &CollectivePartInfo| {
-                    elements(p) * p.dtype.bytes() + elements(p).div_ceil(ranks) * ranks * p.wire.bytes()
+                let result = |p: &CollectivePartInfo| {
+                    if p.in_one_piece(&p.recv) { 0 } else { p.elements() * p.dtype.bytes() }
                 };
-                message + self.parts.iter().map(more).sum::<u64>()
+                let range = |p: &CollectivePartInfo| p.elements().div_ceil(ranks) * ranks * p.wire.bytes();
+                out + self.parts.iter().map(|p| result(p) + range(p)).sum::<u64>()
             }
         }
     }

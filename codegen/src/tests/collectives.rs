@@ -154,11 +154,11 @@ fn collectives_print() {
         program six_rows {
           space 0 device: 416 bytes
           mesh a=2, b=3
-          collective 0 = all_gather over b, 64 bytes of staging
+          collective 0 = all_gather over b, 0 bytes of staging
             f32[4:1->1] blocks 0->4
           collective 1 = reduce_scatter_sum over a, 96 bytes of staging
             f32[3:4->2, 2:1->1] blocks 2->0
-          collective 2 = all_to_all over b, 96 bytes of staging
+          collective 2 = all_to_all over b, 48 bytes of staging
             f32[4:1->3] blocks 4->1
           kernel double = map over [4], 2 ops
             read  b0 f32[4:1]
@@ -203,7 +203,6 @@ fn verify_refuses_who_meddles_with_a_collective() {
 fn verify_refuses_collectives_that_do_not_fit() {
     let mut bad = on_ranks();
     bad.info.collectives[0].parts[0].send_block = 1;
-    bad.info.collectives[0].staging_bytes = 3;
     bad.info.collectives[1].mesh = vec![0, 0];
     bad.info.collectives[2].parts[0].wire = DType::F64;
     let Step::Loop { body, .. } = &mut bad.entries[0].body[0] else { panic!() };
@@ -219,11 +218,10 @@ fn verify_refuses_collectives_that_do_not_fit() {
     let Step::Launch(launch) = &mut body[0] else { panic!() };
     launch.buffers[0].ranks[0].bytes = 1 << 20;
     insta::assert_snapshot!(verify(&bad).unwrap_err().join("\n"), @"
-        collective 0: 3 bytes of staging instead of 64
         collective 0: blocks 1 and 4 apart do not fit the kind
         collective 1: mesh axis 0 does not exist, or comes twice
         collective 1: 96 bytes of staging instead of 192
-        collective 2: 96 bytes of staging instead of 192
+        collective 2: 48 bytes of staging instead of 192
         collective 2: F32 travels as F64
         entry train, launch of double: buffer 0 reaches to byte 1048624 of space device, which has 416
         entry train, collective 0: an argument moves with mesh axis 2, which there is not

@@ -15,7 +15,6 @@
 //! what it gives (mirrored when the loop runs backwards), so nothing is copied.
 
 use super::cluster::{self, Plan, unrepeated};
-use super::collective;
 use super::{
     At, AttentionGradPart, Buffer, BufferId, Class, FuseError, Fused, Group, GroupId, Item, Kind, LoopId,
     Result, View, Write,
@@ -637,9 +636,9 @@ impl Assign {
                         buffer.class = Class::Received;
                     }
                 }
-                let bytes = collective::staging_bytes(&self.f.graph, op);
                 let name = format!("{}.staging", self.f.graph.value_name(node.results[0]));
-                let ty = Type::new(DType::Bool, vec![Axis::new("bytes", bytes)]);
+                let ty = Type::new(DType::Bool, vec![Axis::new("bytes", 1)]);
+                // Its size follows from layouts: see `collective::size_staging`.
                 let staging = self.buffer(name.into(), &ty, Class::Staging, &node.origin).buffer;
                 vec![group(Kind::Collective { op, staging }, writes)]
             }

@@ -4,9 +4,9 @@
 //! into otherwise. A view has one stride per axis, so a box has one stride per dimension at both ends, whatever the layouts:
 //! nothing is ever laid out anew for a collective.
 
-use super::{Fused, Group, View};
+use super::{Fused, Group, Kind, View};
 use crate::graph::{
-    Collective, CollectiveKind, CollectivePart, DType, Graph, MeshOp, Name, Op, OpId, OpNode, ValueId,
+    Axis, Collective, CollectiveKind, CollectivePart, DType, Graph, MeshOp, Name, Op, OpId, OpNode, ValueId,
 };
 use mlc_codegen::abi;
 
@@ -133,26 +133,50 @@ pub fn box_elements(graph: &Graph, op: OpId) -> Vec<u64> {
     c.parts.iter().zip(&node.operands).map(one).collect()
 }
 
-/// Size of a collective's staging buffer.
+/// Line of the runtime's table of a collective whose ends have their places and layouts.
 ///
 /// # Panics
 /// `op` is no collective.
-pub fn staging_bytes(graph: &Graph, op: OpId) -> u64 {
-    let node = graph.op(op);
-    let c = collective(node).expect("a collective");
-    let part = |(elements, v): (u64, &ValueId)| {
-        let dtype = graph.ty(*v).dtype;
+pub fn describe(fused: &Fused, group: &Group, op: OpId) -> abi::CollectiveInfo {
+    let mesh = &fused.graph.mesh;
+    let c = collective(fused.graph.op(op)).expect("a collective");
+    let part = |(part, sent, received): (_, View, View)| {
+        let boxes = Boxes::of(fused, op, &part, &sent, &received);
+        let dtype = fused.buffer(sent.buffer).dtype;
         abi::CollectivePartInfo {
             dtype,
             wire: wire(c, dtype),
-            dims: vec![elements],
-            send: vec![1],
-            recv: vec![1],
-            send_block: 0,
-            recv_block: 0,
+            dims: boxes.dims,
+            send: boxes.send,
+            recv: boxes.recv,
+            send_block: boxes.send_block,
+            recv_block: boxes.recv_block,
         }
     };
-    let parts = box_elements(graph, op).into_iter().zip(&node.operands).map(part).collect();
-    let info = abi::CollectiveInfo { kind: kind(c.kind), mesh: Vec::new(), parts, staging_bytes: 0 };
-    info.staging(graph.mesh.ways(&c.over))
+    let index = |axis: &Name| mesh.axes.iter().position(|a| a.name == *axis).expect("an axis of the mesh");
+    let mut info = abi::CollectiveInfo {
+        kind: kind(c.kind),
+        mesh: c.over.iter().map(|axis| index(axis) as u32).collect(),
+        parts: pairs(fused, group, op).into_iter().map(part).collect(),
+        staging_bytes: 0,
+    };
+    // A buffer has a byte at least.
+    info.staging_bytes = info.staging(mesh.ways(&c.over)).max(1);
+    info
+}
+
+/// Gives every staging buffer the size it needs, which depends on the layouts at both ends: what is sent from where it lies, and
+/// received where it belongs, is not staged.
+pub fn size_staging(fused: &mut Fused) {
+    let sizes: Vec<_> = fused
+        .groups
+        .iter()
+        .filter_map(|group| {
+            let Kind::Collective { op, staging } = group.kind else { return None };
+            Some((staging, describe(fused, group, op).staging_bytes))
+        })
+        .collect();
+    for (staging, bytes) in sizes {
+        fused.buffers[staging.0 as usize].axes = vec![Axis::new("bytes", bytes)];
+    }
 }

@@ -506,5 +506,6 @@ fn grouped(graph: Graph) -> Result<Fused> {
     let mut fused = assign_buffers::assign_buffers(graph)?;
     choose_layouts::choose_layouts(&mut fused);
     insert_relayouts::insert_relayouts(&mut fused)?;
+    collective::size_staging(&mut fused);
     Ok(fused)
 }

@@ -1,11 +1,10 @@
 //! Collectives: the runtime's table of them, and their lines of the op table.
 
 use super::LowerEntry;
-use super::mesh;
-use crate::fuse::collective::{Boxes, box_elements, collective, kind, pairs, staging_bytes, wire};
-use crate::fuse::{Fused, Group, GroupId, Kind};
+use crate::fuse::collective::{box_elements, collective, describe, pairs, wire};
+use crate::fuse::{Fused, GroupId, Kind};
 use crate::graph::{CollectiveKind, OpId, shape};
-use mlc_codegen::abi::{CollectiveInfo, CollectivePartInfo, OpInfo};
+use mlc_codegen::abi::OpInfo;
 use mlc_codegen::program::{Address, CollectiveStage, CollectiveStep};
 
 impl LowerEntry<'_> {
@@ -52,31 +51,6 @@ impl LowerEntry<'_> {
         let op = self.ops.len() as u32 - 1;
         self.started.insert(id, (op, collective));
         (op, collective)
-    }
-}
-
-/// Line of the runtime's table.
-fn describe(fused: &Fused, group: &Group, op: OpId) -> CollectiveInfo {
-    let graph = &fused.graph;
-    let c = collective(graph.op(op)).expect("a collective");
-    let part = |(part, sent, received): (_, crate::fuse::View, crate::fuse::View)| {
-        let boxes = Boxes::of(fused, op, &part, &sent, &received);
-        let dtype = fused.buffer(sent.buffer).dtype;
-        CollectivePartInfo {
-            dtype,
-            wire: wire(c, dtype),
-            dims: boxes.dims,
-            send: boxes.send,
-            recv: boxes.recv,
-            send_block: boxes.send_block,
-            recv_block: boxes.recv_block,
-        }
-    };
-    CollectiveInfo {
-        kind: kind(c.kind),
-        mesh: c.over.iter().map(|axis| mesh::index(&graph.mesh, axis)).collect(),
-        parts: pairs(fused, group, op).into_iter().map(part).collect(),
-        staging_bytes: staging_bytes(graph, op),
     }
 }
 

@@ -316,7 +316,8 @@ fn layer_traffic_is_less_and_memory_more_when_the_forward_pass_gathers_for_both(
         of(8) - of(4)
     };
     let (layer, more) = (855_638_016 / 8 * 2, (memory(kept) - memory(again)) / 4);
-    assert!((layer * 7 / 8..=layer).contains(&more), "{more}");
+    // Buffers begin at multiples of some bytes.
+    assert!((layer * 7 / 8 - 4096..=layer).contains(&more), "{more}");
 }
 
 /// Four microbatches: gradients that are kept as parts are scattered four times; those kept whole once, at the end.

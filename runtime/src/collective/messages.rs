@@ -18,7 +18,7 @@
 use super::element::{Source, copy, reduce};
 use super::plan::{Message, Part, Plan};
 use super::walk::Walk;
-use crate::abi::{ALL_REDUCE_AT_ONCE, CollectiveKind, Reduction};
+use crate::abi::{CollectiveKind, Reduction};
 use crate::device::pool::Pool;
 use crate::engine::{Engine, Ticket};
 use crate::failure::Failure;
@@ -61,7 +61,7 @@ impl Exchange<'_> {
         // SAFETY: the offsets are those that `CollectiveInfo::staging` makes room for.
         unsafe {
             match self.plan.kind {
-                CollectiveKind::AllReduce(_) if self.is_large() => {
+                CollectiveKind::AllReduce(_) if self.plan.by_ranges => {
                     let own = self.own();
                     for (i, part, m) in self.parts() {
                         let bytes = part.wire.bytes() as usize;
@@ -121,7 +121,7 @@ impl Exchange<'_> {
         unsafe {
             match self.plan.kind {
                 CollectiveKind::AllGather | CollectiveKind::AllToAll => self.unpack_all(&own),
-                CollectiveKind::AllReduce(reduction) if self.is_large() => {
+                CollectiveKind::AllReduce(reduction) if self.plan.by_ranges => {
                     self.reduce_range(reduction, &own);
                     wait(&self.send_results())?;
                     self.unpack_results();
@@ -134,10 +134,6 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    fn is_large(&self) -> bool {
-        self.plan.message as u64 > ALL_REDUCE_AT_ONCE
-    }
-
     fn range(&self, part: &Part, place: usize) -> (usize, usize) {
         range(part.elements, self.plan.group.len(), place)
     }
@@ -146,19 +142,24 @@ impl Exchange<'_> {
         self.buffers[2 * self.plan.parts.len()]
     }
 
-    /// The only part of a message and its number, if it travels as it is.
-    fn plain(&self, message: &Message) -> Option<(usize, &Part)> {
-        match &self.plan.parts[message.parts.clone()] {
-            [part] if part.dtype == part.wire => Some((message.parts.start, part)),
-            _ => None,
-        }
+    /// Where a message to the member at `place` lies, if it is not packed.
+    unsafe fn in_place(&self, message: &Message, place: usize) -> Option<*const u8> {
+        let (i, None) = (message.parts.start, message.packed) else { return None };
+        // SAFETY: by the contract of `start`.
+        Some(unsafe { self.buffers[2 * i].add(place * self.plan.parts[i].send_block) })
     }
 
-    /// Where a message to the member at `place` is, if it is in one piece.
-    unsafe fn in_place(&self, message: &Message, place: usize) -> Option<*const u8> {
-        let (i, part) = self.plain(message).filter(|(_, part)| part.pack.is_contiguous())?;
+    /// Where a message to the member at `place` is packed.
+    unsafe fn packed(&self, message: &Message, place: usize) -> *mut u8 {
+        let before = match self.plan.kind {
+            CollectiveKind::AllGather => 0,
+            CollectiveKind::AllReduce(_) if self.plan.by_ranges => 0,
+            // Where it is reduced with those of the others.
+            CollectiveKind::AllReduce(_) => self.plan.place * self.plan.message,
+            CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => place * self.plan.packed,
+        };
         // SAFETY: by the contract of `start`.
-        Some(unsafe { self.buffers[2 * i].add(place * part.send_block) })
+        unsafe { self.staging().add(before + message.packed.unwrap_or(0)) }
     }
 
     /// A message to the member at `place`, packed if it is not in one piece.
@@ -168,29 +169,14 @@ impl Exchange<'_> {
             if let Some(there) = self.in_place(message, place) {
                 return there;
             }
-            let out = self.packed(place);
+            let out = self.packed(message, place);
             for i in message.parts.clone() {
                 let part = &self.plan.parts[i];
                 let from = self.buffers[2 * i].add(place * part.send_block);
                 let source = Source { dtype: part.dtype, wire: part.wire };
                 copy(self.pool, &part.pack, source, from, part.wire, out.add(part.offset));
             }
-            out.add(message.offset)
-        }
-    }
-
-    /// Where the messages to the member at `place` are packed.
-    unsafe fn packed(&self, place: usize) -> *mut u8 {
-        // SAFETY: by the contract of `start`.
-        unsafe {
-            match self.plan.kind {
-                CollectiveKind::AllGather => self.staging(),
-                CollectiveKind::AllReduce(_) if self.is_large() => self.staging(),
-                CollectiveKind::AllReduce(_) => self.staging().add(self.plan.place * self.plan.message),
-                CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => {
-                    self.staging().add(place * self.plan.message)
-                }
-            }
+            out
         }
     }
 
@@ -208,7 +194,7 @@ impl Exchange<'_> {
             unsafe {
                 match self.in_place(message, self.plan.place) {
                     Some(there) => there,
-                    None if same => self.packed(self.plan.place).add(message.offset).cast_const(),
+                    None if same => self.packed(message, self.plan.place).cast_const(),
                     None => self.outgoing(message, self.plan.place),
                 }
             }
@@ -218,22 +204,22 @@ impl Exchange<'_> {
 
     /// Where a message of the member at `place` arrives.
     unsafe fn slot(&self, message: &Message, place: usize) -> *mut u8 {
-        let all = self.plan.message;
+        let members = self.plan.group.len();
+        let (out, each) = match self.plan.kind {
+            CollectiveKind::AllGather => (self.plan.packed, self.plan.unpacked),
+            CollectiveKind::ReduceScatter(_) | CollectiveKind::AllToAll => {
+                (members * self.plan.packed, self.plan.unpacked)
+            }
+            CollectiveKind::AllReduce(_) => (0, self.plan.message),
+        };
         // SAFETY: by the contract of `start`.
         unsafe {
-            match self.plan.kind {
-                CollectiveKind::AllGather | CollectiveKind::AllToAll => {
-                    if let Some((i, part)) = self.plain(message).filter(|(_, p)| p.unpack.is_contiguous()) {
-                        return self.buffers[2 * i + 1].add(place * part.recv_block);
-                    }
-                    let out =
-                        if self.plan.kind == CollectiveKind::AllGather { 1 } else { self.plan.group.len() };
-                    self.staging().add((out + place) * all + message.offset)
+            match message.unpacked {
+                Some(at) => self.staging().add(out + place * each + at),
+                None => {
+                    let i = message.parts.start;
+                    self.buffers[2 * i + 1].add(place * self.plan.parts[i].recv_block)
                 }
-                CollectiveKind::ReduceScatter(_) => {
-                    self.staging().add((self.plan.group.len() + place) * all + message.offset)
-                }
-                CollectiveKind::AllReduce(_) => self.staging().add(place * all + message.offset),
             }
         }
     }
@@ -251,11 +237,11 @@ impl Exchange<'_> {
 
     /// Where the box of a part has come from the member at `place`.
     unsafe fn come(&self, part: &Part, m: usize, place: usize, own: &[*const u8]) -> *const u8 {
-        let message = &self.plan.messages[m];
         // SAFETY: by the contract of `finish`.
         unsafe {
-            let begin = if place == self.plan.place { own[m] } else { self.slot(message, place) };
-            begin.add(part.offset - message.offset)
+            let slot = || self.slot(&self.plan.messages[m], place).cast_const();
+            let begin = if place == self.plan.place { own[m] } else { slot() };
+            begin.add(part.offset)
         }
     }
 
@@ -294,20 +280,25 @@ impl Exchange<'_> {
         if part.unpack.is_contiguous() {
             return self.buffers[2 * i + 1];
         }
-        let before: usize = self.plan.parts[..i].iter().map(|p| p.elements * p.dtype.bytes() as usize).sum();
         // SAFETY: by the contract of `start`.
-        unsafe { self.staging().add(self.plan.message + before) }
+        unsafe { self.staging().add(self.plan.packed + self.staged_results(i)) }
+    }
+
+    /// Bytes of the results of the parts before `i` that are gathered in staging.
+    fn staged_results(&self, i: usize) -> usize {
+        let staged = self.plan.parts[..i].iter().filter(|part| !part.unpack.is_contiguous());
+        staged.map(|part| part.elements * part.dtype.bytes() as usize).sum()
     }
 
     /// Where the contribution of the member at `place` to this rank's range of part `i` arrives.
     unsafe fn range_slot(&self, i: usize, place: usize) -> *mut u8 {
-        let results: usize = self.plan.parts.iter().map(|p| p.elements * p.dtype.bytes() as usize).sum();
+        let results = self.staged_results(self.plan.parts.len());
         let bytes = |part: &Part| {
             let (begin, end) = self.range(part, self.plan.place);
             (end - begin) * part.wire.bytes() as usize
         };
         let before: usize = self.plan.parts[..i].iter().map(|part| bytes(part) * self.plan.group.len()).sum();
-        let offset = self.plan.message + results + before + place * bytes(&self.plan.parts[i]);
+        let offset = self.plan.packed + results + before + place * bytes(&self.plan.parts[i]);
         // SAFETY: by the contract of `start`.
         unsafe { self.staging().add(offset) }
     }

@@ -1,9 +1,7 @@
 //! A collective as one rank takes part in it, worked out once at the start.
 
-use super::walk::{Walk, packed};
-use crate::abi::{
-    ALL_REDUCE_AT_ONCE, CollectiveInfo, CollectiveKind, CollectivePartInfo, DType, ProgramInfo, Reduction,
-};
+use super::walk::{self, Walk};
+use crate::abi::{CollectiveInfo, CollectiveKind, CollectivePartInfo, DType, ProgramInfo, Reduction};
 use crate::mesh::Mesh;
 use std::ops::Range;
 
@@ -22,24 +20,28 @@ pub struct Plan {
     pub message: usize,
     /// The messages that they go in, the same on all ranks.
     pub messages: Vec<Message>,
+    /// Bytes that are packed for one member.
+    pub packed: usize,
+    /// Bytes that arrive packed from one member.
+    pub unpacked: usize,
+    /// Whether it is an all-reduce by ranges.
+    pub by_ranges: bool,
     /// What it is, for people: `all_gather over data, tensor`.
     pub label: String,
 }
 
-/// Parts that travel in one message: neighbours that are short, or one that is long.
+/// Parts that travel in one message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
     /// Its parts.
     pub parts: Range<usize>,
-    /// Where it begins among all parts, packed.
-    pub offset: usize,
-    /// Its length.
+    /// Its length in bytes.
     pub bytes: usize,
+    /// Where it is packed, in the staging of what goes to one member; `None` if it is sent from where it lies.
+    pub packed: Option<usize>,
+    /// Where it arrives, in the staging of what comes from one member; `None` if that is where it belongs.
+    pub unpacked: Option<usize>,
 }
-
-/// From this length on a part travels by itself, from where it is to where it goes: packing it with others, and taking it apart
-/// again, would take longer than one more message.
-pub const ALONE: usize = 64 << 10;
 
 /// One tensor of a collective.
 #[derive(Clone, Debug)]
@@ -50,7 +52,7 @@ pub struct Part {
     pub wire: DType,
     /// Elements of a box.
     pub elements: usize,
-    /// Where it begins in a message, in bytes.
+    /// Where it begins in its message, in bytes.
     pub offset: usize,
     /// From one receiver's box to the next in the send buffer, in bytes.
     pub send_block: usize,
@@ -64,37 +66,15 @@ pub struct Part {
     pub direct: Walk,
 }
 
-/// Every part of `alone` bytes or more by itself, those between two such together.
-fn messages(parts: &[Part], alone: usize) -> Vec<Message> {
-    let mut all: Vec<Message> = Vec::new();
-    let mut joins = false;
-    for (i, part) in parts.iter().enumerate() {
-        let bytes = part.elements * part.wire.bytes() as usize;
-        match all.last_mut() {
-            Some(last) if joins && bytes < alone => {
-                last.parts.end = i + 1;
-                last.bytes += bytes;
-            }
-            _ => all.push(Message { parts: i..i + 1, offset: part.offset, bytes }),
-        }
-        joins = bytes < alone;
-    }
-    all
-}
-
 impl Plan {
     /// The part that `rank` plays in a collective of a checked program.
     pub fn new(info: &ProgramInfo, mesh: &Mesh, collective: &CollectiveInfo, rank: usize) -> Plan {
-        let mut message = 0;
-        let part = |part: &CollectivePartInfo| {
-            let strides = packed(&part.dims);
-            let elements = part.dims.iter().product::<u64>() as usize;
-            let offset = message;
-            message += elements * part.wire.bytes() as usize;
+        let part = |part: &CollectivePartInfo, offset: usize| {
+            let strides = walk::packed(&part.dims);
             Part {
                 dtype: part.dtype,
                 wire: part.wire,
-                elements,
+                elements: part.elements() as usize,
                 offset,
                 send_block: (part.send_block * part.dtype.bytes()) as usize,
                 recv_block: (part.recv_block * part.dtype.bytes()) as usize,
@@ -103,19 +83,38 @@ impl Plan {
                 direct: Walk::new(&part.dims, &part.send, &part.recv),
             }
         };
-        let parts: Vec<Part> = collective.parts.iter().map(part).collect();
-        let at_once =
-            matches!(collective.kind, CollectiveKind::AllReduce(_)) && message as u64 <= ALL_REDUCE_AT_ONCE;
-        let alone = if at_once { usize::MAX } else { ALONE };
+        let (mut parts, mut messages) = (Vec::new(), Vec::new());
+        let (mut packed, mut unpacked) = (0, 0);
+        for message in collective.messages() {
+            let mut bytes = 0;
+            for info in &collective.parts[message.parts.clone()] {
+                parts.push(part(info, bytes));
+                bytes += info.message_bytes() as usize;
+            }
+            let place = |staged: bool, total: &mut usize| {
+                let at = *total;
+                *total += if staged { bytes } else { 0 };
+                staged.then_some(at)
+            };
+            messages.push(Message {
+                packed: place(message.packed, &mut packed),
+                unpacked: place(message.unpacked, &mut unpacked),
+                parts: message.parts,
+                bytes,
+            });
+        }
         let axes: Vec<&str> =
             collective.mesh.iter().map(|&axis| info.mesh[axis as usize].name.as_str()).collect();
         Plan {
             kind: collective.kind,
             group: mesh.group(rank, &collective.mesh),
             place: mesh.position(rank, &collective.mesh),
-            messages: messages(&parts, alone),
             parts,
-            message,
+            message: messages.iter().map(|m| m.bytes).sum(),
+            messages,
+            packed,
+            unpacked,
+            by_ranges: collective.by_ranges(),
             label: format!("{} over {}", name(collective.kind), axes.join(", ")),
         }
     }
