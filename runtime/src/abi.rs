@@ -10,11 +10,13 @@
 //!
 //! `mlc-codegen` uses this module and nothing else of this package.
 
+pub mod trace;
+
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Bumped whenever a layout or convention in this module changes.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// One kernel: computes tiles `tile_begin..tile_end` of its launch.
 ///
@@ -519,6 +521,18 @@ pub struct OpInfo {
     pub flops: u64,
     /// Stream index.
     pub stream: u32,
+    /// Predicted seconds of one launch, of a collective on its way; 0: not predicted.
+    pub seconds: f64,
+    /// Class of the links that a collective goes over, by its name in the target; empty for a kernel.
+    pub link: String,
+}
+
+impl OpInfo {
+    /// Its name in timelines, predicted and measured: `layer.attn gemm_…`.
+    pub fn label(&self) -> String {
+        let space = if self.path.is_empty() { "" } else { " " };
+        format!("{}{space}{}", self.path, self.kernel)
+    }
 }
 
 /// One two-way table of external weight names, in the order of the spec.

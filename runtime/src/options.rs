@@ -77,6 +77,7 @@ pub const OPTIONS: &[Opt] = &[
     opt("eval-every", Count("N"), &[Train], "evaluate every N steps; 0 = never"),
     opt("batches", Count("N"), &[Eval], "batches to evaluate (default: all of the data once)"),
     opt("profile", Flag, &[Train], "time every op and print a table at the end"),
+    opt("trace", Text("FILE[:STEPS]"), &[Train], "record what runs when, of every rank, from the second step on (default 1 step); ui.perfetto.dev shows it"),
     opt("set", Text("KEY=VALUE"), &[Train, Eval, Generate, Export, Verify, Bench, Info], "set a run-time key of the spec; may be repeated"),
     opt("to", Text("FILE"), &[Export], "the safetensors file to write"),
     opt("names", Text("TABLE"), &[Export], "names to write by: `logical`, or a table of the spec (default: its first)"),

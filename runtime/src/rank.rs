@@ -6,6 +6,7 @@ use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::time::{Duration, Instant};
 
+use crate::abi::trace::{Kind, Span};
 use crate::abi::{AxisSplit, COLLECTIVE_START, DType, KernelFn, Place, SpaceInfo, StepContext};
 use crate::collective::{Collectives, Moment};
 use crate::device::memory::Memory;
@@ -92,12 +93,23 @@ struct Launcher {
 struct Own {
     /// Indexed by op; empty unless profiling.
     times: Vec<OpTime>,
+    /// What launches and collectives took, while they are recorded.
+    record: Option<Record>,
     collectives: Collectives,
     /// 0-based, for messages.
     step: u64,
     /// Generated code cannot be left in the middle: once a collective has failed, the rest of the call does nothing.
     failure: Option<Failure>,
 }
+
+/// A recording of calls.
+struct Record {
+    zero: Instant,
+    spans: Vec<Span>,
+}
+
+/// More spans than this are not recorded: a viewer would not open them.
+const SPANS_MAX: usize = 1 << 20;
 
 impl<'p> Rank<'p> {
     /// The only rank of a program: [`Rank::of`] a run of one.
@@ -131,7 +143,7 @@ impl<'p> Rank<'p> {
             if options.profile { vec![OpTime::default(); program.info.ops.len()] } else { Vec::new() };
         let coordinates = mesh.coordinates(world.rank());
         let collectives = Collectives::new(&program.info, world);
-        let own = Own { times, collectives, step: 0, failure: None };
+        let own = Own { times, record: None, collectives, step: 0, failure: None };
         let launcher = Launcher { pool, scratch, scratch_stride: scratch_stride as usize, own: own.into() };
         Ok(Rank {
             program,
@@ -173,7 +185,8 @@ impl<'p> Rank<'p> {
     /// # Errors
     /// Another rank has ended or does not come. Memory is then in no particular state, and the run is over.
     pub fn call(&mut self, index: usize) -> Result<(), Failure> {
-        let profiled = !self.launcher.own.get_mut().times.is_empty();
+        let own = self.launcher.own.get_mut();
+        let profiled = !own.times.is_empty() || own.record.is_some();
         let caller = Caller { program: self.program, launcher: &self.launcher };
         let context = StepContext {
             spaces: self.bases.as_ptr(),
@@ -192,6 +205,16 @@ impl<'p> Rank<'p> {
         let times = &mut self.launcher.own.get_mut().times;
         let fresh = vec![OpTime::default(); times.len()];
         std::mem::replace(times, fresh)
+    }
+
+    /// From now on everything launched is recorded, with times since now.
+    pub fn record(&mut self) {
+        self.launcher.own.get_mut().record = Some(Record { zero: Instant::now(), spans: Vec::new() });
+    }
+
+    /// Ends the recording and gives what was recorded, in order of the ends; the first 2²⁰ spans of it.
+    pub fn recorded(&mut self) -> Vec<Span> {
+        self.launcher.own.get_mut().record.take().map_or(Vec::new(), |record| record.spans)
     }
 
     /// Address of a buffer. The program's places were checked against the spaces.
@@ -290,7 +313,7 @@ unsafe extern "C" fn launch_profiled(
     unsafe {
         launch(ctx, op, kernel, buffers, scalars, tiles);
         let launcher = (*(*ctx).runtime.cast::<Caller<'_>>()).launcher;
-        (*launcher.own.get()).count(op, start);
+        (*launcher.own.get()).count(op, Kind::Kernel, start);
     }
 }
 
@@ -318,13 +341,19 @@ unsafe extern "C" fn collective(
             own.collectives.done(&launcher.pool, collective as usize, buffers, moment)
         };
         own.failure = result.err();
-        own.count(op, start);
+        let kind = if stage == COLLECTIVE_START { Kind::Start } else { Kind::Wait };
+        own.count(op, kind, start);
     }
 }
 
 impl Own {
-    /// Counts one launch of an op that began at `start`, if this run is profiled.
-    fn count(&mut self, op: u32, start: Instant) {
+    /// Counts one launch of an op that began at `start`, if this run is profiled or recorded.
+    fn count(&mut self, op: u32, kind: Kind, start: Instant) {
+        if let Some(record) = self.record.as_mut().filter(|record| record.spans.len() < SPANS_MAX) {
+            let begin = start.duration_since(record.zero).as_secs_f64();
+            let end = record.zero.elapsed().as_secs_f64();
+            record.spans.push(Span { op, kind, step: self.step, begin, end });
+        }
         if let Some(time) = self.times.get_mut(op as usize) {
             let spent = start.elapsed();
             time.least = if time.launches == 0 { spent } else { time.least.min(spent) };

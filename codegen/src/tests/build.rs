@@ -65,6 +65,8 @@ pub(super) fn program() -> Program {
         bytes: 12 * N,
         flops: 2 * N,
         stream: 0,
+        seconds: 0.0,
+        link: String::new(),
     };
     let run = RunInfo {
         steps: 1,

@@ -284,6 +284,8 @@ fn program(mesh: &[u64], collectives: Vec<CollectiveInfo>) -> ProgramInfo {
             bytes: 0,
             flops: 0,
             stream: 0,
+            seconds: 0.0,
+            link: String::new(),
         }],
         names: vec![],
         vocab: 0,

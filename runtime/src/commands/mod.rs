@@ -7,6 +7,7 @@ pub mod generate;
 pub mod info;
 pub mod ranks;
 mod skips;
+mod trace;
 pub mod train;
 pub mod verify;
 

@@ -8,6 +8,7 @@ use super::eval::{Evaluation, evaluate};
 use super::info::mesh;
 use super::ranks::Job;
 use super::skips::Skips;
+use super::trace::Trace;
 use super::{first_values, open_training_data, start_rank};
 use crate::abi::EntryInfo;
 use crate::args::Args;
@@ -42,6 +43,7 @@ struct Run<'p> {
     /// Step of the newest checkpoint known to be on disk.
     saved: Option<u64>,
     skips: Skips,
+    trace: Option<Trace>,
     started: Instant,
     first_step: Option<Duration>,
 }
@@ -67,11 +69,13 @@ pub fn train(job: &Job, console: &mut Console) -> Result<Exit, Failure> {
     };
     announce(program, &settings, &source, begin, console, file.as_mut());
     note_evaluation(args, &settings, console)?;
+    let trace = Trace::of(args, begin, settings.stop_after)?;
     let mut run = Run {
         meter: Meter::new(settings.run.log_every, file),
         saved: (begin > 0 && store.is_some()).then_some(begin),
         first_step: None,
         skips: Skips::default(),
+        trace,
         program,
         entry,
         entry_index,
@@ -118,11 +122,17 @@ impl Run<'_> {
     }
 
     fn step(&mut self, step: u64, begin: u64, console: &mut Console) -> Result<(), Failure> {
+        if let Some(trace) = &self.trace {
+            trace.before(step, &mut self.rank)?;
+        }
         let clock = Instant::now();
         let pick = Pick::Samples(step * self.entry.batch);
         let scalars = &self.settings.scalars;
         let outcome = run_batch(&mut self.rank, self.entry_index, &mut self.source, pick, scalars, step)?;
         let time = clock.elapsed();
+        if let Some(note) = self.trace.as_ref().map_or(Ok(None), |trace| trace.after(step, &mut self.rank))? {
+            console.note(&note);
+        }
         self.first_step.get_or_insert_with(|| self.started.elapsed());
         let record = StepRecord {
             step: step + 1,

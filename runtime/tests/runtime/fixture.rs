@@ -281,6 +281,8 @@ pub fn info() -> ProgramInfo {
                 bytes: 1000,
                 flops: 2000,
                 stream: 0,
+                seconds: 0.0,
+                link: String::new(),
             })
             .to_vec(),
         names: vec![NameTable { name: "hf".to_owned(), rows: names }],
