@@ -84,6 +84,11 @@ impl Device {
 }
 
 impl Peak {
+    /// The greatest figure.
+    pub fn most(&self) -> f64 {
+        [self.f64, self.f32, self.bf16].into_iter().flatten().fold(0.0, f64::max)
+    }
+
     /// Of an element type; integers run as f32.
     pub fn of(&self, dtype: DType) -> f64 {
         let by_width = [self.f64, self.f32, self.bf16];

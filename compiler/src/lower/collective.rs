@@ -33,6 +33,7 @@ impl LowerEntry<'_> {
     fn enter(&mut self, id: GroupId, op: OpId) -> (u32, u32) {
         let fused = &self.entry.schedule.fused;
         let group = fused.group(id);
+        let over = collective(fused.graph.op(op)).map_or(&[][..], |c| &c.over);
         let info = describe(fused, group, op);
         let known = self.collectives.iter().position(|c| *c == info);
         let collective = known.unwrap_or_else(|| {
@@ -40,6 +41,7 @@ impl LowerEntry<'_> {
             self.collectives.len() - 1
         }) as u32;
         let line = &group.origin.line;
+        let times = &self.entry.schedule.times;
         self.ops.push(OpInfo {
             path: group.origin.path.to_string(),
             kernel: name(fused, op),
@@ -47,6 +49,8 @@ impl LowerEntry<'_> {
             bytes: bytes_sent(fused, op),
             flops: 0,
             stream: 0,
+            seconds: times.collective(fused, id),
+            link: times.link(fused, over).to_string(),
         });
         let op = self.ops.len() as u32 - 1;
         self.started.insert(id, (op, collective));

@@ -34,6 +34,7 @@ pub mod unroll_repeats;
 use crate::fuse::{Class, FuseError, Fused, Group, GroupId, Item, Kind, LoopId, Result, Turn, View};
 use crate::graph::{Space, shape};
 use crate::memory::{EntryPlan, Plan};
+use crate::schedule::times::moved;
 use mlc_codegen::abi::{
     CollectiveInfo, DType, EntryInfo, InputInfo, InputSource, OpInfo, OutputInfo, Place, ProgramInfo,
     ScalarInfo, SpaceInfo, TensorInfo, TensorRole,
@@ -42,7 +43,7 @@ use mlc_codegen::program::{
     Address, CollectiveStage, Entry, Kernel, KernelSpec, Launch, LoopStride, LoopVar, Program, RankStride,
     ScalarArg, Step,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the spec says about an entry.
 #[derive(Clone, Debug, PartialEq)]
@@ -168,6 +169,25 @@ pub fn to_program(plan: &Plan, entries: &[EntryMeta], mut info: ProgramInfo) -> 
     Ok(made)
 }
 
+/// The group of every op of the first entry of a program, in the order of the op table: of a kernel one for each place where
+/// it stands, of a collective one for all its halves.
+pub fn groups_of_ops(items: &[Item]) -> Vec<GroupId> {
+    fn walk(items: &[Item], seen: &mut BTreeSet<GroupId>, groups: &mut Vec<GroupId>) {
+        for item in items {
+            match item {
+                Item::Group(id) => groups.push(*id),
+                Item::Start(id) | Item::Done(id) if seen.insert(*id) => groups.push(*id),
+                Item::Start(_) | Item::Done(_) => {}
+                Item::Turned { item, .. } => walk(std::slice::from_ref(item), seen, groups),
+                Item::Loop { body, .. } => walk(body, seen, groups),
+            }
+        }
+    }
+    let mut groups = Vec::new();
+    walk(items, &mut BTreeSet::new(), &mut groups);
+    groups
+}
+
 /// Distinct kernels by content.
 #[derive(Default)]
 struct Kernels {
@@ -288,16 +308,15 @@ impl LowerEntry<'_> {
         let kernel = self.kernels.add(spec);
         let op = self.ops.len() as u32;
         let line = &group.origin.line;
-        let bytes = |v: &View| v.numel() * fused.buffer(v.buffer).dtype.bytes();
-        let moved = fused.reads(group).iter().map(bytes).sum::<u64>()
-            + group.writes.iter().map(|w| bytes(&w.view)).sum::<u64>();
         self.ops.push(OpInfo {
             path: group.origin.path.to_string(),
             kernel: self.kernels.all[kernel as usize].name.clone(),
             line: if line.line == 0 { String::new() } else { format!("{}:{}", line.file, line.line) },
-            bytes: moved,
+            bytes: moved(fused, group),
             flops: lowered.flops,
             stream: 0,
+            seconds: self.entry.schedule.times.group(fused, group),
+            link: String::new(),
         });
         let scalar = |l: &LoopId| match self.index_of(*l) {
             Index::Ahead(n) => ScalarArg::Loop(LoopVar(l.0), 1, n),

@@ -43,6 +43,8 @@ pub struct Schedule {
     pub exposed_alone: f64,
     /// Why collectives are not earlier, if it is not by the predicted times.
     pub note: Option<String>,
+    /// What decided.
+    pub times: Times,
 }
 
 impl Schedule {
@@ -139,10 +141,9 @@ impl Unordered {
         }
         fused.body = items;
         let compute = self.body.iter().map(|item| self.times.item(&self.fused, item)).sum();
-        (
-            Schedule { fused, decisions, compute, ahead, exposed_alone: walked.all_exposed(), note: None },
-            walked,
-        )
+        let exposed_alone = walked.all_exposed();
+        let times = self.times.clone();
+        (Schedule { fused, decisions, compute, ahead, exposed_alone, note: None, times }, walked)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cost::{self, Target, product_flops};
 use crate::fuse::{Fused, Group, GroupId, Item, Kind, View};
-use crate::graph::{DType, OpId};
+use crate::graph::{DType, Name, OpId};
 
 /// What the items of a rank's program take on a machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,7 +19,7 @@ impl Times {
     /// Seconds of computation of an item; those of collectives are not.
     pub fn item(&self, fused: &Fused, item: &Item) -> f64 {
         match item {
-            Item::Group(id) => self.group(fused, *id),
+            Item::Group(id) => self.group(fused, fused.group(*id)),
             Item::Start(_) | Item::Done(_) => 0.0,
             Item::Turned { item, .. } => self.item(fused, item),
             Item::Loop { trip, body, .. } => {
@@ -29,10 +29,14 @@ impl Times {
     }
 
     /// Seconds of one launch of a kernel.
-    pub fn group(&self, fused: &Fused, id: GroupId) -> f64 {
-        let group = fused.group(id);
+    pub fn group(&self, fused: &Fused, group: &Group) -> f64 {
         let (dtype, flops) = work(fused, group);
         cost::kernel(&self.target, dtype, flops, moved(fused, group))
+    }
+
+    /// The class of links that a collective goes over.
+    pub fn link(&self, fused: &Fused, over: &[Name]) -> &str {
+        cost::link(&self.target, &fused.graph.mesh, over).name()
     }
 
     /// Seconds a collective is under way.
