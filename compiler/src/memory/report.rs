@@ -1,15 +1,15 @@
 //! Who uses the memory: exact bytes per class and the largest tensors at the peak.
 
-use super::lifetimes::{Life, Lives};
-use super::share::{Shared, is_packed};
+use super::lifetimes::{Life, Lives, lifetimes};
+use super::share::{Shared, is_packed, share};
 use super::{EntryPlan, OverBudget};
-use crate::fuse::{Buffer, Class, Fused};
+use crate::fuse::{Buffer, BufferId, Class, Fused, Item};
 use crate::graph::Space;
 use crate::units;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// How many tensors a report names.
+/// How many tensors the text of a report names.
 const NAMED: usize = 10;
 
 /// One tensor of the report.
@@ -51,7 +51,7 @@ pub struct Report {
     pub host_bytes: u64,
     /// Bytes per class at the peak of the entry that needs most, classes in a fixed order.
     pub classes: Vec<(&'static str, u64)>,
-    /// Largest tensors at that moment, largest first.
+    /// Tensors at that moment, largest first.
     pub owners: Vec<Owner>,
     /// Bytes of temporaries lost between blocks: packed size less the bytes alive at the peak.
     pub lost_bytes: u64,
@@ -70,7 +70,7 @@ impl fmt::Display for Report {
             writeln!(f, "{:>10}  offloaded, in the host's memory", units::bytes(self.host_bytes))?;
         }
         writeln!(f, "largest at the peak:")?;
-        for owner in &self.owners {
+        for owner in self.owners.iter().take(NAMED) {
             writeln!(f, "{owner}")?;
         }
         Ok(())
@@ -109,7 +109,7 @@ pub fn at_peak(fused: &Fused, lives: &Lives, shared: &Shared) -> Vec<usize> {
         for (i, buffer) in fused.buffers.iter().enumerate() {
             let packed = is_packed(&buffer.class) && buffer.space == Space::Device;
             if packed && lives.of[i].is_some_and(|l| l.meets(now)) {
-                by_block.entry(shared.owner(crate::fuse::BufferId(i as u32))).or_insert(i);
+                by_block.entry(shared.owner(BufferId(i as u32))).or_insert(i);
             }
         }
         by_block.into_values().collect()
@@ -123,6 +123,71 @@ pub fn at_peak(fused: &Fused, lives: &Lives, shared: &Shared) -> Vec<usize> {
         }
     }
     best
+}
+
+/// The memory of an entry over its launches, in the order of the program's text: a loop's body stands once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OverTime {
+    /// Classes that occur, those that hold the same all the time first.
+    pub classes: Vec<&'static str>,
+    /// For each launch, bytes by class.
+    pub launches: Vec<Vec<u64>>,
+    /// Loops: axis, iterations, first and last launch.
+    pub loops: Vec<(String, u64, usize, usize)>,
+}
+
+/// See [`OverTime`]. What two buffers share counts once.
+pub fn over_time(entry: &EntryPlan) -> OverTime {
+    let fused = &entry.schedule.fused;
+    let lives = lifetimes(fused);
+    let shared = share(fused, &lives);
+    let mut over =
+        OverTime { classes: Vec::new(), launches: vec![Vec::new(); lives.launches], loops: Vec::new() };
+    let mut add = |word: &'static str, bytes: u64, from: usize, to: usize| {
+        let column = over.classes.iter().position(|w| *w == word).unwrap_or_else(|| {
+            over.classes.push(word);
+            over.launches.iter_mut().for_each(|row| row.push(0));
+            over.classes.len() - 1
+        });
+        over.launches.iter_mut().take(to + 1).skip(from).for_each(|row| row[column] += bytes);
+    };
+    for buffer in fused.buffers.iter().filter(|b| !is_packed(&b.class)) {
+        add(buffer.class.word(), buffer.bytes(), 0, lives.launches);
+    }
+    let mut ends: BTreeMap<BufferId, usize> = BTreeMap::new();
+    let packed = |b: &Buffer| is_packed(&b.class) && b.space == Space::Device;
+    let alive = |(i, buffer)| packed(buffer).then_some((BufferId(i as u32), buffer, lives.of[i]?));
+    let mut all: Vec<(BufferId, &Buffer, Life)> =
+        fused.buffers.iter().enumerate().filter_map(alive).collect();
+    all.sort_by_key(|(id, _, life)| (life.from, *id));
+    for (id, buffer, life) in all {
+        // Written over an operand that ends with the launch that writes it: that launch counts the operand alone.
+        let end = ends.entry(shared.owner(id)).or_insert(0);
+        let from = life.from.max(*end);
+        *end = life.to + 1;
+        if from <= life.to {
+            add(buffer.class.word(), buffer.bytes(), from, life.to);
+        }
+    }
+    over.loops = loops(fused, &fused.body, &mut 0);
+    over
+}
+
+fn loops(fused: &Fused, items: &[Item], time: &mut usize) -> Vec<(String, u64, usize, usize)> {
+    let mut all = Vec::new();
+    for item in items {
+        match item {
+            Item::Group(_) | Item::Start(_) | Item::Done(_) => *time += 1,
+            Item::Loop { op, trip, body, .. } => {
+                let (from, at) = (*time, all.len());
+                let inner = loops(fused, body, time);
+                let axis = fused.graph.op(*op).op.as_loop().map_or(String::new(), |l| l.axis.to_string());
+                all.insert(at, (axis, *trip, from, time.saturating_sub(1)));
+                all.extend(inner);
+            }
+        }
+    }
+    all
 }
 
 impl Report {
@@ -153,7 +218,6 @@ impl Report {
         let alive_bytes: u64 = alive.iter().map(|i| fused.buffers[*i].bytes()).sum();
         let mut owners: Vec<Owner> = buffers.into_iter().map(owner).collect();
         owners.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
-        owners.truncate(NAMED);
         Report { arena_bytes, host_bytes: 0, classes, owners, lost_bytes: packed.saturating_sub(alive_bytes) }
     }
 
@@ -189,7 +253,7 @@ impl Report {
         OverBudget {
             needed_bytes: needed,
             limit_bytes: limit,
-            owners: self.owners.clone(),
+            owners: self.owners.iter().take(NAMED).cloned().collect(),
             hints: hints.into_iter().map(|(_, h)| h).collect(),
         }
     }
