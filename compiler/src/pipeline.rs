@@ -509,6 +509,11 @@ impl<'a> Runner<'a> {
         Runner { viewer: Some(viewer), ..Runner::default() }
     }
 
+    /// The same, planning for a machine.
+    pub fn on(self, machine: Target) -> Runner<'a> {
+        Runner { machine, ..self }
+    }
+
     /// Runs a stage; a panic becomes an error that names it.
     fn run<T>(&mut self, stage: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let start = Instant::now();

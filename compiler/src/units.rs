@@ -12,6 +12,15 @@ pub fn flops(n: u64) -> String {
     if unit == "FLOP" { format!("{n} FLOP") } else { format!("{value:.1} {unit}") }
 }
 
+/// Seconds in a unit that leaves few digits before the point.
+pub fn seconds(s: f64) -> String {
+    match s {
+        s if s >= 1.0 => format!("{s:.2} s"),
+        s if s >= 1e-3 => format!("{:.3} ms", s * 1e3),
+        s => format!("{:.1} µs", s * 1e6),
+    }
+}
+
 fn scaled(n: u64, step: f64, units: &[&'static str]) -> (f64, &'static str) {
     let (mut value, mut unit) = (n as f64, 0);
     while value >= step && unit + 1 < units.len() {
@@ -32,5 +41,6 @@ mod tests {
             [0, 999, 1000, 1_250_000_000].map(flops),
             ["0 FLOP", "999 FLOP", "1.0 kFLOP", "1.2 GFLOP"]
         );
+        assert_eq!([0.0, 2.5e-6, 0.01234, 90.0].map(seconds), ["0.0 µs", "2.5 µs", "12.340 ms", "90.00 s"]);
     }
 }

@@ -1,6 +1,7 @@
 //! `mlc build`: from a spec to a training binary.
 
 use super::files::{self, Checked, failure, read_spec};
+use super::machine::{figures, instruction_sets};
 use super::report;
 use super::{Failure, SpecArgs};
 use clap::Args;
@@ -27,6 +28,9 @@ pub struct BuildArgs {
     out: Option<PathBuf>,
     #[command(flatten)]
     options: MachineArgs,
+    /// Write a page with the step, memory, collectives and parameters, as `mlc plan --html` does.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Print every kernel and the time of every stage.
     #[arg(short, long)]
     verbose: bool,
@@ -35,8 +39,9 @@ pub struct BuildArgs {
 /// What to build for, and how.
 #[derive(Args, Clone)]
 pub struct MachineArgs {
-    /// Instruction sets: native, x86-64-v3 (AVX2) or x86-64-v4 (AVX-512). Default: the spec's `target`, else native.
-    #[arg(long, value_name = "NAME")]
+    /// Instruction sets: native, x86-64-v3 (AVX2) or x86-64-v4 (AVX-512); or figures of the machine to plan for: cpu, h100, v5p
+    /// or a file that `mlc calibrate` wrote. Default: the spec's `target`, else native and cpu.
+    #[arg(long, value_name = "NAME|FILE")]
     pub target: Option<String>,
     /// What compiles kernels: llvm (fast kernels) or cranelift (fast builds, the same numbers). Default: llvm where this
     /// mlc has it.
@@ -52,13 +57,19 @@ pub fn run(args: &BuildArgs) -> Result<(), Failure> {
     let start = Instant::now();
     codegen(args.options.codegen.as_deref())?;
     let checked = read_spec(&args.spec)?;
-    let mut runner = Runner::default();
+    let machine = figures(args.options.target.as_deref(), &args.spec.spec, &checked)?;
+    let mut runner = Runner::default().on(machine.clone());
     let compiled = compile(&checked, &args.spec, &mut runner)?;
     check_kernels(&checked, &args.spec, &args.options)?;
     let built = assemble(&checked, &compiled, &args.options)?;
     let out = args.out.clone().unwrap_or_else(|| default_output(&args.spec.spec));
     install(&out, &built.elf)?;
-    print!("{}", report::build(&checked, &compiled, &built, args.verbose.then_some(&runner.times[..])));
+    let data = mlc::report::data(&checked.spec, &checked.sources, &compiled, &machine);
+    print!("{}", report::build(&checked, &compiled, &data, &built, args.verbose.then_some(&runner.times[..])));
+    if let Some(path) = &args.report {
+        files::write(path, mlc::report::html(&data).as_bytes())?;
+        println!("report: {}", path.display());
+    }
     println!(
         "{}: {}, built in {:.1} s",
         out.display(),
@@ -77,12 +88,6 @@ pub fn compile(checked: &Checked, args: &SpecArgs, runner: &mut Runner) -> Resul
     Ok(compiled)
 }
 
-/// The machine to build for: the command line's, else the spec's, else this one.
-pub fn target(given: Option<&str>, checked: &Checked) -> Result<Target, Failure> {
-    let name = given.or(checked.spec.target.arch.as_deref()).unwrap_or("native");
-    Target::resolve(name).map_err(Failure::Input)
-}
-
 /// The back end: the command line's, else the best of this mlc.
 pub fn codegen(given: Option<&str>) -> Result<Codegen, Failure> {
     given.map_or(Ok(Codegen::default()), |name| Codegen::by_name(name).map_err(Failure::Input))
@@ -90,7 +95,7 @@ pub fn codegen(given: Option<&str>) -> Result<Codegen, Failure> {
 
 /// Code generation and linking, with a bar on a terminal.
 pub fn assemble(checked: &Checked, compiled: &Compiled, args: &MachineArgs) -> Result<Built, Failure> {
-    let target = target(args.target.as_deref(), checked)?;
+    let target = instruction_sets(args.target.as_deref(), checked)?;
     let codegen = codegen(args.codegen.as_deref())?;
     let bar = ProgressBar::new(compiled.program.kernels.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{msg:>12} {bar:30} {pos}/{len} {elapsed}") {
@@ -142,7 +147,7 @@ pub fn check_kernels(checked: &Checked, args: &SpecArgs, machine: &MachineArgs) 
     let checks = pipeline::kernel_checks(&small.spec, &small.sources, &mut Runner::default())
         .map_err(|e| failure(e, &small.sources, args.format))?;
     let codegen = codegen(machine.codegen.as_deref())?;
-    let options = build_options(machine, target(machine.target.as_deref(), checked)?, codegen, &|_| ())?;
+    let options = build_options(machine, instruction_sets(machine.target.as_deref(), checked)?, codegen, &|_| ())?;
     for check in checks {
         let after = run_custom(&check.spec, check.arguments.clone(), &options).map_err(code_failure)?;
         check.compare(&after).map_err(Failure::Kernel)?;

@@ -1,7 +1,7 @@
 //! `mlc emit`: the intermediate forms.
 
-use super::build::target;
 use super::files::{Checked, failure, read_spec, write};
+use super::machine::{figures, instruction_sets};
 use super::{Failure, SpecArgs};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
@@ -20,8 +20,9 @@ pub struct EmitArgs {
     /// Only kernels whose name contains this.
     #[arg(long, value_name = "TEXT")]
     kernel: Option<String>,
-    /// Instruction sets the kernels are for; default: the spec's `target`, else native.
-    #[arg(long, value_name = "NAME")]
+    /// Instruction sets the kernels are for, or figures of the machine to plan for: cpu, h100, v5p or a file that `mlc
+    /// calibrate` wrote. Default: the spec's `target`, else native and cpu.
+    #[arg(long, value_name = "NAME|FILE")]
     target: Option<String>,
     /// Write every stage into this folder, numbered.
     #[arg(short = 'o', long = "out", value_name = "DIR")]
@@ -32,7 +33,9 @@ pub struct EmitArgs {
 pub fn run(args: &EmitArgs) -> Result<(), Failure> {
     let checked = read_spec(&args.spec)?;
     let mut texts = Vec::new();
-    let mut runner = Runner::viewing(Box::new(|stage, entry, text| texts.push((stage, entry, text))));
+    let machine = figures(args.target.as_deref(), &args.spec.spec, &checked)?;
+    let mut runner =
+        Runner::viewing(Box::new(|stage, entry, text| texts.push((stage, entry, text)))).on(machine);
     let only_graphs = args.out.is_none()
         && ["graph", "training", "remat", "sharded", "spmd"].contains(&args.stage.as_str());
     let result = if checked.spec.train.is_none() || only_graphs {
@@ -71,7 +74,7 @@ fn kernels(args: &EmitArgs, checked: &Checked, compiled: &Compiled) -> Result<()
         Some(_) => KernelStage::ALL.into_iter().filter(|stage| stage.available()).collect(),
         None => KernelStage::by_name(&args.stage).into_iter().collect(),
     };
-    let target = target(args.target.as_deref(), checked)?;
+    let target = instruction_sets(args.target.as_deref(), checked)?;
     let wanted = |name: &str| args.kernel.as_ref().is_none_or(|part| name.contains(part.as_str()));
     for kernel in compiled.program.kernels.iter().filter(|k| wanted(&k.name)) {
         for stage in &stages {

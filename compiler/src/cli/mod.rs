@@ -8,8 +8,10 @@ mod emit;
 mod explain;
 mod files;
 mod fmt;
+mod machine;
 mod new;
 mod opt;
+mod plan;
 mod report;
 mod run;
 
@@ -80,6 +82,8 @@ enum Command {
     New(new::NewArgs),
     /// Parse and check a spec; print its parameters and what has no effect yet.
     Check(check::CheckArgs),
+    /// Say what a run takes: memory to the byte, a step's predicted time, what ranks send. Builds nothing.
+    Plan(plan::PlanArgs),
     /// Build the training binary.
     Build(build::BuildArgs),
     /// Build if needed and start training here; arguments after `--` go to the binary.
@@ -120,6 +124,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Emit(args) => emit::run(&args),
         Command::New(args) => new::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Build(args) => build::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Opt(args) => opt::run(&args),

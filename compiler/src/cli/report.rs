@@ -1,23 +1,25 @@
-//! What `mlc build` prints.
+//! What `mlc build` and `mlc plan` print.
 
 use super::check::summary;
 use super::files::{Checked, grouped};
 use mlc::pipeline::Compiled;
-use mlc::units::bytes;
+use mlc::units::{self, bytes};
 use mlc_codegen::build::Built;
+use serde_json::Value;
 use std::time::Duration;
 
 /// Summary of the spec, memory with its top owners, kernels, baked and run-time keys.
 pub fn build(
     checked: &Checked,
     compiled: &Compiled,
+    data: &Value,
     built: &Built,
     times: Option<&[(&str, Duration)]>,
 ) -> String {
     let mut text = summary(checked);
     text += &compiled.plan.report.to_string();
     text += &compiled.remat.to_string();
-    text += &communication(compiled);
+    text += &step(data);
     text += &format!("  {} of scratch more for each thread\n", bytes(built.scratch_bytes));
     text += &kernels(built);
     if let Some(glibc) = &built.glibc {
@@ -44,19 +46,49 @@ pub fn build(
     text
 }
 
-/// What the collectives of a step are predicted to take; nothing for one rank.
-fn communication(compiled: &Compiled) -> String {
-    let train = compiled.plan.entries.first().map(|entry| &entry.schedule);
-    let Some(train) = train.filter(|schedule| !schedule.decisions.is_empty()) else { return String::new() };
-    let (all, exposed) = train.communication();
-    format!(
-        "collectives: {} in a step's program, {:.3} ms, of which {:.3} ms exposed, beside {:.3} ms of computation (predicted for a \
-         link of 10 Gbit/s; `mlc emit --stage schedule` has each with its reason)\n",
-        train.decisions.len(),
-        all * 1e3,
-        exposed * 1e3,
-        train.compute * 1e3
-    )
+/// The predicted step, from the data of a report; for several ranks also what they send over each class of links.
+pub fn step(data: &Value) -> String {
+    let (step, machine) = (&data["step"], data["machine"]["name"].as_str().unwrap_or_default());
+    let of = |value: &Value| value.as_f64().unwrap_or_default();
+    let rate = of(&data["tokens"]) / of(&step["seconds"]) / of(&data["ranks"]);
+    let mut text = format!(
+        "predicted for {machine}: {} a step, {} tokens a second and rank, {:.1} % of the peak\n",
+        units::seconds(of(&step["seconds"])),
+        grouped(rate as u64),
+        100.0 * of(&step["utilisation"])
+    );
+    let collectives = data["collectives"].as_array().map_or(&[][..], Vec::as_slice);
+    if collectives.is_empty() {
+        return text;
+    }
+    text += &format!(
+        "collectives: {} in a step's program, {}, of which {} exposed, beside {} of computation (`mlc plan --html` and `mlc emit \
+         --stage schedule` have each with its reason)\n",
+        collectives.len(),
+        units::seconds(of(&step["collectives"])),
+        units::seconds(of(&step["exposed"])),
+        units::seconds(of(&step["compute"]))
+    );
+    let mut links: Vec<(&str, u64, f64)> = Vec::new();
+    for c in collectives {
+        let (link, sent) = (c["link"].as_str().unwrap_or_default(), of(&c["bytes"]) * of(&c["times"]));
+        match links.iter_mut().find(|(name, ..)| *name == link) {
+            Some((_, bytes, seconds)) => {
+                *bytes += sent as u64;
+                *seconds += of(&c["seconds"]);
+            }
+            None => links.push((link, sent as u64, of(&c["seconds"]))),
+        }
+    }
+    for (link, sent, seconds) in links {
+        text += &format!("{:>10}  sent by a rank over {link} in {}\n", bytes(sent), units::seconds(seconds));
+    }
+    text
+}
+
+/// A line for each stage.
+pub fn stages(times: &[(&str, Duration)]) -> String {
+    times.iter().map(|(stage, time)| format!("  {stage:<12} {:>8.1} ms\n", time.as_secs_f64() * 1e3)).collect()
 }
 
 fn kernels(built: &Built) -> String {
@@ -72,10 +104,7 @@ fn kernels(built: &Built) -> String {
 }
 
 fn details(built: &Built, times: &[(&str, Duration)]) -> String {
-    let mut text = String::new();
-    for (stage, time) in times {
-        text += &format!("  {stage:<12} {:>8.1} ms\n", time.as_secs_f64() * 1e3);
-    }
+    let mut text = stages(times);
     for kernel in &built.kernels {
         let how = if kernel.cached { "cached".to_string() } else { format!("{:.0} ms", kernel.ms) };
         text += &format!(

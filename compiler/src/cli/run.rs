@@ -2,6 +2,7 @@
 
 use super::build::{MachineArgs, assemble, check_kernels, codegen, compile, install};
 use super::files::read_spec;
+use super::machine::{figures, instruction_sets};
 use super::{Failure, SpecArgs};
 use clap::Args;
 use mlc::pipeline::Runner;
@@ -29,9 +30,10 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let codegen = codegen(args.options.codegen.as_deref())?;
     let spec = &SpecArgs { devices: args.spec.devices.or(args.ranks), ..args.spec.clone() };
     let checked = read_spec(spec)?;
-    let compiled = compile(&checked, spec, &mut Runner::default())?;
+    let machine = figures(args.options.target.as_deref(), &spec.spec, &checked)?;
+    let compiled = compile(&checked, spec, &mut Runner::default().on(machine))?;
     let folder = Cache::default_folder().unwrap_or_else(std::env::temp_dir).join("binaries");
-    let target = args.options.target.as_deref().unwrap_or("native");
+    let target = instruction_sets(args.options.target.as_deref(), &checked)?.name;
     let binary = folder.join(format!("{}-{target}-{codegen}", compiled.program.info.fingerprint));
     if !binary.exists() {
         check_kernels(&checked, spec, &args.options)?;

@@ -47,6 +47,8 @@ impl fmt::Display for Owner {
 pub struct Report {
     /// Size of the arena.
     pub arena_bytes: u64,
+    /// Ranks, each of which has such an arena.
+    pub ranks: u64,
     /// Size of the arena in the host's memory.
     pub host_bytes: u64,
     /// Bytes per class at the peak of the entry that needs most, classes in a fixed order.
@@ -59,7 +61,11 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "memory: {} exactly", units::bytes(self.arena_bytes))?;
+        let each = match self.ranks {
+            0 | 1 => String::new(),
+            ranks => format!(" on each of {ranks} ranks ({} bytes)", self.arena_bytes),
+        };
+        writeln!(f, "memory: {} exactly{each}", units::bytes(self.arena_bytes))?;
         for (class, bytes) in &self.classes {
             writeln!(f, "{:>10}  {class}", units::bytes(*bytes))?;
         }
@@ -197,6 +203,7 @@ impl Report {
         let Some(largest) = largest else {
             return Report {
                 arena_bytes,
+                ranks: 1,
                 host_bytes: 0,
                 classes: Vec::new(),
                 owners: Vec::new(),
@@ -218,7 +225,9 @@ impl Report {
         let alive_bytes: u64 = alive.iter().map(|i| fused.buffers[*i].bytes()).sum();
         let mut owners: Vec<Owner> = buffers.into_iter().map(owner).collect();
         owners.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
-        Report { arena_bytes, host_bytes: 0, classes, owners, lost_bytes: packed.saturating_sub(alive_bytes) }
+        let ranks = fused.graph.mesh.ranks();
+        let lost_bytes = packed.saturating_sub(alive_bytes);
+        Report { arena_bytes, ranks, host_bytes: 0, classes, owners, lost_bytes }
     }
 
     /// The error for an arena of `needed` bytes where there are `limit`.

@@ -271,6 +271,10 @@ impl Expand<'_> {
             Some(arch) => self.sourced(&format!("arch = {arch}"), target.span),
             None => self.line("# arch: not given"),
         }
+        match &target.machine {
+            Some(machine) => self.sourced(&format!("machine = {}", print::quote(machine)), target.span),
+            None => self.line("# machine: not given"),
+        }
         self.level -= 1;
         self.line("}");
     }

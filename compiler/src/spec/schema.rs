@@ -461,6 +461,13 @@ pub static TARGET: Section = Section {
             BAKED,
             "Instruction set of a CPU: `x86-64-v3` (AVX2), `x86-64-v4` (AVX-512) or `native`, this machine's and the default.",
         ),
+        key(
+            "machine",
+            Kind::Text,
+            Absent,
+            BAKED,
+            "Figures that times are predicted with: `\"cpu\"` (the default), `\"h100\"`, `\"v5p\"`, or a file beside the spec that `mlc calibrate` wrote.",
+        ),
     ],
     globs: &[],
 };

@@ -433,12 +433,18 @@ pub fn target(file: &File, has_run: bool, found: &mut Vec<Diagnostic>) -> Target
             known_arch(&keys, found);
         }
         let arch = keys.text("arch").map(str::to_string);
+        let machine = keys.text("machine").map(str::to_string);
         let memory_bytes = keys.integer("memory");
         if chosen.is_none() {
-            chosen = Some(Target { kind, label, memory_bytes, arch, span: t.kind.span });
+            chosen = Some(Target { kind, label, memory_bytes, arch, machine, span: t.kind.span });
         }
     }
-    let this_machine =
-        Target { kind: TargetKind::Cpu, label: None, memory_bytes: None, arch: None, span: Span::NONE };
-    chosen.unwrap_or(this_machine)
+    chosen.unwrap_or(Target {
+        kind: TargetKind::Cpu,
+        label: None,
+        memory_bytes: None,
+        arch: None,
+        machine: None,
+        span: Span::NONE,
+    })
 }

@@ -297,6 +297,8 @@ pub struct Target {
     pub memory_bytes: Option<u64>,
     /// Instruction set, such as `x86-64-v4` or `sm_90a`; `None` is this machine's.
     pub arch: Option<String>,
+    /// What predicted times are for: the name of a machine, or a file of figures beside the spec; `None` is `cpu`.
+    pub machine: Option<String>,
     /// The item; [`Span::NONE`] if there is none.
     pub span: Span,
 }
