@@ -1,17 +1,13 @@
 //! `mlc doctor`: is everything here that building and training need?
 
 use super::Failure;
+use super::trial::build_trial;
 use clap::Args;
-use mlc::pipeline::{self, Identity, Runner};
-use mlc::spec::{MemoryLoader, SourceMap, check};
 use mlc::units::bytes;
 use mlc_codegen::Codegen;
-use mlc_codegen::build::{BuildOptions, build};
 use mlc_codegen::cache::Cache;
 use mlc_codegen::link;
 use mlc_codegen::target::{TARGETS, Target};
-use mlc_codegen::worker::WorkerCommand;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -184,7 +180,7 @@ fn trial() -> Finding {
 fn trial_step() -> Result<(), String> {
     let folder = std::env::temp_dir().join(format!("mlc-doctor-{}", std::process::id()));
     std::fs::create_dir_all(&folder).map_err(|e| format!("can't make {}: {e}", folder.display()))?;
-    let result = build_trial(&folder).and_then(|binary| {
+    let result = build_small(&folder).and_then(|binary| {
         let output = Command::new(&binary)
             .args(["train", "--steps", "1", "--out"])
             .arg(folder.join("run"))
@@ -204,35 +200,13 @@ fn trial_step() -> Result<(), String> {
     result
 }
 
-fn build_trial(folder: &Path) -> Result<PathBuf, String> {
+fn build_small(folder: &Path) -> Result<PathBuf, String> {
     let files = [
         ("tiny.spec", include_str!("../../../specs/tiny.spec")),
         ("llama.spec", include_str!("../../../specs/llama.spec")),
     ];
-    let loader = MemoryLoader { files: files.map(|(name, text)| (name.into(), text.into())).to_vec() };
     let sets = ["Llama.layers=1", "train.batch=1", "train.seq=32", "train.data=synthetic"].map(String::from);
-    let mut sources = SourceMap::new();
-    let told = |what: &str, why: String| format!("{what}: {why}");
-    let (spec, _) = check(&mut sources, &loader, "tiny.spec", &sets).map_err(|errors| {
-        told("the spec does not check", errors.first().map(|e| e.title.clone()).unwrap_or_default())
-    })?;
-    let compiled = pipeline::compile(&spec, &sources, &Identity::default(), &mut Runner::default())
-        .map_err(|e| told("the compiler failed", format!("{e:?}")))?;
-    let options = BuildOptions {
-        target: Target::host()?,
-        codegen: Codegen::default(),
-        cache: None,
-        jobs: 1,
-        worker: Some(WorkerCommand::this_executable()?),
-        progress: &|_| (),
-    };
-    let built =
-        build(&compiled.program, &options).map_err(|e| told("code generation failed", e.to_string()))?;
     let binary = folder.join("trial");
-    let write = || {
-        std::fs::write(&binary, &built.elf)?;
-        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755))
-    };
-    write().map_err(|e| told("can't write the binary", e.to_string()))?;
+    build_trial(&files, &sets, &binary)?;
     Ok(binary)
 }

@@ -1,6 +1,7 @@
 //! Commands of `mlc`, one file each.
 
 mod build;
+mod calibrate;
 mod check;
 mod completions;
 mod doctor;
@@ -14,6 +15,7 @@ mod opt;
 mod plan;
 mod report;
 mod run;
+mod trial;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -96,6 +98,8 @@ enum Command {
     Fmt(fmt::FmtArgs),
     /// Say what the code of a message means.
     Explain(explain::ExplainArgs),
+    /// Measure this machine: figures for `--target` and `target.machine`.
+    Calibrate(calibrate::CalibrateArgs),
     /// Look whether everything is here that building and training need.
     Doctor(doctor::DoctorArgs),
     /// Write the script that completes `mlc`'s arguments in a shell.
@@ -130,6 +134,7 @@ pub fn main() -> ExitCode {
         Command::Opt(args) => opt::run(&args),
         Command::Fmt(args) => fmt::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args),
     };

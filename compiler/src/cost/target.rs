@@ -1,10 +1,10 @@
 //! Figures of machines, from files.
 
 use crate::graph::DType;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// A kind of machine: a device, and how many of them are linked.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     /// Its name, `h100`.
@@ -22,7 +22,7 @@ pub struct Target {
 }
 
 /// What one rank runs on.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Device {
     /// Bytes of memory.
@@ -39,7 +39,7 @@ pub struct Device {
 
 /// Floating-point operations per second by element type. A type without a figure runs as the next wider one that has one, or
 /// if there is none, as the next shorter.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peak {
     /// Of f64.
@@ -51,7 +51,7 @@ pub struct Peak {
 }
 
 /// A link between ranks.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
     /// Its name.
@@ -63,7 +63,7 @@ pub struct Link {
 }
 
 /// The link within a node.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Node {
     /// Its name.
