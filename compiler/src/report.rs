@@ -18,6 +18,8 @@ use serde_json::{Value, json};
 
 /// Spans of a page's timeline.
 const SPANS: usize = 4000;
+/// Tensors named at the peak.
+const OWNERS: usize = 20;
 
 /// The data of a report. All times are predicted, in seconds of one rank, for `machine`; all bytes are exact, of one rank.
 ///
@@ -89,12 +91,13 @@ fn ops(step: &Predicted, ops: &[OpInfo]) -> Vec<Value> {
 fn memory(compiled: &Compiled) -> Value {
     let report = &compiled.plan.report;
     let over = over_time(&compiled.plan.entries[0]);
-    let owners = report.owners.iter().take(40).map(|o| {
+    let owners = report.owners.iter().take(OWNERS).map(|o| {
         json!({ "name": o.name, "class": o.class, "path": o.path, "line": o.line, "shape": o.shape, "bytes": o.bytes })
     });
-    let loops = over.loops.iter().map(|(axis, trip, from, to)| {
-        json!({ "axis": axis, "trip": trip, "from": from, "to": to })
-    });
+    let loops = over
+        .loops
+        .iter()
+        .map(|(axis, trip, from, to)| json!({ "axis": axis, "trip": trip, "from": from, "to": to }));
     json!({
         "arena": report.arena_bytes,
         "host": report.host_bytes,

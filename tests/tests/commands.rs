@@ -100,7 +100,9 @@ fn doctor_names_a_missing_linker_and_what_to_install() {
 fn completions_know_every_command() {
     for shell in ["bash", "zsh", "fish"] {
         let (script, _) = succeed(Command::new(mlc()).args(["completions", shell]));
-        for command in ["build", "check", "doctor", "emit", "explain", "fmt", "new", "opt", "run"] {
+        for command in
+            ["build", "calibrate", "check", "doctor", "emit", "explain", "fmt", "new", "opt", "plan", "run"]
+        {
             assert!(script.contains(command), "{shell}: {command}");
         }
     }

@@ -65,7 +65,10 @@ pub fn run(args: &BuildArgs) -> Result<(), Failure> {
     let out = args.out.clone().unwrap_or_else(|| default_output(&args.spec.spec));
     install(&out, &built.elf)?;
     let data = mlc::report::data(&checked.spec, &checked.sources, &compiled, &machine);
-    print!("{}", report::build(&checked, &compiled, &data, &built, args.verbose.then_some(&runner.times[..])));
+    print!(
+        "{}",
+        report::build(&checked, &compiled, &data, &built, args.verbose.then_some(&runner.times[..]))
+    );
     if let Some(path) = &args.report {
         files::write(path, mlc::report::html(&data).as_bytes())?;
         println!("report: {}", path.display());
@@ -147,7 +150,8 @@ pub fn check_kernels(checked: &Checked, args: &SpecArgs, machine: &MachineArgs) 
     let checks = pipeline::kernel_checks(&small.spec, &small.sources, &mut Runner::default())
         .map_err(|e| failure(e, &small.sources, args.format))?;
     let codegen = codegen(machine.codegen.as_deref())?;
-    let options = build_options(machine, instruction_sets(machine.target.as_deref(), checked)?, codegen, &|_| ())?;
+    let options =
+        build_options(machine, instruction_sets(machine.target.as_deref(), checked)?, codegen, &|_| ())?;
     for check in checks {
         let after = run_custom(&check.spec, check.arguments.clone(), &options).map_err(code_failure)?;
         check.compare(&after).map_err(Failure::Kernel)?;

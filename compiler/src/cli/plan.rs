@@ -78,7 +78,7 @@ impl Pictures {
     pub fn write(&self, compiled: &Compiled, data: &Value) -> Result<(), Failure> {
         if let Some(path) = &self.html {
             write(path, mlc::report::html(data).as_bytes())?;
-            println!("report: {}", path.display());
+            eprintln!("report: {}", path.display());
         }
         if let Some(path) = &self.trace {
             let program = &compiled.program;
@@ -88,7 +88,7 @@ impl Pictures {
                 events.extend(events_of(measured)?);
             }
             write(path, trace::file(&events).as_bytes())?;
-            println!("trace: {}", path.display());
+            eprintln!("trace: {}", path.display());
         }
         Ok(())
     }

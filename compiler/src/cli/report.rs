@@ -88,7 +88,10 @@ pub fn step(data: &Value) -> String {
 
 /// A line for each stage.
 pub fn stages(times: &[(&str, Duration)]) -> String {
-    times.iter().map(|(stage, time)| format!("  {stage:<12} {:>8.1} ms\n", time.as_secs_f64() * 1e3)).collect()
+    times
+        .iter()
+        .map(|(stage, time)| format!("  {stage:<12} {:>8.1} ms\n", time.as_secs_f64() * 1e3))
+        .collect()
 }
 
 fn kernels(built: &Built) -> String {

@@ -61,15 +61,21 @@ fn report_holds_one_step_on_lanes_that_never_overlap() {
 fn report_accounts_for_every_collective() {
     let (compiled, data) = report("specs/llama405b.spec", SMALL);
     let rows = list(&data["collectives"]);
-    let starts = compiled.program.info.ops.iter().zip(list(&data["ops"])).filter(|(op, _)| !op.link.is_empty());
+    let starts =
+        compiled.program.info.ops.iter().zip(list(&data["ops"])).filter(|(op, _)| !op.link.is_empty());
     assert_eq!(rows.len(), starts.count());
     for row in rows {
-        assert!(number(&row["exposed"]) <= number(&row["seconds"]) * (1.0 + 1e-9) + 1e-12, "{row}");
-        assert!(number(&row["bytes"]) > 0.0 && row["cause"].as_str().is_some_and(|text| !text.is_empty()), "{row}");
+        assert!(
+            number(&row["bytes"]) > 0.0 && row["cause"].as_str().is_some_and(|text| !text.is_empty()),
+            "{row}"
+        );
         assert!(row["reason"].as_str().is_some_and(|text| !text.is_empty()), "{row}");
     }
     let all: f64 = rows.iter().map(|row| number(&row["seconds"])).sum();
     assert!((all - number(&data["step"]["collectives"])).abs() < 1e-9 * all.max(1e-9));
+    // One may wait for another on the same link, but all together no longer than they are under way.
+    let exposed: f64 = rows.iter().map(|row| number(&row["exposed"])).sum();
+    assert!(exposed > 0.0 && exposed <= all * (1.0 + 1e-9), "{exposed} of {all}");
 }
 
 /// The fullest launch is what the plan calls the peak: the arena less what is lost between buffers.
@@ -77,7 +83,8 @@ fn report_accounts_for_every_collective() {
 fn report_of_memory_reaches_the_peak_of_the_plan() {
     for (path, sets) in [("specs/llama405b.spec", SMALL), ("specs/tiny.spec", &[])] {
         let (compiled, data) = report(path, sets);
-        let sums = list(&data["memory"]["launches"]).iter().map(|row| list(row).iter().map(number).sum::<f64>());
+        let sums =
+            list(&data["memory"]["launches"]).iter().map(|row| list(row).iter().map(number).sum::<f64>());
         let fullest = sums.fold(0.0, f64::max);
         let classes: u64 = compiled.plan.report.classes.iter().map(|(_, bytes)| bytes).sum();
         assert_eq!(fullest as u64, classes, "{path}");
