@@ -3,11 +3,12 @@
 //! Walks the step program with a clock. A kernel takes the seconds predicted for its op; a collective goes over its link when it
 //! has begun and the link is free, and a wait ends when it is over. Classes of links are apart; what a collective
 //! under way takes from the processor is left out. Loops run as often as they do; of a long one the first iterations are told one
-//! by one, and the rest, each as long as the last of them, as one span.
+//! by one, those in the middle, each as long as the last of them, as one span, and the last ones again one by one if not all
+//! their steps run ([`Step::Within`]).
 
 use mlc_codegen::abi::OpInfo;
 use mlc_codegen::abi::trace::{Kind, Span, Timeline};
-use mlc_codegen::program::{CollectiveStage, Step};
+use mlc_codegen::program::{CollectiveStage, LoopVar, Step};
 use std::collections::{BTreeMap, VecDeque};
 
 /// A step as it should run.
@@ -49,6 +50,7 @@ pub fn predict(ops: &[OpInfo], body: &[Step], spans: usize) -> Predicted {
         now: 0.0,
         free: BTreeMap::new(),
         open: BTreeMap::new(),
+        vars: BTreeMap::new(),
         totals: vec![OpTotal::default(); ops.len()],
     };
     walk.steps(body);
@@ -76,6 +78,7 @@ struct Walk<'p> {
     free: BTreeMap<&'p str, f64>,
     /// When each collective under way was started, and its end, by op.
     open: BTreeMap<u32, VecDeque<(f64, f64)>>,
+    vars: BTreeMap<LoopVar, u64>,
     totals: Vec<OpTotal>,
 }
 
@@ -95,7 +98,13 @@ impl Walk<'_> {
                     CollectiveStage::Start => self.start(c.op),
                     CollectiveStage::Done => self.wait(c.op),
                 },
-                Step::Loop { trip, body, .. } => self.repeat(*trip, body),
+                Step::Within { var, from, below, body } => {
+                    let value = self.vars.get(var).copied().unwrap_or(0);
+                    if (*from..*below).contains(&value) {
+                        self.steps(body);
+                    }
+                }
+                Step::Loop { var, trip, reverse, body } => self.repeat(*var, *trip, *reverse, body),
             }
         }
     }
@@ -126,20 +135,28 @@ impl Walk<'_> {
         self.now = end;
     }
 
-    fn repeat(&mut self, trip: u64, body: &[Step]) {
+    fn repeat(&mut self, var: LoopVar, trip: u64, reverse: bool, body: &[Step]) {
         let left = self.most.saturating_sub(self.spans.len()) as u64;
-        let told = (left / 2 / told_once(body).max(1)).max(TOLD_LEAST).min(trip);
-        let (mut begin, mut before) = (self.now, self.totals.clone());
-        for i in 0..told {
-            if i + 1 == told && told < trip {
-                (begin, before) = (self.now, self.totals.clone());
-            }
+        let edge = edge(var, trip, body);
+        let told = (left / 2 / told_once(body).max(1)).max(TOLD_LEAST + edge);
+        let mut i = 0;
+        while i < trip {
+            let fold = i + 1 == told && told + edge < trip;
+            let before = fold.then(|| (self.now, self.totals.clone()));
+            self.vars.insert(var, if reverse { trip - 1 - i } else { i });
             self.steps(body);
+            i += 1;
+            if let Some((begin, totals)) = before {
+                let more = trip - edge - told;
+                self.fold(more, begin, &totals, body);
+                i += more;
+            }
         }
-        let more = trip - told;
-        if more == 0 {
-            return;
-        }
+        self.vars.remove(&var);
+    }
+
+    /// So many more iterations like the one that began at `begin`, with these sums before.
+    fn fold(&mut self, more: u64, begin: f64, before: &[OpTotal], body: &[Step]) {
         for (total, before) in self.totals.iter_mut().zip(before) {
             total.times += more * (total.times - before.times);
             total.seconds += more as f64 * (total.seconds - before.seconds);
@@ -158,11 +175,25 @@ impl Walk<'_> {
     }
 }
 
+/// Iterations at either end of a loop in which not all steps run.
+fn edge(var: LoopVar, trip: u64, body: &[Step]) -> u64 {
+    let of = |step: &Step| match step {
+        Step::Within { var: of, from, below, body } => {
+            let own = if *of == var { (*from).max(trip.saturating_sub(*below)) } else { 0 };
+            own.max(edge(var, trip, body))
+        }
+        Step::Loop { body, .. } => edge(var, trip, body),
+        Step::Launch(_) | Step::Collective(_) => 0,
+    };
+    body.iter().map(of).max().unwrap_or(0)
+}
+
 /// Spans that one iteration of a body is told in, its own loops counted whole.
 fn told_once(body: &[Step]) -> u64 {
     let of = |step: &Step| match step {
         Step::Launch(_) => 1,
         Step::Collective(_) => 2,
+        Step::Within { body, .. } => told_once(body),
         Step::Loop { trip, body, .. } => trip.saturating_mul(told_once(body)),
     };
     body.iter().map(of).fold(0, u64::saturating_add)
@@ -172,7 +203,7 @@ fn first_op(body: &[Step]) -> Option<u32> {
     body.iter().find_map(|step| match step {
         Step::Launch(launch) => Some(launch.op),
         Step::Collective(c) => Some(c.op),
-        Step::Loop { body, .. } => first_op(body),
+        Step::Within { body, .. } | Step::Loop { body, .. } => first_op(body),
     })
 }
 

@@ -183,7 +183,7 @@ fn loops(fused: &Fused, items: &[Item], time: &mut usize) -> Vec<(String, u64, u
     let mut all = Vec::new();
     for item in items {
         match item {
-            Item::Group(_) | Item::Start(_) | Item::Done(_) => *time += 1,
+            Item::Group(_) | Item::Start(_) | Item::Done(_) | Item::Turned { .. } => *time += 1,
             Item::Loop { op, trip, body, .. } => {
                 let (from, at) = (*time, all.len());
                 let inner = loops(fused, body, time);

@@ -75,3 +75,19 @@ fn a_folded_loop_lasts_as_long_as_one_told_in_full() {
     assert_eq!((folded.seconds, folded.compute), (full.seconds, full.compute));
     assert_eq!(folded.ops, full.ops);
 }
+
+/// Started one iteration early: not in the last, whose own is the one before it.
+#[test]
+fn a_folded_loop_ends_as_its_last_iterations_do() {
+    let ops = ops(&[(3.0, ""), (2.0, "ring")]);
+    for reverse in [false, true] {
+        let (from, below) = if reverse { (1, 40) } else { (0, 39) };
+        let ahead = Step::Within { var: LoopVar(0), from, below, body: vec![start(1)] };
+        let once = Step::Loop { var: LoopVar(0), trip: 40, reverse, body: vec![done(1), ahead, kernel(0)] };
+        let body = [start(1), once];
+        let (full, folded) = (predict(&ops, &body, 10_000), predict(&ops, &body, 0));
+        assert_eq!((full.seconds, full.ops[1].times), (122.0, 40));
+        assert_eq!((folded.seconds, &folded.ops), (full.seconds, &full.ops));
+        assert!(folded.timeline.spans.len() < full.timeline.spans.len() / 4);
+    }
+}
