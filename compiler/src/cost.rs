@@ -89,9 +89,7 @@ impl<'t> LinkClass<'t> {
 /// as fast as the link, much shorter ones are better sent together.
 pub fn latency_bytes(target: &Target, mesh: &Mesh) -> impl Fn(&[Name]) -> u64 + use<> {
     let (target, mesh) = (target.clone(), mesh.clone());
-    move |over| {
-        (hops(&target, &mesh, over) * link(&target, &mesh, over).bandwidth()) as u64
-    }
+    move |over| (hops(&target, &mesh, over) * link(&target, &mesh, over).bandwidth()) as u64
 }
 
 /// Over how many nodes a group is spread.

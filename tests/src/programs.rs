@@ -85,7 +85,8 @@ pub fn far_off(expected: &Outputs, found: &Outputs, tolerance: f64) -> Option<St
         let (want, got) = (want.as_floats(), got.as_floats());
         let scale = want.iter().fold(1e-3, |m: f64, x| m.max(x.abs()));
         for (i, (w, g)) in want.iter().zip(got).enumerate() {
-            if w != g && !((w - g).abs() <= tolerance * scale) {
+            let off = (w - g).abs();
+            if w != g && (off > tolerance * scale || off.is_nan()) {
                 return Some(format!("{output:?}[{i}]: {g} instead of {w}"));
             }
         }

@@ -69,7 +69,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     if args.verbose {
         text += &report::stages(&runner.times);
     }
-    print!("{text}planned in {:.2} s\n", spent.as_secs_f64());
+    println!("{text}planned in {:.2} s", spent.as_secs_f64());
     Ok(())
 }
 

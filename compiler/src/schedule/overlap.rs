@@ -209,7 +209,7 @@ fn by_readiness(graph: &DiGraph<usize, ()>, items: &[Item]) -> Vec<Flight> {
         let is_end = |other: &Item| match (item, other) {
             // Started before the loop, waited for in it.
             (Item::Turned { of, turn: Turn::At(_), .. }, Item::Loop { id, body, .. }) if id == of => {
-                body.iter().any(|item| *item == Item::Done(group))
+                body.contains(&Item::Done(group))
             }
             (Item::Turned { turn: Turn::At(m), .. }, Item::Turned { turn: Turn::At(n), .. }) => {
                 m == n && *other.inner() == Item::Done(group)
