@@ -23,7 +23,7 @@ pub use target::{Device, Link, Node, Peak, Target, targets};
 use crate::graph::{CollectiveKind, DType, Graph, Mesh, MeshOp, Name, Op, OpNode};
 
 /// Seconds of a kernel with this many floating-point operations on elements of `dtype` and bytes of memory traffic.
-pub fn kernel(target: &Target, dtype: DType, flops: u64, bytes: u64) -> f64 {
+pub fn kernel(target: &Target, dtype: DType, flops: u128, bytes: u64) -> f64 {
     let device = &target.device;
     let arithmetic = flops as f64 / device.rate(dtype);
     device.launch + arithmetic.max(bytes as f64 / device.bandwidth)

@@ -552,6 +552,8 @@ impl<'a> Runner<'a> {
 #[cfg(test)]
 mod layer_traffic;
 #[cfg(test)]
+mod scale;
+#[cfg(test)]
 mod prefetch;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -2,13 +2,14 @@
 
 /// Bytes in a unit that leaves at most four digits.
 pub fn bytes(n: u64) -> String {
-    let (value, unit) = scaled(n, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB"]);
+    let (value, unit) = scaled(n as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB"]);
     if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
 }
 
 /// Floating-point operations in a unit that leaves at most three digits before the point.
-pub fn flops(n: u64) -> String {
-    let (value, unit) = scaled(n, 1000.0, &["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"]);
+pub fn flops(n: u128) -> String {
+    let units = ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"];
+    let (value, unit) = scaled(n as f64, 1000.0, &units);
     if unit == "FLOP" { format!("{n} FLOP") } else { format!("{value:.1} {unit}") }
 }
 
@@ -21,8 +22,8 @@ pub fn seconds(s: f64) -> String {
     }
 }
 
-fn scaled(n: u64, step: f64, units: &[&'static str]) -> (f64, &'static str) {
-    let (mut value, mut unit) = (n as f64, 0);
+fn scaled(mut value: f64, step: f64, units: &[&'static str]) -> (f64, &'static str) {
+    let mut unit = 0;
     while value >= step && unit + 1 < units.len() {
         value /= step;
         unit += 1;

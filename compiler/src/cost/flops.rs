@@ -5,31 +5,32 @@
 
 use crate::graph::{Attention, Bound, CompositeKind, Graph, Op, OpId, RegionId};
 
-/// Operations of one execution of the op; a loop's body counts once per iteration.
-pub fn product_flops(graph: &Graph, op: OpId) -> u64 {
+/// Operations of one execution of the op; a loop's body counts once per iteration. A step of a large model has more of them
+/// than 64 bits count.
+pub fn product_flops(graph: &Graph, op: OpId) -> u128 {
     let node = graph.op(op);
     match &node.op {
         Op::Dot { over } => {
             let left = graph.ty(node.operands[0]);
             let summed: u64 = over.iter().filter_map(|axis| left.size_of(axis)).product();
-            2 * summed * graph.ty(node.results[0]).numel()
+            2 * u128::from(summed) * u128::from(graph.ty(node.results[0]).numel())
         }
-        Op::Loop(l) => l.trip * region_flops(graph, l.body),
+        Op::Loop(l) => u128::from(l.trip) * region_flops(graph, l.body),
         Op::Composite(c) => match &c.kind {
             CompositeKind::Attention(a) | CompositeKind::AttentionGrad(a) => {
                 let (q, k) = (graph.ty(node.operands[0]), graph.ty(node.operands[1]));
                 let (n_q, n_k) = (q.size_of(&a.query).unwrap_or(1), k.size_of(&a.key).unwrap_or(1));
                 // Every product of the meaning runs over all pairs of positions.
-                region_flops(graph, c.meaning) / (n_q * n_k) * pairs(a, n_q, n_k)
+                region_flops(graph, c.meaning) / u128::from(n_q * n_k) * u128::from(pairs(a, n_q, n_k))
             }
             // Every row meets one group's matrix, whatever the meaning computes.
             CompositeKind::GroupedDot { over, .. } => {
                 let left = graph.ty(node.operands[0]);
                 let summed: u64 = over.iter().filter_map(|axis| left.size_of(axis)).product();
-                2 * summed * graph.ty(node.results[0]).numel()
+                2 * u128::from(summed) * u128::from(graph.ty(node.results[0]).numel())
             }
             CompositeKind::GroupedOuter { .. } => {
-                let [a, b, owner] = [0, 1, 2].map(|i| graph.ty(node.operands[i]).numel());
+                let [a, b, owner] = [0, 1, 2].map(|i| u128::from(graph.ty(node.operands[i]).numel()));
                 2 * a * (b / owner)
             }
             CompositeKind::Softmax { .. }
@@ -67,7 +68,7 @@ pub fn product_flops(graph: &Graph, op: OpId) -> u64 {
 }
 
 /// Operations of one execution of a region.
-pub fn region_flops(graph: &Graph, region: RegionId) -> u64 {
+pub fn region_flops(graph: &Graph, region: RegionId) -> u128 {
     graph.region(region).ops.iter().map(|op| product_flops(graph, *op)).sum()
 }
 

@@ -57,7 +57,7 @@ fn cost_refuses_targets_that_make_no_sense() {
 fn cost_of_a_kernel_is_its_roofline() {
     let h100 = Target::named("h100").unwrap();
     // 8192³: 1.0995e12 operations at 0.7 · 989.4e12, far above the time of its 402 MB.
-    let flops = 2 * 8192u64.pow(3);
+    let flops = 2 * 8192u128.pow(3);
     let bytes = 3 * 8192 * 8192 * 2;
     assert_time(kernel(&h100, DType::Bf16, flops, bytes), 3e-6 + flops as f64 / (0.7 * 989.4e12));
     // An addition of as many elements waits for memory.

@@ -302,7 +302,8 @@ impl LowerEntry<'_> {
     fn launch(&mut self, group: &Group, times: u64) -> Result<Launch> {
         let fused = &self.entry.schedule.fused;
         let lowered = lower_group(fused, group)?;
-        self.flops += lowered.flops * times;
+        // More than 64 bits count are no step of one rank.
+        self.flops = self.flops.saturating_add(lowered.flops.saturating_mul(times));
         let addresses: Vec<Address> = lowered.views.iter().map(|v| self.address(v)).collect();
         let (spec, buffers) = join_equal_buffers(lowered.spec, addresses);
         let kernel = self.kernels.add(spec);

@@ -31,7 +31,7 @@ const OPS_MAX: u32 = 8;
 const EXPENSIVE_MAX: u32 = 1;
 
 /// Floating-point operations added per step, by the rule that caused them; `None` is the preset.
-pub type Work = BTreeMap<Option<usize>, u64>;
+pub type Work = BTreeMap<Option<usize>, u128>;
 
 /// Computes again what a few element-wise ops can (the preset `auto`).
 pub fn recompute_residuals(graph: Graph) -> Graph {
@@ -294,7 +294,7 @@ impl Copier<'_> {
         }
         let copy = self.b.copy_op(self.from, op, &mut self.made);
         let rule = self.decisions.get(&v).and_then(|d| d.rule).or(self.rule);
-        *self.work.entry(rule).or_default() += product_flops(self.from, op) * self.times;
+        *self.work.entry(rule).or_default() += product_flops(self.from, op) * u128::from(self.times);
         self.adopt(op, copy);
     }
 

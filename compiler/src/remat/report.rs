@@ -48,7 +48,7 @@ pub struct RuleReport {
     /// Bytes saved in the host's memory.
     pub offloaded_bytes: u64,
     /// Floating-point operations of products added to a step.
-    pub flops: u64,
+    pub flops: u128,
 }
 
 /// What rematerialisation does to a training step.
@@ -61,7 +61,7 @@ pub struct Report {
     /// Bytes saved in the host's memory.
     pub offloaded_bytes: u64,
     /// Floating-point operations of products added to a step.
-    pub flops: u64,
+    pub flops: u128,
     /// The rules in order, then what holds for the rest.
     pub rules: Vec<RuleReport>,
     /// The largest stacks that are left, largest first.

@@ -53,7 +53,7 @@ pub fn moved(fused: &Fused, group: &Group) -> u64 {
 }
 
 /// Floating-point operations of the products of one launch, and the type of their operands. Other arithmetic waits for memory.
-pub fn work(fused: &Fused, group: &Group) -> (DType, u64) {
+pub fn work(fused: &Fused, group: &Group) -> (DType, u128) {
     let products = |op: OpId| {
         let operands = &fused.graph.op(op).operands;
         let dtype = operands.first().map_or(DType::F32, |v| fused.graph.ty(*v).dtype);

@@ -46,7 +46,7 @@ pub fn choose(
     factors: &[Factor],
     operands: &[Seen],
     results: &[Seen],
-    flops: u64,
+    flops: u128,
 ) -> Assignment {
     let mut best: Option<(f64, Assignment)> = None;
     for_each(rules, taken, factors, operands, results, flops, &mut |cost, assignment| {
@@ -64,7 +64,7 @@ pub fn choices(
     factors: &[Factor],
     operands: &[Seen],
     results: &[Seen],
-    flops: u64,
+    flops: u128,
 ) -> Vec<Assignment> {
     let mut all = Vec::new();
     for_each(rules, taken, factors, operands, results, flops, &mut |cost, assignment| {
@@ -81,7 +81,7 @@ fn for_each(
     factors: &[Factor],
     operands: &[Seen],
     results: &[Seen],
-    flops: u64,
+    flops: u128,
     visit: &mut dyn FnMut(f64, Assignment),
 ) {
     let mesh = &rules.mesh;
@@ -180,7 +180,7 @@ fn cost(
     assignment: &Assignment,
     operands: &[Seen],
     results: &[Seen],
-    flops: u64,
+    flops: u128,
 ) -> f64 {
     let mut cost = 0.0;
     for (i, seen) in operands.iter().enumerate() {
