@@ -16,7 +16,7 @@ use crate::mesh::Mesh;
 use crate::numeric::bf16_to_f32;
 use crate::program::Program;
 use crate::shard::Part;
-use crate::world::World;
+use crate::world::{Pace, World};
 
 /// Scratch of neighbouring threads must not share a cache line or a page.
 const SCRATCH_ALIGN: u64 = 4096;
@@ -334,11 +334,16 @@ unsafe extern "C" fn collective(
         if own.failure.is_some() {
             return;
         }
-        let result = if stage == COLLECTIVE_START {
-            own.collectives.start(&launcher.pool, collective as usize, buffers)
-        } else {
-            let moment = Moment { step: own.step, op: program.info.ops.get(op as usize) };
-            own.collectives.done(&launcher.pool, collective as usize, buffers, moment)
+        let (pool, which) = (&launcher.pool, collective as usize);
+        let moment = Moment { step: own.step, op: program.info.ops.get(op as usize) };
+        let collectives = &mut own.collectives;
+        let result = match (collectives.world().options().pace, stage == COLLECTIVE_START) {
+            (Pace::Overlapped, true) => collectives.start(pool, which, buffers),
+            (Pace::Overlapped, false) => collectives.done(pool, which, buffers, moment),
+            (Pace::Blocking, true) => collectives
+                .start(pool, which, buffers)
+                .and_then(|()| collectives.done(pool, which, buffers, moment)),
+            (Pace::Blocking, false) | (Pace::Absent, _) => Ok(()),
         };
         own.failure = result.err();
         let kind = if stage == COLLECTIVE_START { Kind::Start } else { Kind::Wait };

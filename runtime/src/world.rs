@@ -24,19 +24,48 @@ pub struct WorldOptions {
     pub watchdog: Duration,
     /// A fault to act out, for tests.
     pub fault: Option<Fault>,
+    /// How collectives run, for measuring what overlap hides.
+    pub pace: Pace,
+}
+
+/// How the program's collectives run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Pace {
+    /// Under way from their start to their done.
+    #[default]
+    Overlapped,
+    /// Over when their start returns.
+    Blocking,
+    /// Not at all: the computation alone, on whatever lies in memory.
+    Absent,
+}
+
+impl Pace {
+    /// Environment variable with the word for it.
+    pub const VARIABLE: &str = "MLC_COLLECTIVES";
+
+    /// Reads `overlapped`, `blocking` or `absent`.
+    pub fn parse(word: &str) -> Option<Pace> {
+        match word {
+            "overlapped" => Some(Pace::Overlapped),
+            "blocking" => Some(Pace::Blocking),
+            "absent" => Some(Pace::Absent),
+            _ => None,
+        }
+    }
 }
 
 impl Default for WorldOptions {
     fn default() -> WorldOptions {
-        WorldOptions { watchdog: WATCHDOG, fault: None }
+        WorldOptions { watchdog: WATCHDOG, fault: None, pace: Pace::default() }
     }
 }
 
 impl WorldOptions {
-    /// `--watchdog`, and the fault of [`Fault::VARIABLE`].
+    /// `--watchdog`, the fault of [`Fault::VARIABLE`] and the pace of [`Pace::VARIABLE`].
     ///
     /// # Errors
-    /// Exit code 2: a longer time than a clock can hold, or a fault that is none.
+    /// Exit code 2: a longer time than a clock can hold, a fault that is none, or no word for a pace.
     pub fn of(args: &Args) -> Result<WorldOptions, Failure> {
         let watchdog = args.number("watchdog").map_or(Ok(WATCHDOG), |seconds| {
             let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| *time <= WATCHDOG_MOST);
@@ -45,7 +74,12 @@ impl WorldOptions {
                 Failure::usage(format!("error: --watchdog is {most} seconds at most, not {seconds}"))
             })
         })?;
-        let fault = std::env::var(Fault::VARIABLE).ok().filter(|text| !text.is_empty());
+        let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+        let fault = variable(Fault::VARIABLE);
+        let pace = variable(Pace::VARIABLE).map_or(Ok(Pace::default()), |word| {
+            let what = format!("error: {} takes overlapped, blocking or absent, not {word}", Pace::VARIABLE);
+            Pace::parse(&word).ok_or_else(|| Failure::usage(what))
+        })?;
         let parse = |text: String| {
             let what = format!(
                 "error: {} takes stall:RANK:COLLECTIVE or death:RANK:COLLECTIVE, not {text}",
@@ -53,7 +87,7 @@ impl WorldOptions {
             );
             Fault::parse(&text).ok_or_else(|| Failure::usage(what))
         };
-        Ok(WorldOptions { watchdog, fault: fault.map(parse).transpose()? })
+        Ok(WorldOptions { watchdog, fault: fault.map(parse).transpose()?, pace })
     }
 }
 

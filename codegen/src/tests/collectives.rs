@@ -86,6 +86,37 @@ fn on_ranks() -> Program {
     p
 }
 
+/// On 2×3 ranks, for i in 0..4 (or 3, 2, 1, 0), with the gather for the next iteration under way:
+///
+/// ```text
+/// slot i mod 2 [3][4] = all-gather of row i of all over b
+/// out [4] of i        = 2 · the first row of the slot
+/// ```
+fn handed_on(reverse: bool) -> Program {
+    let mut p = on_ranks();
+    p.info.collectives.truncate(1);
+    let [all, slots, out, staging] = [0, 128, 256, 320];
+    p.info.spaces[0].bytes = staging + p.info.collectives[0].staging_bytes;
+    let moves = |offset, bytes, slots, ahead| {
+        let strides = vec![LoopStride { var: LoopVar(0), bytes, slots, ahead }];
+        Address { strides, ..at(offset) }
+    };
+    let step = |stage, row: Address, slot: Address| {
+        let buffers = vec![row, slot, at(staging)];
+        Step::Collective(CollectiveStep { op: 0, collective: 0, stage, buffers })
+    };
+    let (first, next, within) = if reverse { (3, -1, 1..4) } else { (0, 1, 0..3) };
+    let before = step(CollectiveStage::Start, at(all + ROW * first), at(slots + 3 * ROW * (first % 2)));
+    let start = step(CollectiveStage::Start, moves(all, ROW, 0, next), moves(slots, 3 * ROW, 2, next));
+    let done = step(CollectiveStage::Done, moves(all, ROW, 0, 0), moves(slots, 3 * ROW, 2, 0));
+    let buffers = vec![moves(slots, 3 * ROW, 2, 0), moves(out, ROW, 0, 0)];
+    let launch = Launch { op: 0, kernel: 0, stream: 0, buffers, scalars: vec![] };
+    let within = Step::Within { var: LoopVar(0), from: within.start, below: within.end, body: vec![start] };
+    let body = vec![done, within, Step::Launch(launch)];
+    p.entries[0].body = vec![before, Step::Loop { var: LoopVar(0), trip: 4, reverse, body }];
+    p
+}
+
 /// Every rank's memory: `all` holds its number times 100 plus 0, 1, …; the rest is NaN.
 fn memory(program: &Program) -> Vec<Vec<Vec<u8>>> {
     let one = |rank: u32| {
@@ -146,6 +177,70 @@ fn collectives_move_boxes_between_ranks_however_the_program_runs() {
         let error = compiled.run("train", &mut alone).unwrap_err();
         assert_eq!(error, "the program runs on 6 ranks, not on 1");
     }
+}
+
+#[test]
+fn collectives_go_from_one_iteration_to_the_next_however_the_program_runs() {
+    for reverse in [false, true] {
+        let p = handed_on(reverse);
+        verify(&p).unwrap_or_else(|e| panic!("{}", e.join("\n")));
+        let check = |ranks: &[Vec<Vec<u8>>], who: &str| {
+            for (rank, spaces) in ranks.iter().enumerate() {
+                // Of the first rank along b.
+                let twice = |e: usize| 2.0 * (rank / 3 * 300 + e) as f32;
+                let expected: Vec<f32> = (0..16).map(twice).collect();
+                assert_eq!(floats(&spaces[0], 256, 16), expected, "{who}: rank {rank}, {reverse}");
+            }
+        };
+        check(&run(&p, |ranks| execute_ranks(&p, 0, ranks, Precision::AsWritten).unwrap()), "evaluated");
+        let target = &Target::host().expect("a machine mlc knows");
+        for codegen in Codegen::here() {
+            let compiled = CompiledProgram::new(&p, target, codegen).unwrap();
+            check(&run(&p, |ranks| compiled.run_ranks("train", ranks).unwrap()), codegen.name());
+        }
+    }
+}
+
+#[test]
+fn verify_refuses_collectives_handed_on_wrongly() {
+    let broken = |change: &dyn Fn(&mut Vec<Step>)| {
+        let mut bad = handed_on(false);
+        change(&mut bad.entries[0].body);
+        verify(&bad).unwrap_err().join("\n")
+    };
+    let body = |steps: &mut Vec<Step>, change: &dyn Fn(&mut Vec<Step>)| {
+        let Step::Loop { body, .. } = &mut steps[1] else { panic!() };
+        change(body);
+    };
+    let slot = |step: &mut Step, slots| {
+        let Step::Within { body, .. } = step else { panic!() };
+        let Step::Collective(c) = &mut body[0] else { panic!() };
+        c.buffers[1].strides[0].slots = slots;
+    };
+    let expect = |error: String, what: &str| assert!(error.contains(what), "{error}");
+    // Into the slot in use.
+    let error = broken(&|steps| body(steps, &|b| slot(&mut b[1], 1)));
+    expect(error, "launch of double: buffer 0 meddles with what collective 0 receives into until it is done");
+    // In the last iteration too.
+    let error = broken(&|steps| {
+        body(steps, &|b| {
+            let Step::Within { below, .. } = &mut b[1] else { panic!() };
+            *below = 4;
+        });
+    });
+    expect(error, "collective 0 is started and not done in the same body");
+    // Nothing before the loop, and something behind it.
+    let error = broken(&|steps| steps.swap(0, 1));
+    expect(error, "collective 0: is done but not started before in the same body");
+    // For an iteration before the first.
+    let error = broken(&|steps| {
+        body(steps, &|b| {
+            let Step::Within { body, .. } = &mut b[1] else { panic!() };
+            let Step::Collective(c) = &mut body[0] else { panic!() };
+            c.buffers[1].strides[0].ahead = -1;
+        });
+    });
+    expect(error, "an argument moves with an iteration of loop 0 before its first");
 }
 
 #[test]

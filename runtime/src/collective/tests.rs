@@ -537,7 +537,7 @@ fn gather_steps(info: &ProgramInfo, world: World, steps: u64) -> Result<(), Fail
 /// Three ranks of which rank 1 does as told; the failure that came first, and those of the other two.
 fn faulty(fault: &str, messages: bool, watchdog: Duration) -> (Failure, Vec<Failure>) {
     let info = gather_program(3);
-    let options = WorldOptions { watchdog, fault: Fault::parse(fault) };
+    let options = WorldOptions { watchdog, fault: Fault::parse(fault), ..WorldOptions::default() };
     assert!(options.fault.is_some());
     let failures = std::sync::Mutex::new(Vec::new());
     let first = run_threads(3, options, |world| {

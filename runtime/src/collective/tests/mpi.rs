@@ -42,6 +42,7 @@ fn body_of_a_rank() {
     let options = WorldOptions {
         watchdog: Duration::from_millis(number(WATCHDOG_MS).unwrap_or(60_000)),
         fault: std::env::var(Fault::VARIABLE).ok().and_then(|text| Fault::parse(&text)),
+        ..WorldOptions::default()
     };
     let mut info = gather_program(if task == "size" { ranks + 1 } else { ranks });
     info.rebuild = "mlc build model.spec -o model".to_owned();
