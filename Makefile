@@ -29,7 +29,7 @@ bench: setup
 	@tests/bench/run.sh
 
 overlap: setup
-	cargo run --quiet -p mlc -- build tests/overlap/overlap.spec -o target/overlap
+	cargo run --quiet -p mlc -- build tests/overlap/overlap.spec --target tests/overlap/limited.json -o target/overlap
 	tests/overlap/measure.py target/overlap
 
 fuzz: setup
