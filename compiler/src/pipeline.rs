@@ -552,9 +552,9 @@ impl<'a> Runner<'a> {
 #[cfg(test)]
 mod layer_traffic;
 #[cfg(test)]
-mod scale;
-#[cfg(test)]
 mod prefetch;
+#[cfg(test)]
+mod scale;
 #[cfg(test)]
 pub(crate) mod tests;
 #[cfg(test)]
