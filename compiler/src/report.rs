@@ -50,8 +50,8 @@ pub fn data(spec: &Spec, sources: &SourceMap, compiled: &Compiled, machine: &Tar
 
 /// The page.
 pub fn html(data: &Value) -> String {
-    // Inside a script element only this could end the data.
-    let text = data.to_string().replace("</", "<\\/");
+    // Inside a script element a `<` can begin what ends the data, or hides its end.
+    let text = data.to_string().replace('<', "\\u003c");
     include_str!("report/page.html").replace("@DATA@", &text)
 }
 

@@ -142,33 +142,44 @@ impl Walk<'_> {
         let mut i = 0;
         while i < trip {
             let fold = i + 1 == told && told + edge < trip;
-            let before = fold.then(|| (self.now, self.totals.clone()));
+            let before = fold.then(|| (self.now, self.totals.clone(), self.free.clone()));
             self.vars.insert(var, if reverse { trip - 1 - i } else { i });
             self.steps(body);
             i += 1;
-            if let Some((begin, totals)) = before {
+            if let Some((begin, totals, free)) = before {
                 let more = trip - edge - told;
-                self.fold(more, begin, &totals, body);
+                self.fold(more, begin, (&totals, &free), body);
                 i += more;
             }
         }
         self.vars.remove(&var);
     }
 
-    /// So many more iterations like the one that began at `begin`, with these sums before.
-    fn fold(&mut self, more: u64, begin: f64, before: &[OpTotal], body: &[Step]) {
+    /// So many more iterations like the one that began at `begin`, with these sums before and the links free then.
+    fn fold(
+        &mut self,
+        more: u64,
+        begin: f64,
+        (before, was_free): (&[OpTotal], &BTreeMap<&str, f64>),
+        body: &[Step],
+    ) {
         for (total, before) in self.totals.iter_mut().zip(before) {
             total.times += more * (total.times - before.times);
             total.seconds += more as f64 * (total.seconds - before.seconds);
             total.exposed += more as f64 * (total.exposed - before.exposed);
         }
-        // What an iteration leaves under way moves along with the clock: every iteration is like the one before.
+        // What an iteration leaves under way moves along with the clock: every iteration is like the one before. What was under
+        // way before the loop does not.
         let shift = more as f64 * (self.now - begin);
         if let Some(op) = first_op(body) {
             self.span(op, Kind::Folded(more), self.now, self.now + shift);
         }
         self.now += shift;
-        self.free.values_mut().for_each(|free| *free += shift);
+        for (link, free) in &mut self.free {
+            if was_free.get(link) != Some(free) {
+                *free += shift;
+            }
+        }
         for (started, end) in self.open.values_mut().flatten().filter(|(started, _)| *started >= begin) {
             (*started, *end) = (*started + shift, *end + shift);
         }

@@ -43,7 +43,7 @@ pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
     Target::parse(&text).map_err(Failure::Internal)?;
     write(&args.out, (text + "\n").as_bytes())?;
     print!("{}", figures(&target));
-    println!("{}: for --target and `target {{ machine = … }}`", args.out.display());
+    println!("{}: for --target and `target cpu {{ machine = … }}`", args.out.display());
     Ok(())
 }
 
@@ -163,6 +163,8 @@ impl Probe<'_> {
             .arg("--trace")
             .arg(format!("{}:{steps}", trace.display()))
             .args(arguments)
+            // What is hidden can't be measured.
+            .env("MLC_COLLECTIVES", "blocking")
             .output()
             .map_err(|e| format!("{command:?} does not start: {e}"))?;
         if !output.status.success() {

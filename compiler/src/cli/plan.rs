@@ -99,5 +99,9 @@ fn events_of(path: &std::path::Path) -> Result<Vec<String>, Failure> {
     let bad = |why: String| Failure::Input(format!("{}: no trace: {why}", path.display()));
     let file: Value = serde_json::from_str(&super::files::read(path)?).map_err(|e| bad(e.to_string()))?;
     let events = file["traceEvents"].as_array().ok_or_else(|| bad("it has no `traceEvents`".into()))?;
-    Ok(events.iter().map(Value::to_string).collect())
+    let is_event = |e: &Value| e["ph"].is_string() && e["pid"].is_u64() && e["name"].is_string();
+    match events.iter().find(|event| !is_event(event)) {
+        Some(other) => Err(bad(format!("this is no event: {other}"))),
+        None => Ok(events.iter().map(Value::to_string).collect()),
+    }
 }

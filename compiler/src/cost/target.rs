@@ -138,10 +138,23 @@ impl Target {
                 let least = if zero { "0 or more" } else { "more than 0" };
                 return Err(format!("target {}: {name} is {figure}, not {least}", target.name));
             }
+            // Latencies of minutes are figures in another unit.
+            if zero && figure > 60.0 {
+                return Err(format!("target {}: {name} is {figure} seconds, not 60 at most", target.name));
+            }
         }
         if device.efficiency > 1.0 {
             let found = device.efficiency;
             return Err(format!("target {}: device.efficiency is {found}, more than 1", target.name));
+        }
+        // Links are told apart by name, in plans and timelines, and from the kernels of a step.
+        let (node, network) = (&target.node.name, &target.network.name);
+        if node == network || [node, network].iter().any(|name| ["", "compute"].contains(&name.as_str())) {
+            let names = format!("`{node}` and `{network}`");
+            return Err(format!(
+                "target {}: the links {names} need two names, other than `compute`",
+                target.name
+            ));
         }
         if [peak.f64, peak.f32, peak.bf16].iter().all(Option::is_none) {
             return Err(format!("target {}: device.peak has no figure", target.name));

@@ -47,6 +47,12 @@ fn cost_refuses_targets_that_make_no_sense() {
     assert_eq!(slow, "target h100: node.bandwidth is 0, not more than 0");
     let early = error("\"launch\": 3e-6", "\"launch\": -1");
     assert_eq!(early, "target h100: device.launch is -1, not 0 or more");
+    let late = error("\"launch\": 3e-6", "\"launch\": 3e6");
+    assert_eq!(late, "target h100: device.launch is 3000000 seconds, not 60 at most");
+    for name in ["", "compute", "InfiniBand NDR"] {
+        let link = error("\"NVLink 4\"", &format!("\"{name}\""));
+        assert!(link.ends_with("need two names, other than `compute`"), "{link}");
+    }
     let many = error("\"efficiency\": 0.7", "\"efficiency\": 1.5");
     assert_eq!(many, "target h100: device.efficiency is 1.5, more than 1");
     let unknown = error("\"launch\": 3e-6", "\"lunch\": 3e-6");

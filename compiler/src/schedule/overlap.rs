@@ -7,8 +7,8 @@
 //! 3. a **start** moves up to the latest place from which the collective is over by then, by the predicted times of what lies
 //!    in between, no further than the items it depends on. In flight longer than needed is memory held for nothing.
 //!
-//! Collectives share one link and take it in the order in which they are ready: the last one is placed first, and each earlier one
-//! has to be over when the next begins. What always holds: the items keep their dependences; the order of starts and of dones is
+//! Collectives of one class of links take it in the order in which they are ready: the last one is placed first, and each earlier
+//! one has to be over when the next begins. Those of different classes do not wait for each other. What always holds: the items keep their dependences; the order of starts and of dones is
 //! one of the program, hence the same on every rank. Every decision is told with its reason.
 
 use super::times::Times;
@@ -16,7 +16,7 @@ use super::{dependences, respects};
 use crate::fuse::{BufferId, Fused, GroupId, Item, LoopId, Turn};
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Where one collective went, and why.
@@ -134,8 +134,8 @@ fn starts_early(
 ) -> Vec<Item> {
     let graph = dependences(fused, &items, var);
     let mut order: Vec<usize> = (0..items.len()).collect();
-    // When the link has to be free again, and the place of the start that needs it then.
-    let mut next: Option<(f64, usize)> = None;
+    // By class of links: when it has to be free again, and the place of the start that needs it then.
+    let mut next: BTreeMap<&str, (f64, usize)> = BTreeMap::new();
     for Flight { start, done, later, group } in by_readiness(&graph, &items).into_iter().rev() {
         let place = place_of(&order);
         let clock = clock(fused, &items, &order, times);
@@ -143,9 +143,11 @@ fn starts_early(
         let earliest = before(&graph, start).map(|i| place[i] + 1).max().unwrap_or(0);
         let needed = clock[place[done]] + later as f64 * clock[clock.len() - 1];
         let until = if later > 0 { order.len() - 1 } else { place[done] };
-        let end = next.map_or(needed, |(free, _)| free.min(needed));
+        let link = times.link_of(fused, group);
+        let after = next.get(link).map(|(free, start)| (*free, place[*start]));
+        let end = after.map_or(needed, |(free, _)| free.min(needed));
         // The latest place, not after the next start, at which the collective can begin in time.
-        let last = next.map_or(until, |(_, at)| at.min(until)).max(earliest);
+        let last = after.map_or(until, |(_, at)| at.min(until)).max(earliest);
         let at = (earliest..=last).rev().find(|at| clock[*at] + seconds <= end).unwrap_or(earliest);
         let at = at.min(place[start]);
         let hidden = (end - clock[at]).clamp(0.0, seconds);
@@ -166,7 +168,7 @@ fn starts_early(
         let from = place[start];
         order.remove(from);
         order.insert(at, start);
-        next = Some((clock[at], at));
+        next.insert(link, (clock[at], start));
     }
     debug_assert!(respects(&graph, &order));
     reordered(items, &order)

@@ -1,6 +1,6 @@
-//! What a schedule takes by the predicted times: one clock for the computation, one for the link, walked through in order.
+//! What a schedule takes by the predicted times: one clock for the computation, one for each class of links, walked through in order.
 //!
-//! A collective takes the link when it has been started and those before it are over. Waiting for it stops the computation until
+//! A collective takes its link when it has been started and those before it there are over. Waiting for it stops the computation until
 //! it is over: that is its exposed time. The iterations of a loop that has collectives in it are walked one by one until they
 //! repeat themselves, and what lies between those and the last ones is counted without walking.
 
@@ -34,8 +34,8 @@ pub fn timeline(fused: &Fused, items: &[Item], times: &Times) -> Timeline {
 #[derive(Clone, Default)]
 struct Clock {
     now: f64,
-    /// When the link is free.
-    link: f64,
+    /// When each class of links is free.
+    free: BTreeMap<String, f64>,
     /// Ends of collectives under way, oldest first.
     ends: BTreeMap<GroupId, VecDeque<f64>>,
     exposed: BTreeMap<GroupId, f64>,
@@ -73,8 +73,11 @@ impl Walk<'_> {
                     None => self.times.collective(self.fused, *id),
                 };
                 self.seconds.insert(*id, seconds);
-                self.at.link = self.at.link.max(self.at.now) + seconds;
-                self.at.ends.entry(*id).or_default().push_back(self.at.link);
+                let now = self.at.now;
+                let free = self.at.free.entry(self.times.link_of(self.fused, *id).into()).or_default();
+                *free = free.max(now) + seconds;
+                let end = *free;
+                self.at.ends.entry(*id).or_default().push_back(end);
             }
             Item::Done(id) => {
                 let end = self.at.ends.get_mut(id).and_then(VecDeque::pop_front).unwrap_or(0.0);
@@ -112,12 +115,20 @@ impl Walk<'_> {
         }
     }
 
-    /// As many more iterations as that since `before`.
+    /// As many more iterations as that since `before`. What was under way before and still is ends when it did.
     fn skip(&mut self, before: &Clock, times: f64) {
         let each = self.at.now - before.now;
         self.at.now += each * times;
-        self.at.link += each * times;
-        self.at.ends.values_mut().flatten().for_each(|end| *end += each * times);
+        for (link, free) in &mut self.at.free {
+            if before.free.get(link) != Some(free) {
+                *free += each * times;
+            }
+        }
+        for (id, ends) in &mut self.at.ends {
+            if before.ends.get(id) != Some(ends) {
+                ends.iter_mut().for_each(|end| *end += each * times);
+            }
+        }
         for (id, exposed) in &mut self.at.exposed {
             *exposed += (*exposed - before.exposed.get(id).copied().unwrap_or(0.0)) * times;
         }

@@ -2,7 +2,7 @@
 
 use crate::cost::{self, Target, product_flops};
 use crate::fuse::{Fused, Group, GroupId, Item, Kind, View};
-use crate::graph::{DType, Name, OpId};
+use crate::graph::{DType, MeshOp, Name, Op, OpId};
 
 /// What the items of a rank's program take on a machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +37,17 @@ impl Times {
     /// The class of links that a collective goes over.
     pub fn link(&self, fused: &Fused, over: &[Name]) -> &str {
         cost::link(&self.target, &fused.graph.mesh, over).name()
+    }
+
+    /// The same of a collective.
+    pub fn link_of(&self, fused: &Fused, id: GroupId) -> &str {
+        match &fused.group(id).kind {
+            Kind::Collective { op, .. } => match &fused.graph.op(*op).op {
+                Op::Mesh(MeshOp::Collective(c)) => self.link(fused, &c.over),
+                _ => "",
+            },
+            _ => "",
+        }
     }
 
     /// Seconds a collective is under way.

@@ -63,15 +63,16 @@ fn collectives_share_their_link_and_no_other() {
 /// Each iteration waits for what the one before started; what was started before the loop does not move with it.
 #[test]
 fn a_folded_loop_lasts_as_long_as_one_told_in_full() {
-    let ops = ops(&[(3.0, ""), (5.0, "ring"), (100.0, "network")]);
-    let body = [start(2), start(1), repeat(40, vec![done(1), start(1), kernel(0)]), done(1), done(2)];
+    let ops = ops(&[(3.0, ""), (5.0, "ring"), (100.0, "network"), (104.0, "network")]);
+    let once = vec![done(1), start(1), kernel(0)];
+    let body = [start(2), start(1), repeat(40, once), done(1), done(2), start(3), done(3)];
     let full = predict(&ops, &body, 10_000);
     let folded = predict(&ops, &body, 0);
     assert!(folded.timeline.spans.len() < full.timeline.spans.len() / 5);
     assert_eq!(of(&full, Kind::Folded(37)), []);
     assert_eq!(folded.timeline.spans.iter().filter(|s| s.kind == Kind::Folded(37)).count(), 1);
-    // 40 iterations of 5 s, a last transfer that begins with the last kernel, and nothing left of the long one.
-    assert_eq!(full.seconds, 205.0);
+    // 40 iterations of 5 s, a last transfer that begins with the last kernel, nothing left of the long one, and one behind it.
+    assert_eq!(full.seconds, 309.0);
     assert_eq!((folded.seconds, folded.compute), (full.seconds, full.compute));
     assert_eq!(folded.ops, full.ops);
 }

@@ -28,6 +28,7 @@ use crate::rank::Rank;
 use crate::settings::{Resume, Saving, Settings, run_time_keys};
 use crate::signals::Interrupts;
 use crate::step::{Outcome, Pick, run_batch};
+use crate::world::Pace;
 
 /// Everything a training run holds.
 struct Run<'p> {
@@ -54,6 +55,10 @@ struct Run<'p> {
 /// See [`Exit`].
 pub fn train(job: &Job, console: &mut Console) -> Result<Exit, Failure> {
     let (program, args, settings) = (job.program, job.args, job.settings()?);
+    if job.world.options().pace == Pace::Absent && settings.saving != Saving::Never {
+        let what = "without collectives ranks train apart, and what they save would mean nothing: --checkpoint-every never";
+        return Err(Failure::usage(format!("error: {}=absent: {what}", Pace::VARIABLE)));
+    }
     let (entry_index, entry) = program.require_entry("train")?;
     let source = open_training_data(program, &settings, entry.seq)?;
     let held_out = open_held_out(program, &settings)?;
@@ -67,7 +72,7 @@ pub fn train(job: &Job, console: &mut Console) -> Result<Exit, Failure> {
         true => Some(MetricsFile::open(&settings.metrics, begin)?),
         false => None,
     };
-    announce(program, &settings, &source, begin, console, file.as_mut());
+    announce(program, &settings, &source, begin, job.world.options().pace, console, file.as_mut());
     note_evaluation(args, &settings, console)?;
     let trace = Trace::of(args, begin, settings.stop_after)?;
     let mut run = Run {
@@ -317,6 +322,7 @@ fn announce(
     settings: &Settings,
     source: &Source,
     begin: u64,
+    pace: Pace,
     console: &mut Console,
     file: Option<&mut MetricsFile>,
 ) {
@@ -336,6 +342,9 @@ fn announce(
         source.description(),
         if source.tokens() > 0 { format!(" ({} tokens)", si(source.tokens() as f64)) } else { String::new() }
     ));
+    if pace != Pace::Overlapped {
+        console.note(&format!("note: {} is {pace:?}: for measuring", Pace::VARIABLE));
+    }
     if settings.stop_after > settings.run.steps {
         console.note(&format!(
             "note: --steps {} goes beyond the schedule's horizon, train.steps = {}",
