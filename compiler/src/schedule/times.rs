@@ -39,15 +39,11 @@ impl Times {
         cost::link(&self.target, &fused.graph.mesh, over).name()
     }
 
-    /// The same of a collective.
+    /// The same of a collective; empty for other groups.
     pub fn link_of(&self, fused: &Fused, id: GroupId) -> &str {
-        match &fused.group(id).kind {
-            Kind::Collective { op, .. } => match &fused.graph.op(*op).op {
-                Op::Mesh(MeshOp::Collective(c)) => self.link(fused, &c.over),
-                _ => "",
-            },
-            _ => "",
-        }
+        let Kind::Collective { op, .. } = fused.group(id).kind else { return "" };
+        let Op::Mesh(MeshOp::Collective(c)) = &fused.graph.op(op).op else { return "" };
+        self.link(fused, &c.over)
     }
 
     /// Seconds a collective is under way.

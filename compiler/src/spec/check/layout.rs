@@ -54,7 +54,15 @@ pub fn check_layout(
     let shard = decode(&section, &schema::SHARD, "shard", found);
     let mode = if shard.text("mode") == Some("strict") { ShardMode::Strict } else { ShardMode::Auto };
     let replicable = replicable(&shard, &values, found);
-    let first = mesh.first()?.span;
+    let Some(first) = mesh.first().map(|axis| axis.span) else {
+        if !section.entries.is_empty() {
+            let title = "`shard` has settings without a mesh: they change nothing on one device";
+            found.push(
+                Diagnostic::warning(codes::UNTOUCHED, title).at(section.span, "").help("add a `mesh { … }`"),
+            );
+        }
+        return None;
+    };
     let paths = values.iter().map(|v| v.path.clone()).collect();
     let layout = Layout { mesh, rules, store, mode, replicable, paths };
     match keyword {

@@ -56,6 +56,12 @@ pub fn mesh(file: &File, devices: Option<u64>, found: &mut Vec<Diagnostic>) -> V
         };
         axes.push(read_size(value, axis.clone(), found).unwrap_or(axis));
     }
+    if let Some(order) = order.filter(|_| axes.is_empty()) {
+        let title = "`mesh.order` without axes: there is nothing to order";
+        found.push(
+            Diagnostic::error(codes::VALUE_TYPE, title).at(order.span, "").help("add an axis: `data = 2`"),
+        );
+    }
     if errors == found.iter().filter(|d| d.is_error()).count() && !axes.is_empty() {
         if let Some(order) = order {
             reorder(&mut axes, order, found);

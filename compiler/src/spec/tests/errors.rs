@@ -239,6 +239,8 @@ golden! {
     shard_values_part_of_repeat: "E0407", run("mesh { tensor = 2 }\nshard {\n    values \"layer.3.h\": seq -> tensor\n    d -> none\n}\n");
     batch_does_not_divide_over_data_shards: "E0405", train("    microbatch = 2") + "mesh { data = 8 }\nshard {\n    batch -> data\n    d -> none\n}\n";
     batch_smaller_than_data_shards: "E0405", train("") + "mesh { data = 3 }\nshard {\n    batch -> data\n    d -> none\n}\n";
+    shard_settings_without_mesh: "E0408", train("") + "shard {\n    mode = strict\n}\n";
+    mesh_order_without_axes: "E0402", train("") + "mesh { order = [data] }\n";
     store_without_mesh: "E0408", train("") + "store { params = whole }\n";
     mesh_without_rules: "E0408", train("") + "mesh { data = 2 }\n";
     // ---- mixture of experts
